@@ -1,0 +1,1 @@
+"""The built-in world: pictures that the project draws, their captions, and the model trained on them."""

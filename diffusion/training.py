@@ -1,0 +1,117 @@
+"""The one training loop: seeded by step, resumable after a kill, with an optional average of the weights."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on ``seed`` and ``step`` alone, so that a resumed run draws the same numbers."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def cosine_warmup(steps: int, warmup: int) -> Callable[[int], float]:
+    """Learning-rate factor: linear from 0 over ``warmup`` steps, then half a cosine down to 0 at ``steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    return factor
+
+
+def save_atomically(state: object, path: Path) -> None:
+    """Write ``state`` with ``torch.save`` under a temporary name and rename it, so that no reader sees half a file."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def fit(
+    parameters: Sequence[Tensor],
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    optimizer: torch.optim.Optimizer,
+    label: str,
+    learning_rate_factor: Callable[[int], float] | None = None,
+    ema_decay: float | None = None,
+    clip_norm: float | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 100,
+    after_step: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Minimise ``loss(step)`` for ``step = 0 .. steps - 1`` and return the losses.
+
+    Args:
+        parameters: The tensors that ``optimizer`` trains; they are saved, restored and averaged.
+        loss: Scalar loss of a step. It must draw its random numbers from the step alone (``step_generator``).
+        steps: Number of optimiser steps.
+        optimizer: A torch optimiser over ``parameters``.
+        label: What the progress line says.
+        learning_rate_factor: Factor on every group's initial learning rate, by step.
+        ema_decay: If given, ``parameters`` end as their exponential moving average (warmed up as (1+n)/(10+n)).
+        clip_norm: Largest norm of the gradient.
+        checkpoint: File that the state is written to every ``checkpoint_every`` steps and resumed from.
+        checkpoint_every: Steps between two writes.
+        after_step: Called after each optimiser step.
+    """
+    averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"]
+        with torch.no_grad():
+            for current, saved in zip([*parameters, *averages], state["tensors"], strict=True):
+                current.copy_(saved)
+        log.info("%s: resumed at step %d of %d", label, len(losses), steps)
+
+    last_report = time.monotonic()
+    with progress_bar(label, steps, done=len(losses)) as bar:
+        for step in range(len(losses), steps):
+            if learning_rate_factor is not None:
+                for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * learning_rate_factor(step)
+            optimizer.zero_grad(set_to_none=True)
+            step_loss = loss(step)
+            step_loss.backward()  # type: ignore[no-untyped-call]
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+            if after_step is not None:
+                after_step(step)
+            if ema_decay is not None:
+                decay = min(ema_decay, (1 + step) / (10 + step))
+                with torch.no_grad():
+                    for average, parameter in zip(averages, parameters, strict=True):
+                        average.lerp_(parameter, 1 - decay)
+            losses.append(float(step_loss.detach()))
+            bar.advance()
+            bar.note(f"loss {losses[-1]:.4f}")
+            if time.monotonic() - last_report > 30:
+                last_report = time.monotonic()
+                recent = losses[-50:]
+                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, sum(recent) / len(recent))
+            if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                tensors = [tensor.detach() for tensor in [*parameters, *averages]]
+                save_atomically(
+                    {"optimizer": optimizer.state_dict(), "tensors": tensors, "losses": losses}, checkpoint
+                )
+    if averages:
+        with torch.no_grad():
+            for parameter, average in zip(parameters, averages, strict=True):
+                parameter.copy_(average)
+    return losses
