@@ -6,13 +6,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_REPORTS = 30
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -68,50 +72,55 @@ def fit(
         after_step: Called after each optimiser step.
     """
     averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
-    base_rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = LambdaLR(optimizer, learning_rate_factor or (lambda _: 1.0))
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
         losses = state["losses"]
-        with torch.no_grad():
-            for current, saved in zip([*parameters, *averages], state["tensors"], strict=True):
-                current.copy_(saved)
+        _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
     last_report = time.monotonic()
     with progress_bar(label, steps, done=len(losses)) as bar:
         for step in range(len(losses), steps):
-            if learning_rate_factor is not None:
-                for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                    group["lr"] = rate * learning_rate_factor(step)
             optimizer.zero_grad(set_to_none=True)
             step_loss = loss(step)
             step_loss.backward()  # type: ignore[no-untyped-call]
             if clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
             optimizer.step()
+            schedule.step()
             if after_step is not None:
                 after_step(step)
             if ema_decay is not None:
-                decay = min(ema_decay, (1 + step) / (10 + step))
-                with torch.no_grad():
-                    for average, parameter in zip(averages, parameters, strict=True):
-                        average.lerp_(parameter, 1 - decay)
+                _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
             losses.append(float(step_loss.detach()))
             bar.advance()
             bar.note(f"loss {losses[-1]:.4f}")
-            if time.monotonic() - last_report > 30:
+            if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
                 last_report = time.monotonic()
-                recent = losses[-50:]
-                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, sum(recent) / len(recent))
+                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, fmean(losses[-50:]))
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                tensors = [tensor.detach() for tensor in [*parameters, *averages]]
-                save_atomically(
-                    {"optimizer": optimizer.state_dict(), "tensors": tensors, "losses": losses}, checkpoint
-                )
-    if averages:
-        with torch.no_grad():
-            for parameter, average in zip(parameters, averages, strict=True):
-                parameter.copy_(average)
+                state = {
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "losses": losses,
+                    "tensors": [tensor.detach() for tensor in [*parameters, *averages]],
+                }
+                save_atomically(state, checkpoint)
+    _copy(averages, parameters[: len(averages)])
     return losses
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+@torch.no_grad()
+def _update_averages(averages: Sequence[Tensor], parameters: Sequence[Tensor], decay: float) -> None:
+    for average, parameter in zip(averages, parameters, strict=True):
+        average.lerp_(parameter, 1 - decay)

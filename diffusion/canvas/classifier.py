@@ -82,7 +82,9 @@ class CanvasClassifier(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(_convolution(channels, channels, stride=1), _convolution(channels, channels, stride=1))
+        self.inner = nn.Sequential(
+            _convolution(channels, channels, stride=1), _convolution(channels, channels, stride=1)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps + self.inner(maps)  # type: ignore[no-any-return]
@@ -92,4 +94,3 @@ def _convolution(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
     )
-

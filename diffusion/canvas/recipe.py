@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.drawing import draw
@@ -67,19 +68,19 @@ class Recipe:
     vocabulary: int = 1000
     text_width: int = 128
     text_layers: int = 4
-    clip_steps: int = 1200
+    clip_steps: int = 1000
     clip_batch: int = 128
     latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (32, 64, 96)
-    vae_steps: int = 3500
-    vae_batch: int = 48
+    vae_channels: tuple[int, ...] = (24, 48, 64)
+    vae_steps: int = 2000
+    vae_batch: int = 32
     classifier_width: int = 32
-    classifier_steps: int = 2500
+    classifier_steps: int = 1200
     classifier_batch: int = 64
     unet_channels: tuple[int, ...] = (64, 128)
     unet_layers: int = 1
     unet_heads: int = 4
-    unet_steps: int = 6000
+    unet_steps: int = 4500
     unet_batch: int = 64
     caption_dropout: float = 0.1
 
@@ -209,7 +210,7 @@ def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> Autoencod
         block_out_channels=recipe.vae_channels,
         layers_per_block=1,
         latent_channels=recipe.latent_channels,
-        norm_num_groups=16,
+        norm_num_groups=8,
         sample_size=IMAGE_SIZE,
     ).to(memory_format=torch.channels_last)
     parameters = list(vae.parameters())
@@ -253,9 +254,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor, *, batch: int = 250) -> 
     return ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def train_classifier(
-    recipe: Recipe, drawings: Drawings, reconstructions: Tensor, checkpoint: Path
-) -> CanvasClassifier:
+def train_classifier(recipe: Recipe, drawings: Drawings, reconstructions: Tensor, checkpoint: Path) -> CanvasClassifier:
     """Train the judge's network, half on drawn pictures, half on reconstructions, shifted and brightened a little."""
     torch.manual_seed(recipe.seed + 2)
     network = CanvasClassifier(width=recipe.classifier_width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -297,7 +296,7 @@ def train_unet(
     text_encoder: CLIPTextModel,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
-    """Train the U-Net on scaled ``latents`` [n, c, h, w]: noise prediction, weighted by min(SNR, 5) / SNR (2303.09556)."""
+    """Train the U-Net on scaled ``latents`` [n, c, h, w]; the loss is weighted by min(SNR, 5) / SNR (arXiv 2303.09556)."""
     torch.manual_seed(recipe.seed + 3)
     levels = len(recipe.unet_channels)
     unet = UNet2DConditionModel(
@@ -415,7 +414,9 @@ class Build:
         drawings = self.drawings()
         tokenizer = self.tokenizer(drawings)
         if "clip" in stages:
-            clip = self.stage("clip", lambda path: train_clip(recipe, drawings, tokenizer, path), CLIPModel.from_pretrained)
+            clip = self.stage(
+                "clip", lambda path: train_clip(recipe, drawings, tokenizer, path), CLIPModel.from_pretrained
+            )
         if "vae" in stages:
             vae = self.stage("vae", lambda path: train_vae(recipe, drawings, path), AutoencoderKL.from_pretrained)
             latents = encode_latents(vae, drawings.images)
@@ -455,6 +456,9 @@ class Build:
         )
         CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
         CanvasClassifier.from_pretrained(self.folder / "classifier").half().save_pretrained(folder / "classifier")
+        for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
+            # transformers loads in the precision named here; computing in float16 is not what a CPU should do.
+            config.write_text(config.read_text().replace("float16", "float32"))
         (folder / "recipe.json").write_text((self.folder / "recipe.json").read_text())
 
 
@@ -462,11 +466,14 @@ def main() -> None:
     """Make the canvas from nothing."""
     parser = argparse.ArgumentParser(description="Draw, train and ship the canvas.")
     parser.add_argument("--quick", action="store_true", help="a tiny one in seconds that only proves the path")
-    parser.add_argument("--build", type=Path, default=Path("build/canvas"), help="where stages and checkpoints are kept")
+    parser.add_argument(
+        "--build", type=Path, default=Path("build/canvas"), help="where stages and checkpoints are kept"
+    )
     parser.add_argument("--ship", type=Path, default=None, help="where the finished folder goes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="train these only; ship nothing")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keep_freed_memory()
     build = Build(QUICK if arguments.quick else Recipe(), arguments.build)
     build.run(arguments.stages)
     if arguments.ship is not None:

@@ -1,0 +1,45 @@
+# Each target makes the environment that it needs. Only Python 3.11, pip, make and git are taken for granted.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test slow lint types canvas table1 benchmarks clean
+
+demo: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+canvas: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
+	$(BIN)/python -m diffusion.canvas.card --folder diffusion/canvas/weights
+
+table1: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=table1
+	$(BIN)/python -m experiments.tables
+
+benchmarks: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

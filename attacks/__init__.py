@@ -1,0 +1,1 @@
+"""Attacks: an edited model and prompts in, adversarial prompts out; one file per method."""

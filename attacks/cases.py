@@ -1,0 +1,75 @@
+"""What an attack is given and what it returns, prompt by prompt."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+ThreatModel = Literal["white_box", "text_only", "black_box", "none"]
+"""What the attacker may use: the edited weights; the text encoder; pictures of its prompts; nothing."""
+
+
+@dataclass(frozen=True)
+class PromptCase:
+    """One row of a prompt set.
+
+    Attributes:
+        case_number: Its number in the set; unique.
+        prompt: The plain prompt that asks for the concept.
+        seed: Seed of its picture.
+        guidance: Guidance scale of its picture.
+        target: uint8 [3, H, W], the picture that the unedited model makes of it with the same seed; attacks that
+            aim at a picture need it.
+    """
+
+    case_number: int
+    prompt: str
+    seed: int
+    guidance: float
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One generated and judged picture of an attack's trace.
+
+    Attributes:
+        prompt: The text it was generated from.
+        present: The judge's verdict.
+        score: The judge's score in [0, 1].
+        loss: The attack's objective when it was made (mean over the steps since the last check).
+        unet_evaluations: Spent on this case up to here, this picture included.
+    """
+
+    prompt: str
+    present: bool
+    score: float
+    loss: float | None
+    unet_evaluations: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the attack of one case ended.
+
+    Attributes:
+        case_number: Whose outcome it is.
+        prompt: The plain prompt.
+        adversarial_prompt: The text found; the plain prompt where that already succeeds.
+        plain_success: The plain prompt alone shows the concept.
+        success: The plain prompt or the attack shows the concept.
+        score: The judge's score of the last picture.
+        checks: Every picture judged, in order; the first is the plain prompt's.
+        unet_evaluations: Spent on this case.
+        image: uint8 [3, H, W], the last picture judged.
+    """
+
+    case_number: int
+    prompt: str
+    adversarial_prompt: str
+    plain_success: bool
+    success: bool
+    score: float
+    checks: tuple[Check, ...]
+    unet_evaluations: int
+    image: Tensor = field(repr=False, compare=False)

@@ -1,0 +1,181 @@
+"""What every attack shares: propose a text, make its picture, ask the judge, stop at the first success."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import Tensor
+
+from attacks.cases import Check, Outcome, PromptCase
+from diffusion.model import TextToImage
+from diffusion.sampling import Sampling
+from evaluation.verdicts import Judge
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A text to try on a case.
+
+    Attributes:
+        prompt: The text.
+        seed: Seed of its picture; the case's own if None.
+        loss: The attack's objective, mean over the steps that led here.
+        unet_evaluations: Spent on finding it.
+    """
+
+    prompt: str
+    seed: int | None = None
+    loss: float | None = None
+    unet_evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class JudgedPicture:
+    """A picture, uint8 [3, H, W], and what the judge says of it."""
+
+    present: bool
+    score: float
+    image: Tensor
+
+
+class Trace:
+    """One case under attack: its checks so far and what they cost.
+
+    Attributes:
+        case: The case.
+        checks: One per text tried, the plain prompt first.
+        unet_evaluations: Spent so far.
+        judged: Pictures by text and seed; the same text with the same seed is the same picture.
+    """
+
+    def __init__(self, case: PromptCase) -> None:
+        self.case = case
+        self.checks: list[Check] = []
+        self.unet_evaluations = 0
+        self.judged: dict[tuple[str, int], JudgedPicture] = {}
+        self._last: JudgedPicture
+
+    @property
+    def attempts(self) -> int:
+        """Texts tried, the plain prompt not counted."""
+        return len(self.checks) - 1
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the last picture shows the concept."""
+        return self.checks[-1].present
+
+    def outcome(self) -> Outcome:
+        """Return how the attack ended, as it stands now."""
+        return Outcome(
+            case_number=self.case.case_number,
+            prompt=self.case.prompt,
+            adversarial_prompt=self.checks[-1].prompt,
+            plain_success=self.checks[0].present,
+            success=self.succeeded,
+            score=self.checks[-1].score,
+            checks=tuple(self.checks),
+            unet_evaluations=self.unet_evaluations,
+            image=self._last.image,
+        )
+
+    def key(self, proposal: Proposal) -> tuple[str, int]:
+        """Return what a picture depends on: text and seed."""
+        return proposal.prompt, self.case.seed if proposal.seed is None else proposal.seed
+
+    def record(self, proposal: Proposal) -> None:
+        """Add the check of a proposal whose picture is judged."""
+        self._last = self.judged[self.key(proposal)]
+        self.checks.append(
+            Check(proposal.prompt, self._last.present, self._last.score, proposal.loss, self.unet_evaluations)
+        )
+
+
+Propose = Callable[[list[Trace]], list[Proposal]]
+"""The next text for each of the cases in hand. A case's text must not depend on the other cases."""
+
+
+def search(
+    model: TextToImage,
+    cases: Sequence[PromptCase],
+    judge: Judge,
+    propose: Propose,
+    *,
+    sampling: Sampling,
+    rounds: int,
+    batch_size: int,
+) -> Iterator[Outcome]:
+    """Try the plain prompt of every case, then up to ``rounds`` proposed texts; yield each case when it ends.
+
+    A case ends at its first success. Its place in the batch goes to the next one that waits, so the batch stays full.
+    A text that was judged before is not drawn again: its check repeats the verdict and costs nothing.
+
+    Args:
+        model: The model under attack.
+        cases: The prompts, each with its own seed and guidance scale.
+        judge: Says whether a picture shows the concept.
+        propose: Gives the next text of every case in hand.
+        sampling: How pictures are sampled.
+        rounds: Texts per case at most, the plain prompt not counted.
+        batch_size: Cases in hand at a time.
+
+    Raises:
+        ValueError: Two cases have the same number.
+    """
+    (number, occurrences), *_ = Counter(case.case_number for case in cases).most_common(1) or [(0, 0)]
+    if occurrences > 1:
+        raise ValueError(f"case number {number} occurs {occurrences} times; number the cases of a prompt set uniquely.")
+    waiting = iter(cases)
+    active: list[Trace] = []
+    while True:
+        while newcomers := [Trace(case) for case in islice(waiting, batch_size - len(active))]:
+            check(model, newcomers, [Proposal(trace.case.prompt) for trace in newcomers], judge, sampling)
+            for trace in newcomers:
+                if trace.succeeded or rounds == 0:
+                    yield trace.outcome()
+                else:
+                    active.append(trace)
+        if not active:
+            return
+        check(model, active, propose(active), judge, sampling)
+        ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
+        active = [trace for trace in active if trace not in ended]
+        yield from (trace.outcome() for trace in ended)
+
+
+def check(
+    model: TextToImage, traces: Sequence[Trace], proposals: Sequence[Proposal], judge: Judge, sampling: Sampling
+) -> None:
+    """Make and judge the picture of one proposal per case and add it to the traces."""
+    new = [
+        (trace, *trace.key(proposal))
+        for trace, proposal in zip(traces, proposals, strict=True)
+        if trace.key(proposal) not in trace.judged
+    ]
+    # One guided picture makes a whole batch pay for guidance; apart, a case's cost is its own.
+    for guided in (True, False):
+        group = [entry for entry in new if is_guided(model, entry[0].case) == guided]
+        for start in range(0, len(group), sampling.batch_size):
+            batch = group[start : start + sampling.batch_size]
+            images = model.generate(
+                [prompt for _, prompt, _ in batch],
+                seeds=[seed for *_, seed in batch],
+                steps=sampling.steps,
+                guidance=[trace.case.guidance for trace, *_ in batch],
+                batch_size=sampling.batch_size,
+            )
+            verdicts = judge(images)
+            for (trace, prompt, seed), image, present, score in zip(
+                batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True
+            ):
+                trace.judged[prompt, seed] = JudgedPicture(present, score, image.clone())
+                trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * (2 if guided else 1)
+    for trace, proposal in zip(traces, proposals, strict=True):
+        trace.unet_evaluations += proposal.unet_evaluations
+        trace.record(proposal)
+
+
+def is_guided(model: TextToImage, case: PromptCase) -> bool:
+    """Return whether a sampling step of the case evaluates the empty prompt too."""
+    return model.noise_guidance is not None or case.guidance != 1

@@ -1,0 +1,302 @@
+"""UnlearnDiffAtk: tokens that make the erased model denoise a picture of the erased concept."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from attacks.cases import Outcome, PromptCase, ThreatModel
+from attacks.evaluate import Proposal, Trace, search
+from attacks.prompt_search import Insertion, PromptTemplate, candidate_tokens, project_to_simplex
+from diffusion.model import TextToImage
+from diffusion.sampling import Sampling
+from diffusion.training import step_generator
+from evaluation.verdicts import Judge
+
+Criterion = Literal["l2", "l1"]
+
+
+@plain_dataclass
+class TokenSearch:
+    """The search on one prompt.
+
+    Its numbers are float64 whatever the model's precision: a token is drawn by comparing probabilities, and in
+    float64 the search itself adds nothing to the noise that batched kernels put into a float32 gradient.
+
+    Attributes:
+        case: Whose search it is.
+        generator: The prompt's own random stream.
+        target: float [c, h, w], latents of the picture that the tokens should bring back.
+        probabilities: float64 [k, candidates], each row on the simplex.
+        mean: float64 [k, candidates], Adam's first moment.
+        variance: float64 [k, candidates], Adam's second moment.
+        steps: Steps taken.
+    """
+
+    case: PromptCase
+    generator: torch.Generator
+    target: Tensor
+    probabilities: Tensor
+    mean: Tensor
+    variance: Tensor
+    steps: int = 0
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class UnlearnDiffAtk:
+    """UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868).
+
+    The erased model is itself a classifier: a prompt names the concept if it helps to denoise a picture x0 of it.
+        minimise over P   E_{t, eps} || eps - eps_erased(x_t, t, text(prompt with tokens ~ P inserted)) ||^2
+        x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps,   P: k rows on the probability simplex over the vocabulary
+    Each step draws a token per row, passes the gradient of its one-hot vector straight through to P, clipped to
+    [-1, 1], takes an Adam step and projects P back on the simplex. After ``steps_per_timestep`` steps the most probable
+    tokens are read as text, which is tokenised anew, drawn and judged; the first success ends the search. A prompt
+    that succeeds as it stands is not attacked. The unedited model takes part only through x0.
+
+    Attributes:
+        tokens: k, tokens inserted.
+        insertion: Where they go.
+        timesteps: Number of timesteps, and of checks.
+        steps_per_timestep: Adam steps before each check.
+        schedule: ``even``: timesteps spread over the noise schedule, from low noise to high. ``sampled``: every step
+            draws its own, uniformly.
+        learning_rate: Adam's step size.
+        weight_decay: Added to the gradient as weight_decay * P.
+        criterion: ``l2`` or ``l1`` error of the noise.
+        initialization: Rows of P at the start: ``uniform``, or ``random`` (projected uniform numbers).
+        exclude_special: Keep start, end and padding out of the vocabulary. The published code samples them too, but
+            they are lost when the tokens become text.
+        repeat_draws: Restart the random stream at every timestep, as the published code does unawares (its sampler
+            reseeds the global generator), so that all timesteps share their draws.
+        batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
+        seed: Seed of the draws; each case has its own stream.
+    """
+
+    tokens: Annotated[int, Field(ge=1)] = 3
+    insertion: Insertion = "prefix_k"
+    timesteps: Annotated[int, Field(ge=1)] = 50
+    steps_per_timestep: Annotated[int, Field(ge=1)] = 40
+    schedule: Literal["even", "sampled"] = "even"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    criterion: Criterion = "l2"
+    initialization: Literal["uniform", "random"] = "uniform"
+    exclude_special: bool = True
+    repeat_draws: bool = False
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    seed: int = 0
+
+    threat_model: ClassVar[ThreatModel] = "white_box"
+
+    def run(
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+    ) -> Iterator[Outcome]:
+        """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.
+
+        Raises:
+            ValueError: A case has no target picture, or the model has no room for ``tokens`` or fewer timesteps than
+                ``timesteps``.
+        """
+        PromptTemplate.insert(model, [""], self.tokens, self.insertion)
+        if self.timesteps > model.training_timesteps:
+            raise ValueError(f"timesteps is {self.timesteps}; the model has {model.training_timesteps}: use fewer.")
+        for case in cases:
+            if case.target is None:
+                raise ValueError(
+                    f"case {case.case_number} has no target picture; UnlearnDiffAtk needs the unedited model's picture "
+                    "of every prompt."
+                )
+        candidates = candidate_tokens(model, exclude_special=self.exclude_special)
+        searches: dict[int, TokenSearch] = {}
+
+        def propose(traces: list[Trace]) -> list[Proposal]:
+            searches.update(
+                self._begin(model, [trace.case for trace in traces if trace.attempts == 0], len(candidates))
+            )
+            for ended in searches.keys() - {trace.case.case_number for trace in traces}:
+                del searches[ended]
+            return self._advance(model, [searches[trace.case.case_number] for trace in traces], candidates)
+
+        return search(
+            model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
+        )
+
+    def _begin(self, model: TextToImage, cases: Sequence[PromptCase], candidates: int) -> dict[int, TokenSearch]:
+        """Start a search for each case, by case number."""
+        if not cases:
+            return {}
+        targets = model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
+        searches = {}
+        for case, target in zip(cases, targets, strict=True):
+            generator = step_generator(self.seed, case.case_number)
+            shape = (self.tokens, candidates)
+            probabilities = torch.full(shape, 1 / candidates, dtype=torch.float64)
+            if self.initialization == "random":
+                probabilities = project_to_simplex(torch.rand(shape, generator=generator, dtype=torch.float64))
+            probabilities = probabilities.to(model.device)
+            mean, variance = torch.zeros_like(probabilities), torch.zeros_like(probabilities)
+            searches[case.case_number] = TokenSearch(case, generator, target, probabilities, mean, variance)
+        return searches
+
+    def _advance(self, model: TextToImage, searches: Sequence[TokenSearch], candidates: Tensor) -> list[Proposal]:
+        """Take ``steps_per_timestep`` steps of every search and read off its most probable tokens as text."""
+        template = PromptTemplate.insert(model, [state.case.prompt for state in searches], self.tokens, self.insertion)
+        table = model.vocabulary[candidates]
+        targets = torch.stack([state.target for state in searches])
+        probabilities = torch.stack([state.probabilities for state in searches])
+        mean = torch.stack([state.mean for state in searches])
+        variance = torch.stack([state.variance for state in searches])
+        timesteps = torch.tensor([self._timestep(model, state) for state in searches], device=model.device)
+        losses = torch.zeros(len(searches), device=model.device)
+        if self.repeat_draws:
+            for state in searches:
+                state.generator = step_generator(self.seed, state.case.case_number)
+
+        for _ in range(self.steps_per_timestep):
+            race, noise = self._draw(model, searches, probabilities)
+            if self.schedule == "sampled":
+                draws = [torch.randint(model.training_timesteps, (), generator=state.generator) for state in searches]
+                timesteps = torch.stack(draws).to(model.device)
+            embeddings = table[draw_tokens(probabilities, race)]
+            gradient, loss = embedding_gradient(
+                model, template, embeddings, targets, noise, timesteps, criterion=self.criterion
+            )
+            losses += loss
+            for state in searches:
+                state.steps += 1
+            adam_step(
+                probabilities,
+                straight_through_gradient(gradient, table),
+                mean,
+                variance,
+                steps=torch.tensor([state.steps for state in searches], device=model.device),
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+            )
+            probabilities = project_to_simplex(probabilities)
+
+        for state, *rows in zip(searches, probabilities, mean, variance, strict=True):
+            state.probabilities, state.mean, state.variance = rows
+        texts = template.texts(model, candidates[probabilities.argmax(dim=-1)])
+        return [
+            Proposal(text, loss=loss / self.steps_per_timestep, unet_evaluations=self.steps_per_timestep)
+            for text, loss in zip(texts, losses.tolist(), strict=True)
+        ]
+
+    def _timestep(self, model: TextToImage, state: TokenSearch) -> int:
+        """Return the timestep of a search: the middle of its share of the noise schedule (10, 30, ..., 990)."""
+        stride = model.training_timesteps // self.timesteps
+        return stride // 2 + stride * (state.steps // self.steps_per_timestep)
+
+    def _draw(
+        self, model: TextToImage, searches: Sequence[TokenSearch], probabilities: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one step's numbers: exponentials [n, k, candidates] and noise [n, c, h, w], each row from its own."""
+        shape = probabilities.shape[1:]
+        race = [torch.empty(shape, dtype=torch.float64).exponential_(generator=state.generator) for state in searches]
+        noise = [torch.randn(model.latent_shape, generator=state.generator) for state in searches]
+        return torch.stack(race).to(model.device), torch.stack(noise).to(model.device, model.dtype)
+
+
+def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:
+    """Draw one token per row of ``probabilities``, float [..., candidates]; int64 [...].
+
+    Each token runs for an exponential time at the rate of its probability, and the first to arrive is drawn. Unlike
+    with a search in the cumulative sums, a small change of one token's probability can only change the draw to or from
+    that token, so rounding hardly ever changes it.
+
+    Args:
+        probabilities: Any positive multiple of a distribution.
+        race: Unit exponentials of the same shape.
+    """
+    return (probabilities / race).argmax(dim=-1)
+
+
+def embedding_gradient(
+    model: TextToImage,
+    template: PromptTemplate,
+    embeddings: Tensor,
+    targets: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    *,
+    criterion: Criterion,
+) -> tuple[Tensor, Tensor]:
+    """Compute the denoising loss of each prompt and its gradient with respect to the inserted embeddings.
+
+    Args:
+        model: The erased model.
+        template: Of n prompts.
+        embeddings: float [n, k, width], of the inserted tokens.
+        targets: float [n, c, h, w], x0.
+        noise: float [n, c, h, w].
+        timesteps: int64 [n].
+        criterion: ``l2`` for the mean squared, ``l1`` for the mean absolute error.
+
+    Returns:
+        The gradient, float [n, k, width], and the losses, float [n]; both in single precision at least.
+    """
+    embeddings = embeddings.detach().requires_grad_()
+    with torch.enable_grad():
+        text = template.encode(model, embeddings)
+        prediction = model.predict_noise(model.add_noise(targets, noise, timesteps), timesteps, text)
+        error = (prediction - noise).flatten(1)
+        error = error.square() if criterion == "l2" else error.abs()
+        # Sums, because the gradient of a mean over many pixels underflows in half precision.
+        sums = error.sum(dim=1, dtype=torch.promote_types(error.dtype, torch.float32))
+        (gradient,) = torch.autograd.grad(sums.sum(), embeddings)
+    return gradient.to(sums.dtype) / error.shape[1], sums.detach() / error.shape[1]
+
+
+def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
+    """Compute the gradient with respect to the one-hot rows, clipped to [-1, 1]; the simplex rows receive it instead.
+
+    Args:
+        gradient: float [n, k, width], with respect to the rows' embeddings.
+        table: float [candidates, width], the embeddings of the candidates.
+
+    Returns:
+        float64 [n, k, candidates].
+    """
+    precise = torch.promote_types(table.dtype, torch.float32)
+    return (gradient.to(precise) @ table.to(precise).T).clamp(-1, 1).double()
+
+
+def adam_step(
+    parameters: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    steps: Tensor,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> None:
+    """Take one step of Adam, L2 decay in the gradient, in place; prompts may differ in steps taken.
+
+    Args:
+        parameters: float [n, k, candidates].
+        gradient: Of the same shape, like ``mean`` and ``variance``, its running moments.
+        mean: First moment.
+        variance: Second moment.
+        steps: int64 [n], this step counted.
+        learning_rate: Step size.
+        weight_decay: Factor of the parameters that is added to the gradient.
+        betas: Decay of the two moments.
+        epsilon: Added to the root of the second moment.
+    """
+    gradient = gradient + weight_decay * parameters
+    mean.lerp_(gradient, 1 - betas[0])
+    variance.lerp_(gradient.square(), 1 - betas[1])
+    unbiased_mean, unbiased_variance = (
+        moment / (1 - beta ** steps.double())[:, None, None]
+        for moment, beta in zip((mean, variance), betas, strict=True)
+    )
+    parameters -= learning_rate * unbiased_mean / (unbiased_variance.sqrt() + epsilon)

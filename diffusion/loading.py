@@ -1,0 +1,267 @@
+"""Loads a model from wherever it lies: the canvas, a diffusers folder, a single file, or the Hugging Face Hub."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import is_accelerate_available
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from diffusion.model import TextToImage
+
+log = logging.getLogger(__name__)
+
+CANVAS = "canvas"
+"""The source that stands for the shipped model."""
+
+CANVAS_FOLDER = Path(__file__).parent / "canvas" / "weights"
+"""Where the shipped model lies."""
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+"""What a diffusers folder of Stable Diffusion must have."""
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_SECONDS = 3.0
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, ImportError) + (
+    SafetensorError,
+    UnpicklingError,
+)
+
+Precision = Literal["fp32", "fp16", "bf16", "bf16_autocast"]
+Device = Literal["auto", "cpu", "cuda"]
+SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++"]
+
+_WEIGHT_TYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bf16_autocast": torch.float32,
+}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelSource:
+    """Which model to load and how.
+
+    Attributes:
+        source: ``canvas``, a diffusers folder, a ``.safetensors`` or ``.ckpt`` file, or a Hub id ``owner/name``.
+        precision: Of the weights; ``bf16_autocast`` keeps float32 weights and computes the U-Net in bfloat16.
+        device: ``auto`` takes a GPU if there is one.
+        scheduler: The sampler, one for every method compared.
+        config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
+            the Hub or its cache.
+        name: What results call the model; the last part of ``source`` if none.
+
+    Raises:
+        ValueError: ``device`` is ``cuda`` and there is none.
+    """
+
+    source: str
+    precision: Precision = "fp32"
+    device: Device = "auto"
+    scheduler: SchedulerName = "ddim"
+    config: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _device_exists(self) -> "ModelSource":
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', but PyTorch finds no GPU here; use device=cpu or device=auto.")
+        return self
+
+    def load(self) -> TextToImage:
+        """Load the model.
+
+        Raises:
+            FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it.
+            ValueError: What lies there is no Stable Diffusion model, or is damaged.
+        """
+        with quiet_off_a_terminal():
+            pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
+        if self.device != "cpu" and torch.cuda.is_available():
+            pipeline.to("cuda")
+        return TextToImage(
+            pipeline,
+            name=self.name or re.sub(r"\.(safetensors|ckpt)$", "", Path(self.source).name),
+            scheduler=self.scheduler,
+            autocast=torch.bfloat16 if self.precision == "bf16_autocast" else None,
+        )
+
+
+def load_model(
+    source: str,
+    *,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    scheduler: SchedulerName = "ddim",
+    config: str | None = None,
+    name: str | None = None,
+) -> TextToImage:
+    """Load a model; arguments and errors are those of :class:`ModelSource`."""
+    return ModelSource(source, precision, device, scheduler, config, name).load()
+
+
+def _load_pipeline(source: str, config: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:
+    path = CANVAS_FOLDER if source == CANVAS else Path(source).expanduser()
+    if path.is_dir():
+        return _from_folder(path, dtype)
+    if path.is_file():
+        return _from_single_file(path, config, dtype)
+    if source == CANVAS:
+        raise FileNotFoundError(f"The canvas's weights are not in {path}; make them with `make canvas`.")
+    if not _HUB_ID.fullmatch(source) or path.suffix in SINGLE_FILES:
+        raise FileNotFoundError(
+            f"There is no model {source!r}; model.source must be 'canvas', a diffusers folder, a file ending in "
+            f"{' or '.join(SINGLE_FILES)}, or a Hub id like CompVis/stable-diffusion-v1-4."
+        )
+    return _from_hub(source, dtype)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    _check_index(folder)
+    try:
+        return _from_pretrained(str(folder), dtype)
+    except _LOADING_ERRORS as error:
+        raise ValueError(f"The model in {folder} cannot be read; restore its files: {_in_short(error)}.") from error
+
+
+def _check_index(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} is no diffusers folder; it lacks model_index.json.")
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        present = {name for name, value in parts.items() if isinstance(value, list) and value[0] is not None}
+    except (ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"{index} cannot be read; restore it: {_in_short(error)}.") from error
+    missing = [part for part in PARTS if part not in present]
+    if missing or "text_encoder_2" in present:
+        problem = f"it lacks {', '.join(missing)}" if missing else "it has a second text encoder"
+        raise ValueError(f"{folder} is no Stable Diffusion 1 or 2 model: {problem}; name another model.source.")
+
+
+def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> StableDiffusionPipeline:
+    # transformers would load the text encoder in the precision that its files are stored in.
+    return StableDiffusionPipeline.from_pretrained(
+        source,
+        dtype=dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=local_files_only,
+        low_cpu_mem_usage=is_accelerate_available(),
+    )
+
+
+def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:
+    if path.suffix not in SINGLE_FILES:
+        raise ValueError(f"{path} is no model; a single file must end in {' or '.join(SINGLE_FILES)}.")
+    if config is not None:
+        _check_index(Path(config).expanduser())
+        config = str(Path(config).expanduser())
+    try:
+        with _lightning_names_allowed(path):
+            return StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=config,
+                dtype=dtype,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                local_files_only=config is not None or not _hub_answers(),
+            )
+    except _LOADING_ERRORS as error:
+        remedy = "the file may be damaged or of another kind of model"
+        if config is None and not _hub_answers():
+            remedy = (
+                "a single file needs configuration and tokenizer from the Hub, which does not answer; point "
+                "model.config to a diffusers folder of the same architecture"
+            )
+        raise ValueError(f"The model in {path} cannot be read; {remedy}: {_in_short(error)}.") from error
+
+
+@contextmanager
+def quiet_off_a_terminal() -> Iterator[None]:
+    """Keep the libraries' own progress bars for terminals."""
+    if sys.stderr.isatty():
+        yield
+        return
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in (diffusers_logging, transformers_logging):
+            library.enable_progress_bar()
+
+
+class _Inert:
+    """What a name in a pickled checkpoint stands for when only the weights are of interest."""
+
+
+def _lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
+    """Let ``torch.load(weights_only=True)`` pass over the trainer classes that Stable Diffusion's own .ckpt names.
+
+    They resolve to an empty class: neither PyTorch Lightning nor any code of the file is run, and every other name
+    is still refused.
+    """
+    if path.suffix != ".ckpt":
+        return nullcontext()
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except _LOADING_ERRORS:
+        return nullcontext()
+    lightning = [name for name in names if name.split(".")[0] in {"pytorch_lightning", "lightning"}]
+    return torch.serialization.safe_globals([(type(_Inert.__name__, (), {}), name) for name in lightning])
+
+
+def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    try:
+        return _from_pretrained(source, dtype)
+    except _LOADING_ERRORS as error:
+        log.debug("%s is not in the cache: %s", source, error)
+    if not _hub_answers():
+        raise FileNotFoundError(
+            f"{source!r} is neither a local file or folder nor complete in the cache {constants.HF_HUB_CACHE}, and "
+            f"{constants.ENDPOINT} cannot be reached; download it where there is a network (`hf download {source} "
+            "--local-dir FOLDER`) and set model.source=FOLDER."
+        )
+    try:
+        return _from_pretrained(source, dtype, local_files_only=False)
+    except _LOADING_ERRORS as error:
+        raise FileNotFoundError(
+            f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
+            f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {_in_short(error)}."
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Ask once with a short time limit, where the Hub's own client would try again and again."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # whatever its HTTP library raises, there is no answer
+        return False
+    return True
+
+
+def _in_short(error: BaseException) -> str:
+    """The first line of an error's message, without its last full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

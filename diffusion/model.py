@@ -1,0 +1,323 @@
+"""A text-to-image diffusion model behind one small interface, whatever its size and origin."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from torch import Tensor, nn
+
+SCHEDULERS: dict[str, type] = {
+    "ddim": DDIMScheduler,
+    "lms": LMSDiscreteScheduler,
+    "pndm": PNDMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+}
+"""The samplers on offer. One of them serves every method that is compared."""
+
+NoiseGuidance = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Replaces classifier-free guidance: (unconditional, conditional, timestep) -> guided noise, each [n, c, h, w]."""
+
+
+class TextToImage:
+    """Stable Diffusion's parts with an exact count of what they cost.
+
+    Text embeddings are float [n, tokens, width]; latents are float [n, c, h, w] in the U-Net's scale; timesteps are
+    0 .. 999; images are uint8 [n, 3, H, W].
+
+    Args:
+        pipeline: A loaded diffusers pipeline; its parts are used, not copied.
+        name: What results call the model.
+        scheduler: One of :data:`SCHEDULERS`.
+        autocast: Precision of the U-Net's arithmetic when it differs from that of the weights.
+
+    Attributes:
+        unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
+            of one picture counts two; a batch of eight, unguided, counts eight.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        *,
+        name: str = "pipeline",
+        scheduler: str = "ddim",
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        if scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}.")
+        self.name = name
+        self.tokenizer = pipeline.tokenizer
+        self.text_encoder = pipeline.text_encoder
+        self.unet = pipeline.unet
+        self.vae = pipeline.vae
+        self.scheduler_name = scheduler
+        self.autocast = autocast
+        self._scheduler_config = dict(pipeline.scheduler.config)
+        self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
+        self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
+        self.unet_evaluations = 0
+        self.noise_guidance: NoiseGuidance | None = None
+        for part in (self.text_encoder, self.unet, self.vae):
+            part.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net lives."""
+        return self.unet.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the U-Net's weights."""
+        return self.unet.dtype  # type: ignore[no-any-return]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one picture's latents."""
+        edge = self.unet.config.sample_size
+        height, width = (edge, edge) if isinstance(edge, int) else edge
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def training_timesteps(self) -> int:
+        """Number of timesteps of the noise schedule (1000 for Stable Diffusion)."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The token embedding table, float [vocabulary, width]."""
+        return self.text_encoder.get_input_embeddings().weight  # type: ignore[no-any-return]
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions of the text encoder, start and end tokens included."""
+        return int(self.tokenizer.model_max_length)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids, int64 [n, max_tokens], cut and padded."""
+        padded = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        )
+        return padded.input_ids.to(self.device)  # type: ignore[no-any-return]
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings of ``prompts``, float [n, tokens, width]."""
+        return self.encode_ids(self.tokenize(prompts))
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
+
+    def encode_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
+        """Text embeddings of a sequence that is given by its token embeddings, differentiable in them.
+
+        Args:
+            token_embeddings: float [n, tokens, width], what the embedding table would return (no positions added).
+            eos_positions: int64 [n], where each sequence ends.
+
+        Returns:
+            float [n, tokens, width].
+        """
+        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
+        ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
+        # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
+        table = self.text_encoder.get_input_embeddings()
+        hook = table.register_forward_hook(lambda *_: token_embeddings)
+        try:
+            return self.encode_ids(ids)
+        finally:
+            hook.remove()
+
+    def predict_noise(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+        """The U-Net's noise prediction, float [n, c, h, w]; ``timesteps`` is one for all or int64 [n].
+
+        A model trained to predict velocity is converted, so that every method may think in noise.
+        """
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        self.unet_evaluations += len(latents)
+        with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.unet(latents.to(self.dtype), timesteps, text).sample
+        if self._scheduler_config.get("prediction_type") == "v_prediction":
+            alphas = self._alphas(timesteps, output)
+            output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
+        return output  # type: ignore[no-any-return]
+
+    def guided_noise(
+        self, latents: Tensor, timesteps: Tensor | int, text: Tensor, unconditional: Tensor, guidance: float | Tensor
+    ) -> Tensor:
+        """Classifier-free guidance, both halves in one batch: e_0 + guidance * (e_c - e_0).
+
+        Args:
+            latents: float [n, c, h, w].
+            timesteps: One for all or int64 [n].
+            text: float [n, tokens, width].
+            unconditional: float [tokens, width] or [n, tokens, width], the empty prompt's embedding.
+            guidance: One for all or float [n].
+        """
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        both = torch.cat([unconditional.expand_as(text), text])
+        without, conditional = self.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
+        if self.noise_guidance is not None:
+            return self.noise_guidance(without, conditional, timesteps)
+        scale = torch.as_tensor(guidance, device=latents.device, dtype=latents.dtype).reshape(-1, 1, 1, 1)
+        return without + scale * (conditional - without)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
+        alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
+        return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+
+    def initial_latents(self, seeds: Sequence[int]) -> Tensor:
+        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed."""
+        noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(noise).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: Tensor,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float | Sequence[float],
+        until: int | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Denoise from noise; picture ``i`` depends on ``text[i]`` and ``seeds[i]`` alone.
+
+        Args:
+            text: float [n, tokens, width].
+            seeds: One seed per picture.
+            steps: Sampler steps from noise to picture.
+            guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
+            until: If given, stop before step ``until`` (0 returns the initial noise), at timestep
+                ``sampling_timesteps(steps)[until]``.
+            batch_size: Pictures at a time; it changes speed and memory only.
+
+        Returns:
+            Latents, float [n, c, h, w].
+
+        Raises:
+            ValueError: Numbers of texts, seeds and guidance scales differ.
+        """
+        scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
+        if not len(text) == len(seeds) == len(scales):
+            raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
+        unconditional = self.encode([""])
+        chunks = [
+            self._denoise(
+                text[start : start + batch_size],
+                self.initial_latents(seeds[start : start + batch_size]),
+                unconditional,
+                scales[start : start + batch_size].to(self.device, self.dtype),
+                steps=steps,
+                until=until,
+            )
+            for start in range(0, len(text), batch_size)
+        ]
+        return torch.cat(chunks) if chunks else self.initial_latents([])
+
+    def _denoise(
+        self, text: Tensor, latents: Tensor, unconditional: Tensor, scales: Tensor, *, steps: int, until: int | None
+    ) -> Tensor:
+        scheduler = self.make_scheduler(steps)
+        latents = latents * scheduler.init_noise_sigma
+        guided = self.noise_guidance is not None or bool((scales != 1).any())
+        for timestep in scheduler.timesteps[:until]:
+            scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
+            model_timestep = timestep.to(self.device)
+            noise = (
+                self.guided_noise(scaled, model_timestep, text, unconditional, scales)
+                if guided
+                else self.predict_noise(scaled, model_timestep, text)
+            )
+            latents = scheduler.step(noise, timestep, latents).prev_sample.to(latents.dtype)
+        return latents
+
+    def make_scheduler(self, steps: int) -> Any:
+        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
+        config = {**self._scheduler_config, "prediction_type": "epsilon"}
+        extra = {"clip_sample": False} if self.scheduler_name == "ddim" else {}
+        if self.scheduler_name == "pndm":
+            extra = {"skip_prk_steps": True}
+        config = {key: value for key, value in config.items() if key not in {"_class_name", "_diffusers_version"}}
+        scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **extra)  # type: ignore[attr-defined]
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """The sampler's timesteps in the order of sampling, int64 [steps] (PNDM repeats one)."""
+        return self.make_scheduler(steps).timesteps.round().long()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, batch_size: int = 64) -> Tensor:
+        """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU."""
+        pictures = []
+        for chunk in latents.to(self.vae.dtype).split(batch_size):
+            decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
+            pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+        return torch.cat(pictures) if pictures else torch.empty((0, 3, *self.image_size), dtype=torch.uint8)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
+        """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w]."""
+        latents = []
+        for chunk in images.split(batch_size):
+            pixels = (chunk.to(self.vae.device).float() / 127.5 - 1).to(self.vae.dtype)
+            latents.append(self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor)
+        return torch.cat(latents).to(self.device, self.dtype)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float | Sequence[float],
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Prompts to pictures: encode, sample, decode; uint8 [n, 3, H, W]."""
+        with torch.no_grad():
+            text = torch.cat(
+                [self.encode(prompts[start : start + batch_size]) for start in range(0, len(prompts), batch_size)]
+            )
+        latents = self.sample(text, seeds=seeds, steps=steps, guidance=guidance, batch_size=batch_size)
+        return self.decode(latents, batch_size=batch_size)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and values of every weight of the U-Net, the text encoder and the VAE."""
+        digest = hashlib.sha256()
+        for part in (self.unet, self.text_encoder, self.vae):
+            for name, value in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @contextmanager
+    def trainable(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Let gradients flow into ``parameters`` and nothing else, for the length of the context."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        return self.alphas_cumprod.to(like.device, like.dtype)[timesteps].reshape(-1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""Erasing: a model and a concept in, an edit out."""

@@ -1,0 +1,319 @@
+"""What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.model import SCHEDULERS, TextToImage
+from erasure.parameters import named_parameters
+
+SCHEMA = 1
+"""Version of the file format."""
+
+Fill = Literal["zero", "mean"]
+"""What pruned weights become: exactly zero, or the mean of the weights that are left in their tensor."""
+
+Replaced = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """The change of one parameter.
+
+    Attributes:
+        kind: How ``parts`` give the new value; one of those in ``_DECODERS``.
+        shape: The parameter's shape.
+        parts: What is stored, by part name; the part named "" is stored under the parameter's own name.
+        fill: For masks, what pruned weights become.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    parts: dict[str, Tensor]
+    fill: Fill = "zero"
+
+    def value(self, original: Tensor) -> Tensor:
+        """The parameter's new value, of the original's shape, dtype and device."""
+        return _DECODERS[self.kind](self, original).to(original.device, original.dtype)
+
+    def mask(self) -> Tensor:
+        """For masks, which weights are kept; bool of the parameter's shape, on the CPU."""
+        size = int(np.prod(self.shape))
+        if self.kind == "bits":
+            bits = np.unpackbits(self.parts["bits"].numpy(), count=size)
+            return torch.from_numpy(bits.astype(bool)).reshape(self.shape)
+        kept = torch.ones(size, dtype=torch.bool)
+        kept[self.parts["pruned"].long()] = False
+        return kept.reshape(self.shape)
+
+    def is_sound(self) -> bool:
+        """Whether the parts are what kind and shape call for."""
+        size = int(np.prod(self.shape))
+        if self.kind == "dense":
+            return set(self.parts) == {""} and tuple(self.parts[""].shape) == self.shape
+        if self.kind == "bits":
+            bits = self.parts.get("bits")
+            return bits is not None and bits.dtype == torch.uint8 and len(bits) == (size + 7) // 8
+        pruned = self.parts.get("pruned")
+        return pruned is not None and bool(((pruned >= 0) & (pruned < size)).all())
+
+
+def _masked(entry: Entry, original: Tensor) -> Tensor:
+    kept = entry.mask().to(original.device)
+    fill = original[kept].float().mean().nan_to_num() if entry.fill == "mean" else torch.zeros(())
+    return torch.where(kept, original, fill.to(original.device, original.dtype))
+
+
+_DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
+    "dense": lambda entry, original: entry.parts[""],
+    "bits": _masked,
+    "indices": _masked,
+}
+"""The new value of a parameter by kind of entry: the tensor itself; a mask as bits; a mask as what it prunes."""
+
+
+def _encode_mask(kept: Tensor, fill: Fill) -> Entry:
+    flat = kept.cpu().reshape(-1)
+    pruned = (~flat).nonzero().reshape(-1).to(torch.int32)
+    bits = torch.from_numpy(np.packbits(flat.numpy()))
+    if pruned.nbytes < bits.nbytes:
+        return Entry("indices", tuple(kept.shape), {"pruned": pruned}, fill)
+    return Entry("bits", tuple(kept.shape), {"bits": bits}, fill)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What an eraser changed, parameter by parameter.
+
+    Attributes:
+        entries: The changes by parameter name (diffusers U-Net names; those of the text encoder are prefixed).
+        metadata: JSON values: method, concept, base (the fingerprint of the model it was made from), scope, seed,
+            config, versions, ...
+    """
+
+    entries: dict[str, Entry]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    _replaced: "WeakKeyDictionary[TextToImage, Replaced]" = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+
+    @classmethod
+    def identity(cls, metadata: Mapping[str, Any] | None = None) -> "Edit":
+        """The edit that changes nothing."""
+        return cls({}, dict(metadata or {}))
+
+    @classmethod
+    def from_weights(
+        cls, before: Mapping[str, Tensor], after: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+    ) -> "Edit":
+        """The tensors of ``after`` that differ from those of ``before``, whole."""
+        entries = {
+            name: Entry(
+                "dense", tuple(value.shape), {"": value.detach().cpu().clone(memory_format=torch.contiguous_format)}
+            )
+            for name, value in after.items()
+            if not torch.equal(value, before[name])
+        }
+        return cls(entries, dict(metadata or {}))
+
+    @classmethod
+    def from_mask(
+        cls, masks: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, fill: Fill = "zero"
+    ) -> "Edit":
+        """Pruned weights: bits or the indices of what is pruned, whichever is smaller for a tensor.
+
+        Args:
+            masks: bool tensors by parameter name, True where the weight is kept.
+            metadata: See the class.
+            fill: What pruned weights become.
+        """
+        entries = {name: _encode_mask(kept, fill) for name, kept in masks.items() if not bool(kept.all())}
+        return cls(entries, dict(metadata or {}))
+
+    def with_metadata(self, metadata: Mapping[str, Any]) -> "Edit":
+        """The same changes, with ``metadata`` added to what they say of themselves."""
+        return Edit(self.entries, {**self.metadata, **metadata})
+
+    def then(self, later: "Edit", model: TextToImage) -> "Edit":
+        """One edit that does what this one and, on its result, ``later`` do to ``model``, which is left as it was."""
+        both = self.entries.keys() & later.entries.keys()
+        with self.applied(model), later.applied(model):
+            parameters = named_parameters(model)
+            dense = {
+                name: Entry("dense", self.entries[name].shape, {"": parameters[name].detach().cpu().clone()})
+                for name in self.entries
+                if name in both
+            }
+        return Edit({**self.entries, **later.entries, **dense}, {**self.metadata, **later.metadata})
+
+    def masks(self) -> dict[str, Tensor]:
+        """The entries that are masks, bool tensors by parameter name, True where the weight is kept."""
+        return {name: entry.mask() for name, entry in self.entries.items() if entry.kind != "dense"}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the stored tensors."""
+        return sum(part.nbytes for entry in self.entries.values() for part in entry.parts.values())
+
+    @torch.no_grad()
+    def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
+        """Change ``model`` in place and keep what is replaced.
+
+        Args:
+            model: The model that the edit was made from.
+            fingerprint: ``model.fingerprint()`` if the caller knows it; it is computed otherwise.
+
+        Raises:
+            ValueError: The edit is applied already, or the model is not the one that it was made from.
+        """
+        if model in self._replaced:
+            raise ValueError(f"The edit is already applied to {model.name!r}; revert it first.")
+        base = self.metadata.get("base")
+        if self.entries and base is not None and base != (fingerprint or model.fingerprint()):
+            raise ValueError(
+                f"The edit was made from another model than {model.name!r} (fingerprints differ: the edit's begins "
+                f"{base[:12]}); load the model that it was made from, in the same precision."
+            )
+        parameters = named_parameters(model)
+        for name, entry in self.entries.items():
+            shape = tuple(parameters[name].shape) if name in parameters else None
+            if shape != entry.shape:
+                raise ValueError(
+                    f"The edit changes {name!r} of shape {list(entry.shape)} and {model.name!r} has "
+                    f"{'no such parameter' if shape is None else f'{list(shape)} there'}; it was made from another model."
+                )
+        replaced = {name: parameters[name].detach().clone() for name in self.entries}
+        for name, entry in self.entries.items():
+            parameters[name].copy_(entry.value(parameters[name]))
+        self._replaced[model] = replaced
+
+    @torch.no_grad()
+    def revert(self, model: TextToImage) -> None:
+        """Give ``model`` back what :meth:`apply` replaced, bit for bit.
+
+        Raises:
+            ValueError: The edit is not applied to this model.
+        """
+        if model not in self._replaced:
+            raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
+        parameters = named_parameters(model)
+        for name, original in self._replaced.pop(model).items():
+            parameters[name].copy_(original)
+
+    @contextmanager
+    def applied(self, model: TextToImage, *, fingerprint: str | None = None) -> Iterator[None]:
+        """Apply to ``model`` for the length of the context."""
+        self.apply(model, fingerprint=fingerprint)
+        try:
+            yield
+        finally:
+            self.revert(model)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        header = {
+            **self.metadata,
+            "schema": SCHEMA,
+            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+            "entries": {
+                name: {"kind": entry.kind, "shape": entry.shape, "fill": entry.fill}
+                for name, entry in self.entries.items()
+            },
+        }
+        tensors = {
+            f"{name}:{part}" if part else name: tensor
+            for name, entry in self.entries.items()
+            for part, tensor in entry.parts.items()
+        }
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file(tensors, partial, metadata={"edit": json.dumps(header)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Edit":
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no edit, it is damaged, or a newer version wrote it.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no edit at {path}; give the path of a file that Edit.save wrote.")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("edit", "null"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError, OSError) as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}); make the edit again.") from error
+        if not isinstance(header, dict) or "entries" not in header:
+            raise ValueError(f"{path} is a safetensors file but no edit: its header lacks the edit's description.")
+        if header.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} is an edit of format {header.get('schema')!r} and this version reads {SCHEMA}; "
+                "make the edit again or use the version that wrote it."
+            )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.partition(":")
+            parts.setdefault(name, {})[part] = tensor
+        entries = {
+            name: Entry(described["kind"], tuple(described["shape"]), parts.get(name, {}), described["fill"])
+            for name, described in header.pop("entries").items()
+        }
+        for name, entry in entries.items():
+            if entry.kind not in _DECODERS or not entry.is_sound():
+                raise ValueError(f"{path} is damaged at {name!r} (kind {entry.kind!r}); make the edit again.")
+        return cls(entries, header)
+
+
+def export(model: TextToImage, edit: Edit, folder: Path) -> None:
+    """Write the edited model as a StableDiffusionPipeline folder of safetensors that plain diffusers loads.
+
+    Args:
+        model: The unedited model.
+        edit: What to change in it.
+        folder: Where to; its parent must exist.
+
+    Raises:
+        ValueError: The folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    prediction_type = model._scheduler_config.get("prediction_type", "epsilon")
+    # The model's own sampler speaks of noise; the weights may speak of velocity.
+    sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
+        {**model.make_scheduler(1).config, "prediction_type": prediction_type}
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=sampler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    try:
+        with edit.applied(model):
+            pipeline.save_pretrained(partial, safe_serialization=True)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""ESD: fine-tune the concept away with the model's own negative guidance as the teacher."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
+from erasure.parameters import UNetScope, scope_parameters, substituted
+from erasure.protocols import Erasure, Objective, Pruning
+from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise, text_table
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ESD:
+    """Erased Stable Diffusion (Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023).
+
+    L = || eps_theta(x_t, c, t) - [eps*(x_t, 0, t) - eta (eps*(x_t, c, t) - eps*(x_t, 0, t))] ||^2 (mean), their
+    equations 7 and 8; eps* is the frozen model, c the concept's text, 0 the empty prompt. x_t lies on a guided
+    sampling trajectory of c that stops at a random step.
+
+    Attributes:
+        scope: What is trained: ``xattn`` is ESD-x, ``noxattn`` ESD-u.
+        eta: Strength of the negative guidance, relative to the unconditional prediction.
+        steps: Optimiser steps (Adam).
+        learning_rate: Adam's.
+        batch_size: Trajectory points per step; several targets take turns.
+        sampling_steps: Sampler steps of a trajectory.
+        trajectory_guidance: Guidance scale of a trajectory.
+        trajectory: Whose trajectories: the ``frozen`` model's (the authors' diffusers code), all computed beforehand
+            in batches; or the ``current`` model's, the one being edited (the paper), sampled at every step.
+        trajectories: None gives every training sample a trajectory of its own, as in the paper. A number is an
+            approximation: so many frozen trajectories, every step of which becomes a training sample.
+        templates: Phrasings that every target is put in, at ``{}``.
+        retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
+        sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
+    """
+
+    has_objective: ClassVar[bool] = True
+
+    scope: UNetScope = "xattn"
+    eta: Annotated[float, Field(gt=0)] = 1.0
+    steps: Annotated[int, Field(ge=1)] = 150
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
+    trajectory: Literal["frozen", "current"] = "frozen"
+    trajectories: Annotated[int, Field(ge=1)] | None = None
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{}",)
+    retain_weight: Annotated[float, Field(ge=0)] = 0.0
+    sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.trajectory == "current" and self.trajectories is not None:
+            raise ValueError(
+                f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
+                "the frozen model, so set trajectory=frozen or trajectories=null."
+            )
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"templates has {template!r}; every template must contain {{}}, the target's place.")
+        return self
+
+    @property
+    def settings(self) -> Trajectories:
+        """How trajectories are sampled."""
+        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+
+    def objective(self) -> Objective:
+        """The loss, with the retain term if it has weight."""
+        esd = ESDObjective(self)
+        return Retaining(esd, self.retain_weight, self.settings, self.batch_size) if self.retain_weight else esd
+
+    def erase(
+        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Eraser`."""
+        training = FineTuning(self.scope, self.steps, self.learning_rate)
+        return erase_by_training(
+            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
+        )
+
+
+class ESDObjective:
+    """The loss of :class:`ESD` and the frozen predictions that it needs."""
+
+    def __init__(self, config: ESD) -> None:
+        self._config = config
+        self._samples: FrozenSamples | None = None
+
+    def prepare(
+        self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
+    ) -> int:
+        """See :class:`erasure.protocols.Objective`."""
+        config = self._config
+        self._seed = seed
+        self._text = text_table(model, concept.targets, config.templates)
+        if config.trajectory == "frozen":
+            self._samples = FrozenSamples(
+                model,
+                self._text,
+                config.settings,
+                target_guidance=-config.eta,
+                steps=steps,
+                batch_size=config.batch_size,
+                seed=seed,
+                checkpoint=checkpoint,
+            )
+            return self._samples.unet_evaluations
+        self._unconditional = text_table(model, [""])[0]
+        self._base = {name: value.detach().clone() for name, value in scope_parameters(model, scope).items()}
+        return 0
+
+    def loss(self, model: TextToImage, step: int) -> Tensor:
+        """See :class:`erasure.protocols.Objective`."""
+        if self._samples is not None:
+            samples, text = self._samples.batch(step)
+            return noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
+        latents, timesteps, text = self._current_latents(model, step)
+        with substituted(model, self._base):
+            targets = target_noise(model, latents, timesteps, text, self._unconditional, -self._config.eta)
+        return noise_error(model, latents, timesteps, text, targets)
+
+    def _current_latents(self, model: TextToImage, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t on trajectories of the model as it is now, their timesteps and their text."""
+        settings = self._config.settings
+        stops, seeds = draw_stops(self._seed, step, self._config.batch_size, settings.steps)
+        text = self._text[torch.arange(step * len(stops), (step + 1) * len(stops)) % len(self._text)]
+        points = [
+            latents_before(model, text[place : place + 1], seeds[place : place + 1], int(stop), settings)
+            for place, stop in enumerate(stops)
+        ]
+        return torch.cat([latents for latents, _ in points]), torch.stack([t for _, t in points]), text

@@ -1,0 +1,297 @@
+"""What erasers that learn share: training weights under an objective, the retain term, and the way to an erasure."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diffusion.model import TextToImage
+from diffusion.training import fit
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.parameters import UNetScope, scope_parameters
+from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
+from erasure.trajectories import FrozenSamples, Trajectories, text_table
+
+CHECKPOINT_EVERY = 50
+"""Optimiser steps that a killed run may lose."""
+
+RETAIN_STREAM = 2**31
+"""Added to the seed of the retain term, so that its noise is not the objective's."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How weights are trained.
+
+    Attributes:
+        scope: Which ones.
+        steps: Optimiser steps.
+        learning_rate: Of Adam, or of AdamW where weights decay.
+        weight_decay: Decoupled weight decay.
+        clip_norm: Largest norm of the gradient, None for any.
+    """
+
+    scope: UNetScope
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+
+class Retaining:
+    """An objective with a retain term.
+
+    L + weight * || eps_theta(x_t, p, t) - eps_theta*(x_t, p, t) ||^2 (mean), with x_t on the frozen model's
+    trajectories of the preserved phrases p.
+
+    Args:
+        objective: What L is.
+        weight: Of the retain term.
+        trajectories: How x_t is sampled.
+        batch_size: Preserved samples per step.
+    """
+
+    def __init__(self, objective: Objective, weight: float, trajectories: Trajectories, batch_size: int) -> None:
+        self._objective = objective
+        self._weight = weight
+        self._trajectories = trajectories
+        self._batch_size = batch_size
+
+    def prepare(
+        self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
+    ) -> int:
+        """See :class:`erasure.protocols.Objective`."""
+        if not concept.preserved:
+            raise ValueError(
+                f"retain_weight is {self._weight} and concept {concept.name!r} names no preserved phrases; "
+                "add some to concept.preserved or set retain_weight to 0."
+            )
+        spent = self._objective.prepare(model, concept, scope=scope, steps=steps, seed=seed, checkpoint=checkpoint)
+        self._samples = FrozenSamples(
+            model,
+            text_table(model, concept.preserved),
+            self._trajectories,
+            target_guidance=1.0,
+            steps=steps,
+            batch_size=self._batch_size,
+            seed=seed + RETAIN_STREAM,
+            checkpoint=stage(checkpoint, "retain"),
+        )
+        return spent + self._samples.unet_evaluations
+
+    def loss(self, model: TextToImage, step: int) -> Tensor:
+        """See :class:`erasure.protocols.Objective`."""
+        samples, text = self._samples.batch(step)
+        kept = noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
+        return self._objective.loss(model, step) + self._weight * kept
+
+
+def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar."""
+    return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets.dtype), targets)
+
+
+def stage(checkpoint: Path | None, name: str) -> Path | None:
+    """The checkpoint of one stage of a job."""
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
+
+
+def require_trainable_precision(model: TextToImage) -> None:
+    """Refuse weights in half precision: Adam's steps are smaller than half a unit in their last place and get lost.
+
+    Raises:
+        ValueError: The U-Net's weights are float16 or bfloat16.
+    """
+    if model.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"The weights of {model.name!r} are {str(model.dtype).removeprefix('torch.')} and training needs float32; "
+            "load them in float32 and set the model's autocast for half-precision arithmetic."
+        )
+
+
+def minimise(
+    model: TextToImage,
+    loss: Callable[[int], Tensor],
+    trained: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    label: str,
+    checkpoint: Path | None,
+    clip_norm: float | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> tuple[list[float], int]:
+    """:func:`diffusion.training.fit` with a count of the model's U-Net evaluations that survives a kill.
+
+    Returns:
+        The losses, and the evaluations spent on all steps.
+    """
+    spent = torch.zeros((), dtype=torch.int64)
+    counted = model.unet_evaluations
+
+    def finish_step(_: int) -> None:
+        nonlocal counted
+        if after_step is not None:
+            after_step()
+        spent.add_(model.unet_evaluations - counted)
+        counted = model.unet_evaluations
+
+    losses = fit(
+        # The count is saved and restored with what is trained.
+        [*trained, spent],
+        loss,
+        steps=steps,
+        optimizer=optimizer,
+        label=label,
+        clip_norm=clip_norm,
+        checkpoint=checkpoint,
+        checkpoint_every=CHECKPOINT_EVERY,
+        after_step=finish_step,
+    )
+    return losses, int(spent)
+
+
+def fine_tune(
+    model: TextToImage,
+    objective: Objective,
+    training: FineTuning,
+    *,
+    checkpoint: Path | None,
+    first_step: int = 0,
+    kept: Mapping[str, Tensor] | None = None,
+) -> Erasure:
+    """Train the weights of a scope on a prepared objective; ``model`` is left as it was.
+
+    Args:
+        model: Whose weights.
+        objective: Prepared for ``first_step + training.steps`` steps.
+        training: What is trained and how.
+        checkpoint: File that a killed run continues from.
+        first_step: The objective's step that training starts with.
+        kept: Masks by parameter name; where False, weights are zero from the start and stay so.
+    """
+    require_trainable_precision(model)
+    parameters = scope_parameters(model, training.scope)
+    base = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    pruned = {name: ~mask.to(parameters[name].device) for name, mask in (kept or {}).items()}
+
+    @torch.no_grad()
+    def zero_pruned() -> None:
+        for name, where in pruned.items():
+            parameters[name].masked_fill_(where, 0)
+
+    weights = list(parameters.values())
+    try:
+        with model.trainable(weights):
+            zero_pruned()
+            losses, spent = minimise(
+                model,
+                lambda step: objective.loss(model, first_step + step),
+                weights,
+                torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=training.weight_decay),
+                steps=training.steps,
+                label="fine-tuning",
+                checkpoint=checkpoint,
+                clip_norm=training.clip_norm,
+                after_step=zero_pruned,
+            )
+        return Erasure(Edit.from_weights(base, parameters), losses, spent)
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(base[name])
+
+
+def erase_by_training(
+    eraser: Eraser,
+    objective: Objective,
+    training: FineTuning,
+    model: TextToImage,
+    concept: Concept,
+    pruning: Pruning,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+) -> Erasure:
+    """Erase by an objective: learned pruning optimises a mask under it, otherwise the weights are trained.
+
+    Args:
+        eraser: Whose objective it is.
+        objective: Not yet prepared.
+        training: How the weights are trained.
+        model: The model to erase from; it is left as it was.
+        concept: What to erase.
+        pruning: The pruning strategy.
+        seed: Of everything random.
+        checkpoint: A killed run continues from files whose names start with this one.
+    """
+    if pruning.needs_objective:
+        pruned = pruning.prune(model, concept, objective, scope=training.scope, seed=seed, checkpoint=checkpoint)
+        return described(pruned, eraser, pruning, model, concept, scope=training.scope, seed=seed)
+    spent = objective.prepare(
+        model, concept, scope=training.scope, steps=training.steps, seed=seed, checkpoint=checkpoint
+    )
+    trained = fine_tune(model, objective, training, checkpoint=stage(checkpoint, "weights"))
+    erasure = Erasure(trained.edit, trained.losses, spent + trained.unet_evaluations)
+    return prune_after(erasure, eraser, pruning, model, concept, scope=training.scope, seed=seed, checkpoint=checkpoint)
+
+
+def prune_after(
+    erasure: Erasure,
+    eraser: Eraser,
+    pruning: Pruning,
+    model: TextToImage,
+    concept: Concept,
+    *,
+    scope: UNetScope,
+    seed: int,
+    checkpoint: Path | None,
+) -> Erasure:
+    """Prune the erased model by a strategy that needs no objective, and describe the result.
+
+    Raises:
+        ValueError: The strategy needs an objective.
+    """
+    check_pair(eraser, pruning)
+    with erasure.edit.applied(model):
+        pruned = pruning.prune(model, concept, None, scope=scope, seed=seed, checkpoint=checkpoint)
+    both = Erasure(
+        erasure.edit.then(pruned.edit, model),
+        [*erasure.losses, *pruned.losses],
+        erasure.unet_evaluations + pruned.unet_evaluations,
+    )
+    return described(both, eraser, pruning, model, concept, scope=scope, seed=seed)
+
+
+def described(
+    erasure: Erasure,
+    eraser: Eraser,
+    pruning: Pruning,
+    model: TextToImage,
+    concept: Concept,
+    *,
+    scope: UNetScope,
+    seed: int,
+) -> Erasure:
+    """The same erasure, whose edit says how it was made and from which model."""
+    metadata = {
+        "method": type(eraser).__name__,
+        "pruning": type(pruning).__name__,
+        "concept": _as_json(concept),
+        "base": model.fingerprint(),
+        "scope": scope,
+        "seed": seed,
+        "config": {"eraser": _as_json(eraser), "pruning": _as_json(pruning)},
+        **erasure.edit.metadata,
+    }
+    return Erasure(erasure.edit.with_metadata(metadata), erasure.losses, erasure.unet_evaluations)
+
+
+def _as_json(configurable: Any) -> Any:
+    return json.loads(json.dumps(asdict(configurable), default=str))

@@ -1,0 +1,46 @@
+"""Magnitude pruning: the smallest weights go."""
+
+import math
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.parameters import UNetScope
+from erasure.protocols import Erasure, Objective
+from erasure.pruning.masks import cut_lowest, mask_counts, maskable_parameters
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Magnitude:
+    """Prunes the weights of the smallest |W| over the whole scope, whatever the concept: a control.
+
+    Attributes:
+        fraction: Of the scope's weights, rounded down.
+        scope: Whose matrices and kernels are pruned; None for the eraser's.
+    """
+
+    needs_objective: ClassVar[bool] = False
+
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    scope: UNetScope | None = None
+
+    def prune(
+        self,
+        model: TextToImage,
+        concept: Concept,
+        objective: Objective | None,
+        *,
+        scope: UNetScope,
+        seed: int,
+        checkpoint: Path | None,
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Pruning`."""
+        weights = maskable_parameters(model, self.scope or scope)
+        count = math.floor(self.fraction * sum(weight.numel() for weight in weights.values()))
+        masks = cut_lowest({name: weight.detach().abs() for name, weight in weights.items()}, count)
+        return Erasure(Edit.from_mask(masks, {"scope": self.scope or scope, **mask_counts(masks)}), [], 0)

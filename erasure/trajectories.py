@@ -1,0 +1,236 @@
+"""Latents x_t on sampling trajectories, with the frozen model's predictions there: what noise objectives train on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.training import save_atomically, step_generator
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """How trajectories are sampled.
+
+    Attributes:
+        steps: Sampler steps from noise to picture.
+        guidance: Guidance scale of the trajectory.
+        pool: None: every training sample has a trajectory of its own, stopped at a random step, as in the papers.
+            A number: so many whole trajectories, every step of which is a training sample (approximate: samples of
+            one trajectory depend on each other, and are used again when training outlasts them; far cheaper).
+        batch_size: Trajectories sampled at a time; it changes speed and memory only.
+    """
+
+    steps: int
+    guidance: float
+    pool: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class NoiseSamples:
+    """Rows of training data for a noise prediction.
+
+    Attributes:
+        latents: float [n, c, h, w], x_t as the U-Net takes it.
+        timesteps: int64 [n].
+        prompts: int64 [n], which row of the text table conditions the prediction.
+        targets: float [n, c, h, w], the prediction to make.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    prompts: Tensor
+    targets: Tensor
+
+    def rows(self, index: Tensor) -> "NoiseSamples":
+        """The samples ``index``, int64 [m]."""
+        return NoiseSamples(self.latents[index], self.timesteps[index], self.prompts[index], self.targets[index])
+
+
+def text_table(model: TextToImage, phrases: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+    """Text embeddings of every phrase in every template, float [n, tokens, width]; ``{}`` marks the phrase's place."""
+    with torch.no_grad():
+        return model.encode([template.replace("{}", phrase) for phrase in phrases for template in templates])
+
+
+def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
+    """Where the trajectories of training step ``step`` stop, int64 [batch_size] in 0 .. steps - 1, and their seeds."""
+    generator = step_generator(seed, step)
+    stops = torch.randint(sampling_steps, (batch_size,), generator=generator)
+    return stops, torch.randint(2**31, (batch_size,), generator=generator).tolist()
+
+
+def latents_before(
+    model: TextToImage, text: Tensor, seeds: Sequence[int], stop: int, settings: Trajectories
+) -> tuple[Tensor, Tensor]:
+    """x_t as the U-Net takes it before sampler step ``stop``, float [n, c, h, w], and its t, int64 scalar."""
+    latents = model.sample(
+        text,
+        seeds=seeds,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        until=stop,
+        batch_size=settings.batch_size,
+    )
+    scheduler = model.make_scheduler(settings.steps)
+    scaled = scheduler.scale_model_input(latents, scheduler.timesteps[stop]).to(latents.dtype)
+    return scaled, model.sampling_timesteps(settings.steps)[stop].to(model.device)
+
+
+def target_noise(
+    model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: float
+) -> Tensor:
+    """e_0 + guidance * (e_c - e_0) without gradients, float [n, c, h, w]; guidance 1 costs no unconditional half."""
+    with torch.no_grad():
+        if guidance == 1:
+            return model.predict_noise(latents, timesteps, text).to(latents.dtype)
+        return model.guided_noise(latents, timesteps, text, unconditional, guidance).to(latents.dtype)
+
+
+class FrozenSamples:
+    """Training samples of ``steps`` steps whose latents and targets all come from the model before it changes.
+
+    Everything is computed beforehand and in batches, so that training holds one U-Net and evaluates it once a step.
+
+    Args:
+        model: The unedited model.
+        text: float [prompts, tokens, width]; training samples take the prompts in turn.
+        settings: How trajectories are sampled.
+        target_guidance: Targets are e_0 + target_guidance * (e_c - e_0).
+        steps: Training steps.
+        batch_size: Samples per training step.
+        seed: Of stops, noise and order.
+        checkpoint: Finished parts are kept in files whose names start with this one, and found again.
+
+    Attributes:
+        unet_evaluations: Spent on the samples, by an interrupted run as well.
+    """
+
+    def __init__(
+        self,
+        model: TextToImage,
+        text: Tensor,
+        settings: Trajectories,
+        *,
+        target_guidance: float,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.text = text
+        self.unet_evaluations = 0
+        self._batch_size = batch_size
+        self._checkpoint = checkpoint
+        with torch.no_grad():
+            unconditional = model.encode([""])[0]
+        fill = self._own_trajectories if settings.pool is None else self._shared_trajectories
+        self._order, self._samples = fill(model, settings, unconditional, target_guidance, steps, seed)
+
+    def batch(self, step: int) -> tuple[NoiseSamples, Tensor]:
+        """The samples of training step ``step`` and their text, float [n, tokens, width]."""
+        places = torch.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        samples = self._samples.rows(self._order[places])
+        return samples, self.text[samples.prompts]
+
+    def _own_trajectories(
+        self,
+        model: TextToImage,
+        settings: Trajectories,
+        unconditional: Tensor,
+        target_guidance: float,
+        steps: int,
+        seed: int,
+    ) -> tuple[Tensor, NoiseSamples]:
+        draws = [draw_stops(seed, step, self._batch_size, settings.steps) for step in range(steps)]
+        stops = torch.cat([stop for stop, _ in draws])
+        seeds = [number for _, numbers in draws for number in numbers]
+        groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
+
+        def sample(group: Tensor) -> NoiseSamples:
+            prompts = group % len(self.text)
+            text = self.text[prompts]
+            latents, timestep = latents_before(
+                model, text, [seeds[place] for place in group], int(stops[group[0]]), settings
+            )
+            targets = [
+                target_noise(model, some, timestep, conditioning, unconditional, target_guidance)
+                for some, conditioning in zip(
+                    latents.split(settings.batch_size), text.split(settings.batch_size), strict=True
+                )
+            ]
+            return NoiseSamples(latents, timestep.expand(len(group)), prompts, torch.cat(targets))
+
+        parts = [self._remembered(f"stop-{int(stops[group[0]])}", partial(sample, group), model) for group in groups]
+        return torch.cat(groups).argsort(), _joined(parts)
+
+    def _shared_trajectories(
+        self,
+        model: TextToImage,
+        settings: Trajectories,
+        unconditional: Tensor,
+        target_guidance: float,
+        steps: int,
+        seed: int,
+    ) -> tuple[Tensor, NoiseSamples]:
+        places = torch.arange(settings.pool or 0)
+        seeds = torch.randint(2**31, (len(places),), generator=step_generator(seed, 0)).tolist()
+
+        def sample(chunk: Tensor) -> NoiseSamples:
+            prompts = chunk % len(self.text)
+            text = self.text[prompts]
+            both = torch.cat([unconditional.expand_as(text), text])
+            scheduler = model.make_scheduler(settings.steps)
+            latents = model.initial_latents([seeds[place] for place in chunk]) * scheduler.init_noise_sigma
+            along: list[NoiseSamples] = []
+            for timestep, t in zip(scheduler.timesteps, model.sampling_timesteps(settings.steps), strict=True):
+                scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
+                noise = model.predict_noise(scaled.repeat(2, 1, 1, 1), t.to(model.device), both).to(latents.dtype)
+                without, conditional = noise.chunk(2)
+                target = without + target_guidance * (conditional - without)
+                along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
+                guided = without + settings.guidance * (conditional - without)
+                latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)
+            # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
+            return NoiseSamples(
+                *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))
+            )
+
+        with torch.no_grad():
+            parts = [
+                self._remembered(f"pool-{number}", partial(sample, chunk), model)
+                for number, chunk in enumerate(places.split(settings.batch_size))
+            ]
+        samples = _joined(parts)
+        size = len(samples.timesteps)
+        rounds = -(-steps * self._batch_size // size)
+        order = [torch.randperm(size, generator=step_generator(seed, 1 + number)) for number in range(rounds)]
+        return torch.cat(order), samples
+
+    def _remembered(self, part: str, compute: Callable[[], NoiseSamples], model: TextToImage) -> NoiseSamples:
+        """``compute()``, or what an interrupted run has kept of it."""
+        path = None if self._checkpoint is None else self._checkpoint.with_name(f"{self._checkpoint.name}.{part}")
+        if path is not None and path.exists():
+            state = torch.load(path, weights_only=True, map_location=model.device)
+            self.unet_evaluations += state.pop("unet_evaluations")
+            return NoiseSamples(**state)
+        before = model.unet_evaluations
+        samples = compute()
+        spent = model.unet_evaluations - before
+        self.unet_evaluations += spent
+        if path is not None:
+            save_atomically({**vars(samples), "unet_evaluations": spent}, path)
+        return samples
+
+
+def _fields(samples: NoiseSamples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return samples.latents, samples.timesteps, samples.prompts, samples.targets
+
+
+def _joined(parts: Sequence[NoiseSamples]) -> NoiseSamples:
+    return NoiseSamples(*(torch.cat(columns) for columns in zip(*map(_fields, parts), strict=True)))

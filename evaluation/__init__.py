@@ -1,0 +1,1 @@
+"""Evaluation: pictures and texts in, numbers out."""

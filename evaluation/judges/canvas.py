@@ -1,0 +1,75 @@
+"""The judge of the canvas: the classifier that was trained on its drawn pictures."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from diffusion import canvas
+from diffusion.canvas.classifier import HEADS, CanvasClassifier
+from evaluation.verdicts import Verdicts
+
+CLASSIFIER_FOLDER = Path(canvas.__path__[0]) / "weights" / "classifier"
+"""The classifier that the project ships."""
+
+Head = Literal["style", "subject", "burning"]
+
+_BATCH = 256
+
+
+@lru_cache(maxsize=4)
+def load_classifier(folder: Path | None = None) -> CanvasClassifier:
+    """The classifier in ``folder`` (default: the shipped one), read once per process."""
+    return CanvasClassifier.from_pretrained(CLASSIFIER_FOLDER if folder is None else folder)
+
+
+@torch.no_grad()
+def classify(classifier: CanvasClassifier, images: Tensor) -> dict[str, Tensor]:
+    """Class probabilities of every head, float [n, labels] on the CPU, of uint8 ``images`` [n, 3, H, W]."""
+    logits = [classifier(chunk.cpu()) for chunk in images.split(_BATCH)]
+    return {head: torch.cat([chunk[head] for chunk in logits]).softmax(dim=1) for head in HEADS}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class CanvasJudge:
+    """Says that the concept is present where a head's most likely label is ``label``; the score is its probability.
+
+    Attributes:
+        head: Which property of the picture is read.
+        label: The value of that property which counts as the concept ("van_gogh", "church", "yes").
+        folder: Folder of a :class:`CanvasClassifier`; the shipped one if none.
+
+    Raises:
+        ValueError: The head has no such label.
+    """
+
+    head: Head
+    label: str
+    folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _label_exists(self) -> "CanvasJudge":
+        if self.label not in HEADS[self.head]:
+            raise ValueError(
+                f"label is {self.label!r}; the canvas judge's head {self.head!r} knows {', '.join(HEADS[self.head])}."
+            )
+        return self
+
+    def __call__(self, images: Tensor) -> Verdicts:
+        """Judge uint8 pictures [n, 3, H, W]; ``details`` names each picture's most likely ``label``.
+
+        Raises:
+            FileNotFoundError: ``folder`` holds no classifier.
+        """
+        labels = HEADS[self.head]
+        probabilities = classify(load_classifier(self.folder), images)[self.head]
+        predicted = [labels[index] for index in probabilities.argmax(dim=1).tolist()]
+        return Verdicts(
+            present=torch.tensor([label == self.label for label in predicted], dtype=torch.bool),
+            score=probabilities[:, labels.index(self.label)],
+            details={"label": list(predicted)},
+        )

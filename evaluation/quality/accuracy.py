@@ -1,0 +1,62 @@
+"""Retained accuracy: do the pictures of other prompts still show what they ask for?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from diffusion.canvas.classifier import HEADS
+from evaluation.judges.canvas import Head, classify, load_classifier
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Measures
+from evaluation.statistics import Rate
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RetainedAccuracy:
+    """How often the canvas classifier reads off a picture what its prompt names.
+
+    Attributes:
+        heads: Properties to compare; the prompt set must have a column of that name for each.
+        folder: Folder of a :class:`~diffusion.canvas.classifier.CanvasClassifier`; the shipped one if none.
+    """
+
+    heads: Annotated[tuple[Head, ...], Field(min_length=1)] = ("style", "subject")
+    folder: Path | None = None
+
+    def rates(self, images: Tensor, rows: Sequence[PromptRow]) -> dict[str, Rate]:
+        """Agreement of uint8 pictures [n, 3, H, W] with the labels of their prompts, for each head.
+
+        Raises:
+            ValueError: A prompt lacks a head's label, or has one that the classifier does not know.
+        """
+        probabilities = classify(load_classifier(self.folder), images)
+        rates = {}
+        for head in self.heads:
+            predicted = [HEADS[head][index] for index in probabilities[head].argmax(dim=1).tolist()]
+            wanted = [_label(row, head) for row in rows]
+            rates[head] = Rate.of([one == other for one, other in zip(predicted, wanted, strict=True)])
+        return rates
+
+    def __call__(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> Measures:
+        """``accuracy_<head>`` of the edited model and ``accuracy_<head>_base``, each a :class:`Rate` as a dict."""
+        measures: Measures = {}
+        for suffix, pictures in (("", images), ("_base", reference_images)):
+            for head, rate in self.rates(pictures, rows).items():
+                measures[f"accuracy_{head}{suffix}"] = rate.as_dict()
+        return measures
+
+
+def _label(row: PromptRow, head: Head) -> str:
+    label = row.labels.get(head)
+    if head == "burning" and label in {"0", "1"}:
+        return HEADS[head][int(label)]
+    if label not in HEADS[head]:
+        raise ValueError(
+            f"Prompt {row.case_number} has the {head} {label!r}; retained accuracy needs a column {head} with one of "
+            f"{', '.join(HEADS[head])}."
+        )
+    return label

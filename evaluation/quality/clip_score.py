@@ -1,0 +1,103 @@
+"""CLIP score: how well pictures fit their prompts (Hessel et al. 2021, 2104.08718)."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torchmetrics.functional.multimodal import clip_score
+from transformers import CLIPModel, CLIPProcessor
+
+from diffusion import canvas
+from diffusion.loading import quiet_off_a_terminal
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Measures
+from evaluation.statistics import Mean
+
+CLIP_FOLDER = Path(canvas.__path__[0]) / "weights" / "clip"
+"""The CLIP that the project ships."""
+
+
+class ClipFeatures(nn.Module):
+    """CLIP as torchmetrics expects it: features are tensors, where transformers 5 wraps them in an output object."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+        self.config = clip.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Projected picture features, float [n, width]."""
+        return self.clip.get_image_features(pixel_values).pooler_output  # type: ignore[no-any-return]
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Projected text features, float [n, width]."""
+        return self.clip.get_text_features(input_ids, attention_mask).pooler_output  # type: ignore[no-any-return]
+
+
+class TruncatingProcessor:
+    """A CLIP processor that cuts long texts before their end token, where torchmetrics would cut that token off."""
+
+    def __init__(self, processor: CLIPProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, *, images: list[Tensor] | None = None, text: list[str] | None = None, **options: Any) -> Any:
+        """Pixels of pictures, or ids and mask of texts."""
+        if text is None:
+            return self.processor(images=images, return_tensors="pt")
+        return self.processor(text=text, truncation=True, **options)
+
+
+@lru_cache(maxsize=2)
+def load_clip(folder: Path | None = None) -> tuple[ClipFeatures, TruncatingProcessor]:
+    """The CLIP in ``folder`` (default: the shipped one) in float32 with its processor, read once per process.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no CLIP.
+    """
+    folder = CLIP_FOLDER if folder is None else folder
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no CLIP (config.json, model.safetensors, the processor's files).")
+    with quiet_off_a_terminal():
+        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    return ClipFeatures(clip), TruncatingProcessor(CLIPProcessor.from_pretrained(folder))
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ClipScore:
+    """The mean over pictures of max(100 cos(E_image, E_text), 0), through torchmetrics.
+
+    Attributes:
+        folder: A transformers folder with a ``CLIPModel`` and its processor; the shipped one if none.
+        name: What results call the score.
+    """
+
+    folder: Path | None = None
+    name: Annotated[str, Field(min_length=1)] = "clip_score"
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The score of each picture, float [n], from uint8 ``images`` [n, 3, H, W] and their n prompts.
+
+        Raises:
+            ValueError: The numbers of pictures and prompts differ.
+            FileNotFoundError: ``folder`` holds no CLIP.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} pictures and {len(prompts)} prompts do not match; give one prompt each.")
+        loaded = load_clip(self.folder)
+        # Pair by pair, because torchmetrics returns the mean of what it is given.
+        scores = [clip_score(image, prompt, lambda: loaded) for image, prompt in zip(images, prompts, strict=True)]
+        return torch.stack(scores) if scores else torch.empty(0)
+
+    def __call__(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> Measures:
+        """``<name>`` of the edited model and ``<name>_base``, each a :class:`Mean` as a dict."""
+        prompts = [row.prompt for row in rows]
+        return {
+            self.name: Mean.of(self.scores(images, prompts)).as_dict(),
+            f"{self.name}_base": Mean.of(self.scores(reference_images, prompts)).as_dict(),
+        }

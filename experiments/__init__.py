@@ -1,0 +1,1 @@
+"""Experiments: jobs, their artefacts, tracking, tables."""

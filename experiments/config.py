@@ -1,0 +1,149 @@
+"""From the composed config to checked objects, before anything heavy is loaded."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from diffusion.sampling import Sampling
+from experiments.errors import CommandError, asking_user, explain_instantiation, explain_validation, unknown
+
+if TYPE_CHECKING:
+    from attacks.protocols import Attack
+    from diffusion.loading import ModelSource
+    from erasure.concept import Concept
+    from erasure.protocols import Eraser, Pruning
+    from evaluation.quality import Evaluator
+    from evaluation.verdicts import Judge
+    from experiments.tracking import Tracker
+
+OBJECTS = ("model", "concept", "judge", "eraser", "pruning", "attack", "evaluator", "tracker")
+"""Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
+
+SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "device"})
+"""Fields that change how fast numbers come, never the numbers: no hash has them."""
+
+TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
+"""The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """What a job needs besides its objects.
+
+    Attributes:
+        seed: Seed of the eraser and of the attack; pictures have their own in the prompt sets.
+        prompts: How many of the concept's prompts are attacked, from the first.
+        retained: How many of the retained prompts are measured, from the first.
+        sampling: How pictures are sampled.
+        store: Folder of the artefacts.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    prompts: Annotated[int, Field(ge=1)]
+    retained: Annotated[int, Field(ge=2)]
+    sampling: Sampling
+    store: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything one command asks for, checked.
+
+    Attributes:
+        settings: Plain values.
+        config: The whole config, resolved, as plain data.
+        choices: Which file each group took, for names in tables (``eraser: esd``).
+    """
+
+    model: "ModelSource"
+    concept: "Concept"
+    judge: "Judge"
+    eraser: "Eraser"
+    pruning: "Pruning"
+    attack: "Attack"
+    evaluators: "Mapping[str, Evaluator]"
+    tracker: "Tracker"
+    settings: Settings
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
+    """Make and check every object of a composed config; no model is loaded.
+
+    Raises:
+        CommandError: A value, a field or a pair of choices is wrong.
+    """
+    with asking_user():
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    if extra := set(plain) - fields - set(OBJECTS):
+        raise CommandError(unknown(min(extra), fields | set(OBJECTS), what="is unknown; the fields are"))
+    try:
+        settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
+    except ValidationError as error:
+        raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
+    objects = {name: _instantiate(config, name) for name in OBJECTS}
+    evaluators = objects.pop("evaluator")
+    job = Job(**objects, evaluators=evaluators, settings=settings, config=plain, choices=dict(choices or {}))
+    from erasure.protocols import check_pair
+
+    with asking_user():
+        check_pair(job.eraser, job.pruning)
+        for name in ("prompts", "retained_prompts"):
+            path = getattr(job.concept, name)
+            if path is None:
+                raise ValueError(f"concept.{name} is missing; it must be a CSV file with the columns case_number,prompt.")
+            if not path.is_file():
+                raise FileNotFoundError(f"concept.{name} is {path}; there is no such file.")
+    return job
+
+
+def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
+    """``config`` without the fields that change speed alone.
+
+    >>> matters({"steps": 5, "inner": [{"batch_size": 2, "k": 1}]})
+    {'steps': 5, 'inner': [{'k': 1}]}
+    """
+    if isinstance(config, dict):
+        return {key: matters(value, speed_only) for key, value in config.items() if key not in speed_only}
+    if isinstance(config, list):
+        return [matters(value, speed_only) for value in config]
+    return config
+
+
+def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
+    """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
+    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    arguments += config.hydra.overrides.task
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
+        for job_overrides in batch:
+            yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
+
+
+def _instantiate(config: DictConfig, name: str) -> Any:
+    if config.get(name) is None:
+        raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
+    try:
+        return instantiate(config[name], _convert_="all")
+    except InstantiationException as error:
+        sentence = explain_instantiation(error, lambda key: _fields_at(config, key))
+        if sentence is None:
+            raise
+        raise CommandError(sentence) from error
+
+
+def _fields_at(config: DictConfig, key: str) -> list[str]:
+    target = get_class(OmegaConf.select(config, key)["_target_"])
+    return [field.name for field in dataclasses.fields(target)]

@@ -1,0 +1,180 @@
+"""One clear sentence for whatever a command line got wrong; imports nothing heavy."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+_WANTED = {
+    "int_parsing": "an integer",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "path_type": "a path",
+    "dict_type": "a group of fields",
+    "dataclass_type": "a group of fields",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "{} or more"),
+    "greater_than": ("gt", "more than {}"),
+    "less_than_equal": ("le", "{} or less"),
+    "less_than": ("lt", "less than {}"),
+    "too_short": ("min_length", "a list of {} or more"),
+    "too_long": ("max_length", "a list of {} or fewer"),
+}
+
+
+class CommandError(Exception):
+    """What was asked for cannot be done; the message is one sentence that says why."""
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Exit with one sentence on an error of the user's; let an unexpected one keep its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted; the same command continues where it stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        sys.exit(sentence)
+
+
+@contextmanager
+def asking_user(prefix: str = "") -> Iterator[None]:
+    """Around work on what the user named (files, values): its ValueErrors and OSErrors are the user's to mend."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        raise CommandError(explain(error) or _one_line(f"{prefix}{error}")) from error
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error of the user's; None for what looks like a bug."""
+    from pydantic import ValidationError
+
+    match error:
+        case CommandError():
+            sentence = str(error)
+        case ValidationError():
+            sentence = explain_validation(error)
+        case MissingConfigException():
+            sentence = _explain_missing_config(error)
+        case InstantiationException():
+            sentence = explain_instantiation(error, lambda key: ()) or str(error)
+        case OverrideParseException():
+            sentence = (
+                f"{error.override!r} is no override; write group=choice or field=value, as in eraser=esd or "
+                "eraser.steps=200 (quote what has commas or brackets)."
+            )
+        case HydraException():
+            sentence = _explain_composition(error)
+        case OmegaConfBaseException():
+            sentence = f"{error.full_key or 'The config'} cannot be resolved: {str(error).splitlines()[0]}."
+        case ValueError() if str(error).startswith("Config group override must be"):
+            sentence = "A group takes the name of one of its choices, as in eraser=esd; run.py --help lists them."
+        case OSError(filename=str() as path, strerror=str() as reason):
+            sentence = f"{path} cannot be used: {reason}."
+        case OSError():
+            sentence = str(error)
+        case _:
+            return None
+    return _one_line(sentence)
+
+
+def unknown(name: str, known: Iterable[str], *, what: str = "is unknown; it must be one of") -> str:
+    """A sentence that lists what could have been meant instead of ``name``, with the nearest."""
+    known = sorted(known)
+    nearest = get_close_matches(name.rpartition(".")[2].rpartition("=")[2], known, n=1)
+    guess = f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f"{name} {what} {', '.join(known)}{guess}."
+
+
+def explain_validation(error: Any, prefix: str = "", known: Iterable[str] = ()) -> str:
+    """The first fault that pydantic found.
+
+    Args:
+        error: The pydantic ``ValidationError``.
+        prefix: Where the object lies in the config, as in ``eraser``.
+        known: Its fields.
+    """
+    fault = error.errors()[0]
+    # Pydantic appends what it tried inside a union ("int", "function-wrap[...]"); only fields and indices are ours.
+    location = [str(part) for part in fault["loc"] if str(part).isidentifier() or isinstance(part, int)]
+    name = ".".join([*([prefix] if prefix else []), *location])
+    kind, context = fault["type"], fault.get("ctx", {})
+    value = repr(fault["input"])
+    if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
+        return unknown(name, known, what="is unknown; the fields are")
+    if kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
+        return f"{name} is missing; give it a value."
+    if kind == "value_error":
+        return f"{name + ': ' if name else ''}{context['error']}"
+    if kind == "literal_error":
+        return f"{name} is {value}; it must be one of {context['expected'].replace(' or ', ', ')}."
+    if kind in _BOUNDS:
+        bound, wording = _BOUNDS[kind]
+        return f"{name} is {value}; it must be {wording.format(context[bound])}."
+    if kind in _WANTED:
+        return f"{name} is {value}; it must be {_WANTED[kind]}."
+    return f"{name} is {value}; {fault['msg']}."
+
+
+def _explain_missing_config(error: MissingConfigException) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if error.options:
+        return unknown(f"{group}={choice}", error.options)
+    return f"There is no config {error.missing_cfg_file!r}; run.py --help lists what there is."
+
+
+def explain_instantiation(error: InstantiationException, fields: Callable[[str], Iterable[str]]) -> str | None:
+    """Why Hydra could not make an object; ``fields`` names those of the object at a key of the config."""
+    from pydantic import ValidationError
+
+    lines = str(error).splitlines()
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return explain_validation(cause, key, fields(key))
+    if isinstance(cause, (ValueError, OSError)):
+        return f"{key + ': ' if key else ''}{cause}"
+    if isinstance(cause, (ImportError, AttributeError)) or lines[0].startswith("Error locating target"):
+        return f"{key}: {lines[0].split(', set env')[0]}; _target_ must name a class that can be imported."
+    if isinstance(cause, TypeError):
+        return f"{key}: {cause}."
+    return f"{key}: {lines[0]}" if cause is None else None
+
+
+def _explain_composition(error: HydraException) -> str:
+    cause, message = error.__cause__, str(error)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        fields = [str(key) for key in (cause.parent_node or {}) if key not in {"hydra", "_target_"}]
+        return unknown(cause.full_key, fields, what="is unknown; the fields are")
+    if message.startswith("Ambiguous value for argument"):
+        override = message.split("'")[1]
+        return f"{override} lists several values; add -m to run them all, or write a list as [a,b]."
+    return message.replace("\n", "; ").strip("; ") + "."
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if line.endswith((".", "?", ")")) else f"{line}."

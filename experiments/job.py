@@ -1,0 +1,99 @@
+"""One job, from the command to its summary."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from attacks.cases import PromptCase
+from evaluation.prompt_sets import PromptRow, read_prompt_set
+from experiments import grid, screen
+from experiments.config import Job
+from experiments.cost import Cost
+from experiments.errors import asking_user
+from experiments.stages import Stages
+from experiments.store import Store, write_json
+from experiments.summary import CaseResult, find_unpruned, run_identity, summarise, success_curve
+
+log = logging.getLogger(__name__)
+
+
+def run_job(job: Job, folder: Path) -> Path:
+    """Erase, attack, judge, and write down what came of it.
+
+    Args:
+        job: What to do.
+        folder: The run's own folder, for the summary and the picture grid.
+
+    Returns:
+        Path of the summary.
+
+    Raises:
+        CommandError: The store, the model or a prompt set cannot be used.
+    """
+    with asking_user():
+        store = Store(job.settings.store)
+        rows = read_prompt_set(job.concept.prompts, job.settings.prompts)
+        retained = read_prompt_set(job.concept.retained_prompts, job.settings.retained)
+        model = job.model.load()
+    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+
+    with job.tracker.start(job, folder) as tracker:
+        stages = Stages(job, store, model)
+        base = stages.pictures(rows, "base pictures")
+        base_retained = stages.pictures(retained, "base pictures of retained prompts")
+        base_present = stages.verdicts(base)
+        log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
+
+        erased = stages.edit()
+        tracker.log_losses(erased.losses)
+        with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
+            plain = stages.pictures(rows, "pictures after erasing", erased.key)
+            edited_retained = stages.pictures(retained, "retained prompts after erasing", erased.key)
+            attacked = stages.attack(attack_cases(rows, base.images), erased.key)
+        measures, measuring = stages.measures(base_retained, edited_retained, retained)
+
+        outcomes = attacked.outcomes
+        cases = [
+            CaseResult.of(outcome, base=present) for outcome, present in zip(outcomes, base_present, strict=True)
+        ]
+        curve = success_curve(outcomes)
+        tracker.log_curve(curve)
+        summary = summarise(
+            job,
+            cases,
+            identity=run_identity(stages, erased.key, rows, retained),
+            measures=measures,
+            curve=curve,
+            costs={
+                "base": Cost.total([base.cost, base_retained.cost]),
+                "edit": erased.cost,
+                "erased": Cost.total([plain.cost, edited_retained.cost]),
+                "attack": attacked.cost,
+                "measures": measuring,
+            },
+            edit={"hash": erased.key, "size_bytes": erased.edit.size_bytes, "metadata": erased.edit.metadata},
+            artefacts={
+                "base": str(base.folder),
+                "edit": str(erased.folder),
+                "erased": str(plain.folder),
+                "attack": str(attacked.folder),
+            },
+        )
+        summary = replace(summary, unpruned=find_unpruned(summary, store))
+
+        picture = grid.draw(rows, base.images, plain.images, outcomes, base_present)
+        picture.save(folder / "grid.png")
+        paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
+        for path in paths:
+            write_json(path, summary.as_dict())
+        tracker.log_results(summary, folder / "grid.png", base.images, plain.images, outcomes)
+    screen.show_summary(summary, paths, folder / "grid.png")
+    return paths[-1]
+
+
+def attack_cases(rows: Sequence[PromptRow], targets: Sequence) -> list[PromptCase]:
+    return [
+        PromptCase(row.case_number, row.prompt, row.seed, row.guidance, target)
+        for row, target in zip(rows, targets, strict=True)
+    ]

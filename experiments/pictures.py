@@ -1,0 +1,113 @@
+"""Pictures of prompts in the store: one PNG each, which carries what made it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.progress import progress_bar
+from diffusion.sampling import Sampling
+from evaluation.prompt_sets import PromptRow
+from experiments.cost import Cost, Meter
+from experiments.store import Store, content_hash, replacing
+
+_FACTS = "made from"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a prompt set, in its order.
+
+    Attributes:
+        images: uint8 [n, 3, H, W].
+        cost: What they cost when they were made.
+        key: Hash of everything that they depend on.
+        folder: Where they lie.
+    """
+
+    images: Tensor
+    cost: Cost
+    key: str
+    folder: Path
+
+
+def picture_id(prompt: str, seed: int, guidance: float) -> str:
+    """The name of a prompt's picture among those of one model and sampler."""
+    return content_hash([prompt, seed, guidance])
+
+
+def make_pictures(
+    store: Store, key: dict[str, Any], model: TextToImage, rows: Sequence[PromptRow], sampling: Sampling, label: str
+) -> Pictures:
+    """Find the pictures of ``rows`` in the store and make those that are missing, batch by batch.
+
+    Args:
+        store: Where they are looked up and kept.
+        key: What all of them depend on: the model, the edit, the sampler.
+        model: The model that ``key`` describes.
+        rows: Their prompts.
+        sampling: Settings of the sampler.
+        label: What the progress line says.
+    """
+    folder = store.folder("pictures", key)
+    names = [picture_id(row.prompt, row.seed, row.guidance) for row in rows]
+    with store.locked(folder):
+        waiting = {name: row for name, row in zip(names, rows, strict=True) if not (folder / f"{name}.png").exists()}
+        with progress_bar(label, len(rows), done=len(rows) - len(waiting)) as bar:
+            batch = list(waiting.items())
+            for start in range(0, len(batch), sampling.batch_size):
+                part = batch[start : start + sampling.batch_size]
+                _make_batch(folder, model, part, sampling)
+                bar.advance(len(part))
+    read = [read_picture(folder / f"{name}.png") for name in names]
+    return Pictures(
+        images=torch.stack([image for image, _ in read]),
+        cost=Cost.total(Cost.of(facts) for _, facts in read),
+        key=content_hash([folder.name, names]),
+        folder=folder,
+    )
+
+
+def _make_batch(folder: Path, model: TextToImage, part: list[tuple[str, PromptRow]], sampling: Sampling) -> None:
+    rows = [row for _, row in part]
+    meter = Meter(model)
+    images = model.generate(
+        [row.prompt for row in rows],
+        seeds=[row.seed for row in rows],
+        steps=sampling.steps,
+        guidance=[row.guidance for row in rows],
+        batch_size=sampling.batch_size,
+    )
+    cost = meter.read().shared(len(rows))
+    for (name, row), image in zip(part, images, strict=True):
+        facts = {"prompt": row.prompt, "seed": row.seed, "guidance": row.guidance, **cost.as_dict()}
+        write_picture(folder / f"{name}.png", image, facts)
+
+
+def write_picture(path: Path, image: Tensor, facts: dict[str, Any]) -> None:
+    """Write ``image``, uint8 [3, H, W], as PNG with ``facts`` in its text, atomically."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(_FACTS, json.dumps(facts))
+    with replacing(path) as partial:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(partial, pnginfo=text)
+
+
+def read_picture(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Read what :func:`write_picture` wrote.
+
+    Raises:
+        ValueError: The file is no such picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return image, json.loads(picture.info[_FACTS])
+    except (OSError, KeyError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from error

@@ -1,0 +1,109 @@
+"""What a job and a sweep show on the screen when they end."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.statistics import Mean, PairedComparison, Rate
+from experiments.summary import Summary, compare, pruning_pairs
+
+RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
+
+
+def show_summary(summary: Summary, paths: Sequence[Path], grid: Path) -> None:
+    """Print a job's table and where its files are."""
+    console = _console()
+    table = Table(title=title(summary.as_dict()), title_justify="left")
+    table.add_column("")
+    table.add_column("value")
+    table.add_column("base model")
+    for name, label in RATES.items():
+        table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+    if summary.unpruned:
+        comparison = PairedComparison(**summary.unpruned["attacked"])
+        table.add_row("under attack, against pruning=off", str(comparison), "")
+    table.add_section()
+    for name, value in summary.measures.items():
+        if not name.endswith(("_base", "_n")):
+            base = summary.measures.get(f"{name}_base")
+            table.add_row(f"retained {name.replace('_', ' ')}", measure_text(value), measure_text(base))
+    table.add_section()
+    for stage, cost in summary.costs.items():
+        memory = f"{cost.peak_memory_bytes / 2**30:.1f} GiB"
+        table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
+    table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
+    console.print(table)
+    for label, path in [*(("summary", path) for path in paths), ("pictures", grid)]:
+        # Paths stay whole and plain, so that they can be copied.
+        console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+
+
+def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+    """Print one table of all runs of a sweep, and pruning on against off where both are there."""
+    console = _console()
+    measures = [name for name in _measure_names(summaries) if not name.endswith(("_base", "_n"))]
+    table = Table(title="All runs: share of prompts whose picture shows the concept", title_justify="left")
+    for heading in ("concept", "eraser", "pruning", "attack", "base", "erased", "under attack", *measures, "run"):
+        table.add_column(heading.replace("_", " "))
+    for summary in summaries:
+        choices, rates = summary["choices"], summary["rates"]
+        table.add_row(
+            summary["concept"],
+            *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
+            *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
+            *(short_text(summary["measures"].get(name)) for name in measures),
+            summary["run"],
+        )
+    console.print(table)
+    for pruned, unpruned in pruning_pairs(summaries):
+        for rate, label in (("erased", "without attack"), ("attacked", "under attack")):
+            comparison = PairedComparison(**compare(pruned, unpruned)[rate])
+            pruning = pruned["choices"]["pruning"]
+            console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for path in pictures:
+        console.print(f"pictures: {path}", soft_wrap=True, highlight=False)
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """A run's choices in one line."""
+    groups = [f"{group}={summary['choices'][group]}" for group in ("eraser", "pruning", "attack") if group in summary["choices"]]
+    return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
+
+
+def measure_text(value: float | Mapping[str, float] | None) -> str:
+    """A measure with its interval, as text."""
+    match value:
+        case None:
+            return ""
+        case {"rate": _}:
+            return str(Rate(**value))  # type: ignore[arg-type]
+        case {"mean": _}:
+            return str(Mean(**value))  # type: ignore[arg-type]
+        case Mapping():
+            return ", ".join(f"{key} {number:.4g}" for key, number in value.items())
+        case _:
+            return f"{value:.4g}"
+
+
+def short_text(value: float | Mapping[str, float] | None) -> str:
+    """A measure without its interval, as text."""
+    match value:
+        case {"rate": float(rate)}:
+            return f"{100 * rate:.0f} %"
+        case {"mean": float(mean)}:
+            return f"{mean:.2f}"
+        case _:
+            return measure_text(value)
+
+
+def _measure_names(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for summary in summaries for name in summary["measures"]))
+
+
+def _console() -> Console:
+    # Without a terminal there is no width to respect.
+    return Console() if sys.stdout.isatty() else Console(width=160)

@@ -1,0 +1,220 @@
+"""The stages of a job: each is looked up in the store, and worked on only where it is not complete."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.cases import Check, Outcome, PromptCase
+from diffusion.model import TextToImage
+from diffusion.progress import progress_bar
+from erasure.edit import Edit
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Measures
+from experiments.config import TRAINING_SPEED_ONLY, Job, matters
+from experiments.cost import Cost, Meter
+from experiments.errors import asking_user
+from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
+from experiments.store import Journal, Store, content_hash, read_json, replacing, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredEdit:
+    """An edit and how it came about.
+
+    Attributes:
+        edit: As read back from the disk, whether it was made now or before.
+        key: Its hash; ``none`` if it changes nothing.
+        losses: The objective at every optimiser step.
+        cost: What it cost when it was made.
+        folder: Where it lies.
+    """
+
+    edit: Edit
+    key: str
+    losses: list[float]
+    cost: Cost
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The outcomes of all cases, in their order, and what they cost when they were found."""
+
+    outcomes: list[Outcome]
+    cost: Cost
+    folder: Path
+
+
+class Stages:
+    """What the stages of one job share.
+
+    Args:
+        job: What is asked for.
+        store: Where artefacts lie.
+        model: The loaded model, unedited between stages.
+    """
+
+    def __init__(self, job: Job, store: Store, model: TextToImage) -> None:
+        self.job = job
+        self.store = store
+        self.model = model
+
+    @cached_property
+    def model_key(self) -> dict[str, Any]:
+        """What identifies the model: its weights themselves, so that no two folders of one name are confused."""
+        return {
+            "weights": self.model.fingerprint(),
+            "scheduler": self.model.scheduler_name,
+            "autocast": str(self.model.autocast),
+        }
+
+    @cached_property
+    def sampler_key(self) -> dict[str, Any]:
+        """What every picture depends on besides the weights."""
+        return matters({"sampling": self.job.config["sampling"]})  # type: ignore[no-any-return]
+
+    def edit(self) -> StoredEdit:
+        """Erase the concept, or find that it was done; a killed training goes on from its checkpoint."""
+        job, config = self.job, self.job.config
+        key = {
+            "model": self.model_key,
+            "concept": {name: config["concept"][name] for name in config["concept"] if not name.endswith("prompts")},
+            "eraser": matters(config["eraser"], TRAINING_SPEED_ONLY),
+            "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
+            "seed": job.settings.seed,
+        }
+        folder = self.store.folder("edits", key)
+        with self.store.locked(folder):
+            if (folder / "result.json").exists():
+                log.info("edit: found in %s", folder)
+            else:
+                log.info("edit: erasing %s", job.concept.name)
+                meter = Meter(self.model)
+                erasure = job.eraser.erase(
+                    self.model,
+                    job.concept,
+                    job.pruning,
+                    seed=job.settings.seed,
+                    checkpoint=folder / "work.checkpoint",
+                )
+                cost = meter.read()
+                with replacing(folder / "edit.safetensors") as partial:
+                    erasure.edit.save(partial)
+                write_json(folder / "losses.json", erasure.losses)
+                # The last file: it says that the others are complete. A resumed eraser knows its whole cost.
+                write_json(folder / "result.json", {**cost.as_dict(), "unet_evaluations": erasure.unet_evaluations})
+                for leftover in folder.glob("work.checkpoint*"):
+                    leftover.unlink()
+        with asking_user():
+            edit = Edit.load(folder / "edit.safetensors")
+            return StoredEdit(
+                edit=edit,
+                key=folder.name if edit.entries else "none",
+                losses=read_json(folder / "losses.json"),
+                cost=Cost.of(read_json(folder / "result.json")),
+                folder=folder,
+            )
+
+    def pictures(self, rows: Sequence[PromptRow], label: str, edit: str = "none") -> Pictures:
+        """Pictures of ``rows`` by the model as it is now, which is with the edit of hash ``edit`` applied."""
+        key = {"model": self.model_key, "edit": edit, **self.sampler_key}
+        return make_pictures(self.store, key, self.model, rows, self.job.settings.sampling, label)
+
+    def verdicts(self, pictures: Pictures) -> list[bool]:
+        """Does each picture show the concept?"""
+        key = {"pictures": pictures.key, "judge": matters(self.job.config["judge"])}
+        present: list[bool] = self.store.remembered(
+            "verdicts", key, lambda: self.job.judge(pictures.images).present.tolist()
+        )
+        return present
+
+    def attack(self, cases: Sequence[PromptCase], edit: str) -> Attacked:
+        """Attack the model as it is now; every outcome is on the disk as soon as it is known."""
+        folder = self.store.folder("attacks", self._attack_key(edit))
+        with self.store.locked(folder):
+            journal = Journal(folder / "outcomes.jsonl")
+            known = {entry["id"] for entry in journal.read()}
+            waiting = [case for case in cases if case_id(case) not in known]
+            log.info("attack: %d of %d prompts found in %s", len(cases) - len(waiting), len(cases), folder)
+            if waiting:
+                self._attack_waiting(waiting, folder, journal)
+            entries = {entry["id"]: entry for entry in journal.read()}
+        found = [entries[case_id(case)] for case in cases]
+        outcomes = [_read_outcome(entry, folder) for entry in found]
+        return Attacked(outcomes, Cost.total(Cost.of(entry["cost"]) for entry in found), folder)
+
+    def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
+        """Every evaluator's numbers on the retained prompts."""
+        measures: Measures = {}
+        costs = []
+        for name, evaluator in self.job.evaluators.items():
+            key = {
+                "base": base.key,
+                "edited": edited.key,
+                "rows": [dict(row.labels) for row in rows],
+                "evaluator": matters(self.job.config["evaluator"][name]),
+            }
+
+            def compute(evaluator: Any = evaluator) -> dict[str, Any]:
+                meter = Meter(self.model)
+                with asking_user():
+                    numbers = evaluator(edited.images, base.images, rows)
+                return {"measures": numbers, **meter.read().as_dict()}
+
+            result = self.store.remembered("measures", key, compute)
+            measures |= result["measures"]
+            costs.append(Cost.of(result))
+        return measures, Cost.total(costs)
+
+    def _attack_key(self, edit: str) -> dict[str, Any]:
+        return {
+            "model": self.model_key,
+            "edit": edit,
+            "attack": matters(self.job.config["attack"]),
+            "judge": matters(self.job.config["judge"]),
+            **self.sampler_key,
+        }
+
+    def _attack_waiting(self, waiting: Sequence[PromptCase], folder: Path, journal: Journal) -> None:
+        ids = {case.case_number: case_id(case) for case in waiting}
+        meter = Meter(self.model)
+        successes = 0
+        with progress_bar("attack", len(waiting)) as bar:
+            outcomes = self.job.attack.run(
+                self.model, waiting, self.job.judge, sampling=self.job.settings.sampling
+            )
+            for done, outcome in enumerate(outcomes, start=1):
+                # Prompts of one batch share their time: each outcome carries what passed since the one before.
+                cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}
+                _write_outcome(outcome, ids[outcome.case_number], cost, folder, journal)
+                successes += outcome.success
+                bar.advance()
+                bar.note(f"{successes} of {done} succeeded")
+
+
+def case_id(case: PromptCase) -> str:
+    """The name of a case among the outcomes of one attack."""
+    return f"{case.case_number}-{picture_id(case.prompt, case.seed, case.guidance)}"
+
+
+def _write_outcome(outcome: Outcome, name: str, cost: dict[str, float], folder: Path, journal: Journal) -> None:
+    facts = {"prompt": outcome.adversarial_prompt, "success": outcome.success}
+    write_picture(folder / f"{name}.png", outcome.image, facts)
+    fields = {key: value for key, value in vars(outcome).items() if key not in {"image", "checks"}}
+    journal.append({"id": name, "cost": cost, **fields, "checks": [asdict(check) for check in outcome.checks]})
+
+
+def _read_outcome(entry: dict[str, Any], folder: Path) -> Outcome:
+    fields = {key: value for key, value in entry.items() if key not in {"id", "cost", "checks"}}
+    image, _ = read_picture(folder / f"{entry['id']}.png")
+    return Outcome(**fields, checks=tuple(Check(**check) for check in entry["checks"]), image=image)

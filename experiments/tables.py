@@ -1,0 +1,150 @@
+"""Tables of many runs, collected from the store: ``python -m experiments.tables table1``."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+
+from evaluation.statistics import PairedComparison
+from experiments.config import matters, sweep_jobs
+from experiments.errors import CommandError, one_sentence
+from experiments.screen import RATES, measure_text
+from experiments.summary import compare, pruning_pairs, read_summaries
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = ("eraser", "pruning", "attack")
+_NOT_NUMBERS = {"store", "tracker"}
+
+
+def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The composed configs of every job of an experiment preset, with the groups' choices under ``choices``."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        sweep = compose("config", [f"+experiment={experiment}", *overrides], return_hydra_config=True)
+        jobs = []
+        for job in sweep_jobs(sweep, "config"):
+            HydraConfig.instance()
+            jobs.append(OmegaConf.to_container(job, resolve=True))
+    return jobs
+
+
+def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest run with the config of ``job``."""
+    wanted = _numbers_config(job)
+    return next((summary for summary in summaries if _numbers_config(summary["config"]) == wanted), None)
+
+
+def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run: its choices, every number with its interval in columns of its own, and the run itself."""
+    rows = []
+    for summary in summaries:
+        row: dict[str, Any] = {"concept": summary["concept"]}
+        row |= {group: summary["choices"].get(group, "") for group in GROUPS}
+        row |= {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
+        for name, value in (summary["rates"] | summary["measures"]).items():
+            row |= _numbers(name, value)
+        for stage, cost in summary["costs"].items():
+            row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
+        row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run for readers: numbers with their intervals as text."""
+    rows = []
+    for summary in summaries:
+        row = {"concept": summary["concept"]} | {group: summary["choices"].get(group, "") for group in GROUPS}
+        row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row |= {
+            name.replace("_", " "): measure_text(value)
+            for name, value in summary["measures"].items()
+            if not name.endswith(("_base", "_n"))
+        }
+        rows.append(row | {"run": summary["run"], "path": summary["path"]})
+    return pd.DataFrame(rows)
+
+
+def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Pruning on against off on the same prompts and seeds, wherever both runs are there."""
+    rows = []
+    for pruned, unpruned in pruning_pairs(summaries):
+        comparison = compare(pruned, unpruned)
+        texts = {rate: str(PairedComparison(**comparison[rate])) for rate in ("erased", "attacked")}
+        names = {group: pruned["choices"].get(group, "") for group in GROUPS}
+        rows.append({"concept": pruned["concept"]} | names | texts | {"runs": f"{pruned['run']} - {unpruned['run']}"})
+    return pd.DataFrame(rows)
+
+
+def write_tables(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str] = ()) -> list[Path]:
+    """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reading, comparison = reading_table(summaries), comparison_table(summaries)
+    parts = [f"# {name}", reading.to_markdown(index=False)]
+    parts += [
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "whose `summary.json` its path names; `config` there is the whole configuration."
+    ]
+    if len(comparison):
+        parts += [
+            "## Pruning on minus pruning off, prompt by prompt",
+            comparison.to_markdown(index=False),
+            "Percentage points with Newcombe's 95 % interval for paired proportions and McNemar's exact p.",
+        ]
+    if missing:
+        parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
+    paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
+    paths[0].write_text("\n\n".join(parts) + "\n")
+    long_table(summaries).to_csv(paths[1], index=False)
+    latex = reading.drop(columns="path").to_latex(index=False, escape=True)
+    paths[2].write_text(f"% made by python -m experiments.tables {name}; the runs are rows of {name}.csv\n{latex}")
+    return paths
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Collect an experiment's runs into tables.")
+    parser.add_argument("experiment", nargs="?", default="table1", help="a preset of conf/experiment")
+    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
+    parser.add_argument("--folder", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    with one_sentence():
+        jobs = experiment_jobs(arguments.experiment, arguments.overrides)
+        summaries = read_summaries(Path(jobs[0]["store"]))
+        runs = [find_run(job, summaries) for job in jobs]
+        found = [run for run in runs if run is not None]
+        if not found:
+            raise CommandError(
+                f"The store {jobs[0]['store']} has no run of {arguments.experiment}; make them with "
+                f"`python run.py -m +experiment={arguments.experiment}`."
+            )
+        missing = [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]
+        for path in write_tables(found, arguments.experiment, arguments.folder, missing=missing):
+            print(path)
+        if missing:
+            print(f"{len(missing)} of {len(jobs)} runs are missing from the store.", file=sys.stderr)
+
+
+def _job_name(job: Mapping[str, Any]) -> str:
+    classes = [f"{group} {job[group]['_target_'].rpartition('.')[2]}" for group in GROUPS]
+    return ", ".join([str(job["concept"]["name"]), *classes])
+
+
+def _numbers_config(config: Mapping[str, Any]) -> Any:
+    return matters({key: value for key, value in config.items() if key not in _NOT_NUMBERS})
+
+
+def _numbers(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {name if key in {"rate", "mean"} else f"{name}_{key}": number for key, number in value.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Where inserted tokens go, what survives as text, and the projection on the simplex."""
+
+import pytest
+import torch
+
+from attacks.prompt_search import PromptTemplate, candidate_tokens, project_to_simplex
+from diffusion.model import TextToImage
+from tests.oracles.simplex import project_row
+from tests.oracles.unlearndiff import encode_one_hot, insert, prompt_tokens
+
+MODES = ["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
+LONG = "a painting of a church, " * 12
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prompt", ["", "church", "a photo of a red church in the snow", LONG])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_insertion_agrees_with_lists(tiny_model: TextToImage, mode: str, prompt: str, count: int) -> None:
+    model = tiny_model
+    tokens = list(range(40, 40 + count))
+    template = PromptTemplate.insert(model, ["a church", prompt], count, mode)
+    body = insert(prompt_tokens(model, prompt, count), tokens, mode)
+    row = [model.tokenizer.bos_token_id, *body, model.tokenizer.eos_token_id]
+    row += [model.tokenizer.pad_token_id] * (model.max_tokens - len(row))
+    filled = template.fill(torch.tensor([tokens, tokens]))
+    assert filled[1].tolist() == row
+    assert template.ends[1] == 1 + len(body)
+    assert template.texts(model, torch.tensor([tokens, tokens]))[1] == model.tokenizer.decode(body).strip()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_embedding_agrees_with_one_hot_rows_and_with_the_encoder(tiny_model64: TextToImage, mode: str) -> None:
+    model = tiny_model64
+    prompts = ["a photo of a red church in the snow", "", LONG]
+    template = PromptTemplate.insert(model, prompts, 3, mode)
+    tokens = torch.randint(40, 250, (3, 3), generator=torch.Generator().manual_seed(0))
+    text = template.encode(model, model.vocabulary[tokens])
+    torch.testing.assert_close(text, model.encode_ids(template.fill(tokens)), rtol=0, atol=1e-12)
+    for prompt, row, encoded in zip(prompts, tokens, text, strict=True):
+        one_hot = torch.nn.functional.one_hot(row, len(model.vocabulary)).double()
+        torch.testing.assert_close(encoded, encode_one_hot(model, prompt, one_hot, mode)[0], rtol=0, atol=1e-12)
+
+
+def test_a_prompt_that_fills_every_position_loses_its_tail_and_keeps_its_end(tiny_model: TextToImage) -> None:
+    model = tiny_model
+    plain = model.tokenize([LONG])[0].tolist()
+    template = PromptTemplate.insert(model, [LONG], 4, "suffix_k")
+    row = template.fill(torch.tensor([[41, 42, 43, 44]]))[0].tolist()
+    assert row == [*plain[:-5], 41, 42, 43, 44, model.tokenizer.eos_token_id]
+    assert template.ends.item() == model.max_tokens - 1
+
+
+def test_tokens_may_take_the_whole_prompt_but_not_more(tiny_model: TextToImage) -> None:
+    most = tiny_model.max_tokens - 2
+    template = PromptTemplate.insert(tiny_model, ["a red church"], most, "mid_k")
+    assert template.slots[0].tolist() == list(range(1, most + 1))
+    with pytest.raises(ValueError, match=f"{most + 1} tokens cannot be inserted.*1 to {most}"):
+        PromptTemplate.insert(tiny_model, [""], most + 1, "prefix_k")
+
+
+def test_padding_is_the_tokenizers_own(tiny_model: TextToImage) -> None:
+    tiny_model.tokenizer.pad_token = tiny_model.tokenizer.convert_ids_to_tokens(7)
+    template = PromptTemplate.insert(tiny_model, ["a church"], 2, "prefix_k")
+    filled = template.fill(torch.tensor([[41, 42]]))[0]
+    assert filled[template.ends.item() + 1 :].eq(7).all()
+    assert template.texts(tiny_model, torch.tensor([[41, 42]]))[0].endswith("a church")
+
+
+def test_special_tokens_are_candidates_only_on_request(tiny_model: TextToImage) -> None:
+    special = set(tiny_model.tokenizer.all_special_ids)
+    assert special.isdisjoint(candidate_tokens(tiny_model).tolist())
+    assert candidate_tokens(tiny_model, exclude_special=False).tolist() == list(range(len(tiny_model.vocabulary)))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0.7],
+        [-3.0],
+        [0.25] * 4,
+        [5.0, 5.0, -1.0],
+        [0.2, 0.3, 0.5],
+        [1.0, 0.0, 0.0],
+        [1e6, 1e6 - 0.5, 0.0],
+        [-1e3, -1e3 + 0.25, -2e3],
+        [0.1, 0.1, 0.1, 0.1, 0.9, 0.9],
+    ],
+)
+def test_projection_of_special_rows_agrees_with_bisection(row: list[float]) -> None:
+    ours = project_to_simplex(torch.tensor(row, dtype=torch.float64))
+    torch.testing.assert_close(ours, torch.tensor(project_row(row), dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 30.0])
+def test_projection_of_random_rows_agrees_with_bisection(scale: float) -> None:
+    points = torch.randn(2, 3, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * scale + 1 / 200
+    ours = project_to_simplex(points)
+    slow = torch.tensor([[project_row(row) for row in rows] for rows in points.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(ours, slow, rtol=0, atol=1e-13)
+    torch.testing.assert_close(ours.sum(-1), torch.ones(2, 3, dtype=torch.float64), rtol=0, atol=1e-13)
+    assert (ours >= 0).all()
+
+
+def test_projection_of_a_row_does_not_depend_on_its_neighbours() -> None:
+    points = torch.randn(16, 5000, generator=torch.Generator().manual_seed(2)) * 0.01
+    together = project_to_simplex(points)
+    alone = torch.cat([project_to_simplex(points[row : row + 1]) for row in range(len(points))])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-8)
+    assert together.sum(-1).sub(1).abs().max() < 1e-5

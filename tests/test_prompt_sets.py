@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from evaluation.prompt_sets import PromptRow, read_prompt_set
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance"
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_file(*lines: str, encoding: str = "utf-8") -> Path:
+        path = tmp_path / "prompts.csv"
+        path.write_text("\n".join(lines) + "\n", encoding=encoding)
+        return path
+
+    return write_file
+
+
+def test_rows_keep_order_and_further_columns_become_labels(write):
+    path = write(HEADER + ",style", '7,"a church, in neon",12,5.0,neon', "3,NA,0,7.5,null")
+    assert read_prompt_set(path) == [
+        PromptRow(7, "a church, in neon", 12, 5.0, {"style": "neon"}),
+        PromptRow(3, "NA", 0, 7.5, {"style": "null"}),
+    ]
+
+
+def test_column_order_is_free(write):
+    path = write("style,evaluation_guidance,prompt,case_number,evaluation_seed", "neon,5,a church,1,9")
+    assert read_prompt_set(path) == [PromptRow(1, "a church", 9, 5.0, {"style": "neon"})]
+
+
+def test_missing_settings_take_the_published_defaults(write):
+    assert read_prompt_set(write("prompt,case_number", "a church,1")) == [PromptRow(1, "a church", 0, 7.5, {})]
+
+
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(write):
+    path = write(HEADER, "", "1,a church,2,3", "", encoding="utf-8-sig")
+    assert read_prompt_set(path) == [PromptRow(1, "a church", 2, 3.0, {})]
+
+
+def test_limit_returns_the_first_rows(write):
+    path = write(HEADER, *(f"{number},prompt {number},0,5" for number in range(5)))
+    assert [row.case_number for row in read_prompt_set(path, limit=2)] == [0, 1]
+    assert len(read_prompt_set(path, limit=9)) == 5
+    with pytest.raises(ValueError, match="limit is 0"):
+        read_prompt_set(path, limit=0)
+
+
+def test_every_missing_column_is_named(write):
+    with pytest.raises(ValueError, match=r"prompts\.csv lacks the columns case_number, prompt"):
+        read_prompt_set(write("text,evaluation_seed", "a church,1"))
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("2,a church,1.5,5", "line 3: evaluation_seed is '1.5'"),
+        ("2,a church,-1,5", "line 3: evaluation_seed is '-1'"),
+        ("two,a church,1,5", "line 3: case_number is 'two'"),
+        ("2,a church,1,much", "line 3: evaluation_guidance is 'much'"),
+        ("2,a church,1,nan", "line 3: evaluation_guidance is 'nan'"),
+        ("2,  ,1,5", "line 3: the prompt is empty"),
+        ("1,a church,1,5", "line 3: case_number 1 is that of line 2 too"),
+        ("2,a church,1", "line 3: it has more or fewer cells"),
+        ("2,a church,1,5,6", "line 3: it has more or fewer cells"),
+    ],
+)
+def test_broken_rows_are_named_by_file_and_line(write, row: str, fault: str):
+    with pytest.raises(ValueError, match="broken rows") as error:
+        read_prompt_set(write(HEADER, "1,a chapel,1,5", row))
+    assert "prompts.csv" in str(error.value)
+    assert fault in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_lines_are_those_of_the_file_when_prompts_span_several(write):
+    with pytest.raises(ValueError, match="line 4: evaluation_seed is 'x'"):
+        read_prompt_set(write(HEADER, '1,"a church', 'at night",1,5', "2,a church,x,5"))
+
+
+def test_many_broken_rows_are_summed_up(write):
+    with pytest.raises(ValueError, match=r"line 6.*\(and 4 more\)"):
+        read_prompt_set(write(HEADER, *(f"{number},,1,5" for number in range(9))))
+
+
+def test_missing_empty_and_binary_files_are_refused(write, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no prompt set"):
+        read_prompt_set(tmp_path / "nowhere.csv")
+    with pytest.raises(ValueError, match="no prompts"):
+        read_prompt_set(write(HEADER))
+    path = tmp_path / "binary.csv"
+    path.write_bytes(b"\xff\xfe\x00case")
+    with pytest.raises(ValueError, match="UTF-8"):
+        read_prompt_set(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prompts" / "canvas").glob("*.csv")), ids=lambda path: path.stem)
+def test_every_shipped_set_is_readable_and_labelled(path: Path):
+    for row in read_prompt_set(path):
+        assert set(row.labels) == {"style", "subject", "burning"}

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.statistics import Mean, PairedComparison, Rate, mcnemar_p_value, wilson_interval
+from tests.oracles import statistics as oracle
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 64), (24, 64), (64, 64), (999, 1000)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_interval_follows_the_formula(successes: int, n: int, confidence: float):
+    expected = oracle.wilson(successes, n, confidence)
+    assert wilson_interval(successes, n, confidence) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 4), (5, 4)])
+def test_wilson_interval_refuses_impossible_counts(successes: int, n: int):
+    with pytest.raises(ValueError, match=f"{successes} successes of {n} cases"):
+        wilson_interval(successes, n)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (3, 3), (10, 2), (17, 30)])
+def test_mcnemar_sums_the_binomial_tails(b: int, c: int):
+    assert mcnemar_p_value(b, c) == pytest.approx(oracle.exact_mcnemar(b, c), abs=1e-12)
+    assert mcnemar_p_value(b, c) == mcnemar_p_value(c, b)
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_a_rate_counts_booleans_of_any_container(make):
+    rate = Rate.of(make([True] * 24 + [False] * 40))
+    assert (rate.successes, rate.n, rate.rate) == (24, 64, 0.375)
+    assert str(rate) == "37.5 % [26.7, 49.7] (24/64)"
+
+
+def test_a_rate_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one case"):
+        Rate.of([])
+
+
+def test_what_is_stored_is_plain_json():
+    values = [Rate.of([True]), Mean.of(torch.tensor([1.0, 2.0])), PairedComparison.of([True, False], [False, False])]
+    for value in values:
+        assert type(value)(**json.loads(json.dumps(value.as_dict()))) == value
+        assert dataclasses.is_dataclass(value)
+
+
+def test_mean_has_students_interval():
+    # t(0.975, 3) = 3.182446; the standard error of 1, 2, 3, 6 is sqrt(14 / 3 / 4).
+    mean = Mean.of([1.0, 2.0, 3.0, 6.0])
+    margin = 3.182446305284263 * (14 / 3 / 4) ** 0.5
+    assert (mean.n, mean.mean) == (4, 3.0)
+    assert (mean.low, mean.high) == pytest.approx((3 - margin, 3 + margin), abs=1e-9)
+    assert Mean.of([5.0]) == Mean(1, 5.0, 5.0, 5.0)
+    with pytest.raises(ValueError, match="no values"):
+        Mean.of([])
+
+
+@pytest.mark.parametrize(
+    ("both", "only_first", "only_second", "neither"),
+    [(20, 30, 4, 10), (0, 10, 20, 0), (10, 0, 0, 54), (64, 0, 0, 0), (3, 2, 2, 1), (1, 20, 20, 1), (40, 12, 0, 12)],
+)
+def test_paired_comparison_follows_newcombe(both: int, only_first: int, only_second: int, neither: int):
+    first = [True] * both + [True] * only_first + [False] * only_second + [False] * neither
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    comparison = PairedComparison.of(first, second)
+    n = len(first)
+    low, high = oracle.newcombe_paired(both, only_first, only_second, neither)
+    assert comparison.n == n
+    assert (comparison.only_first, comparison.only_second) == (only_first, only_second)
+    assert comparison.difference == pytest.approx(100 * (sum(first) - sum(second)) / n)
+    assert (comparison.low, comparison.high) == pytest.approx((100 * low, 100 * high), abs=1e-9)
+    assert comparison.low <= comparison.difference <= comparison.high
+    assert comparison.p_value == pytest.approx(oracle.exact_mcnemar(only_first, only_second))
+
+    swapped = PairedComparison.of(second, first)
+    assert (swapped.low, swapped.high) == pytest.approx((-comparison.high, -comparison.low))
+
+
+def test_unequal_numbers_of_outcomes_are_not_pairs():
+    with pytest.raises(ValueError, match="2 and 1 outcomes"):
+        PairedComparison.of([True, False], [True])
