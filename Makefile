@@ -31,7 +31,7 @@ canvas: $(INSTALLED)
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/python -m experiments.tables
+	$(BIN)/python -m experiments.tables table1
 
 benchmarks: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -1,32 +1,38 @@
-"""Erase a concept, attack the result, judge the pictures: ``python run.py eraser=esd pruning=on attack=unlearndiff``."""
+"""Erase a concept, attack the result, judge the pictures: ``python run.py eraser=esd pruning=on``."""
 
 import os
+import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.errors import one_sentence
+from experiments.errors import one_sentence, tidy_arguments
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> str:
     """Run one job of the composed config; returns the path of its summary."""
     with one_sentence():
-        from pathlib import Path
+        # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
+        from experiments.config import build  # noqa: PLC0415
 
-        from experiments.config import build
+        choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
+        job = build(config, choices)
 
-        hydra_config = HydraConfig.get()
-        job = build(config, hydra_config.runtime.choices)
+        from experiments.job import run_job  # noqa: PLC0415
 
-        from experiments.job import run_job
-
-        return str(run_job(job, Path(hydra_config.runtime.output_dir)))
+        return str(run_job(job, folder))
 
 
-if __name__ == "__main__":
+def command_line() -> None:
+    """Run what the command line asks for; an error of the user's is one sentence and exit status 1."""
     # Hydra would print its own text for its errors; they are told in one sentence with all the others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with one_sentence():
+        sys.argv[1:] = tidy_arguments(sys.argv[1:])
         main()
+
+
+if __name__ == "__main__":
+    command_line()

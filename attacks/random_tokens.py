@@ -44,7 +44,7 @@ class RandomTokens:
         Raises:
             ValueError: The model's prompts have no room for ``tokens``.
         """
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)
+        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         candidates = candidate_tokens(model, exclude_special=self.exclude_special)
 
         def propose(traces: list[Trace]) -> list[Proposal]:

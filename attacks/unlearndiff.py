@@ -102,7 +102,7 @@ class UnlearnDiffAtk:
             ValueError: A case has no target picture, or the model has no room for ``tokens`` or fewer timesteps than
                 ``timesteps``.
         """
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)
+        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         if self.timesteps > model.training_timesteps:
             raise ValueError(f"timesteps is {self.timesteps}; the model has {model.training_timesteps}: use fewer.")
         for case in cases:
@@ -152,7 +152,7 @@ class UnlearnDiffAtk:
         mean = torch.stack([state.mean for state in searches])
         variance = torch.stack([state.variance for state in searches])
         timesteps = torch.tensor([self._timestep(model, state) for state in searches], device=model.device)
-        losses = torch.zeros(len(searches), device=model.device)
+        losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
         if self.repeat_draws:
             for state in searches:
                 state.generator = step_generator(self.seed, state.case.case_number)

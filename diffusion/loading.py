@@ -37,9 +37,9 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_SECONDS = 3.0
-_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, ImportError) + (
-    SafetensorError,
-    UnpicklingError,
+_LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, ImportError),
+    *(SafetensorError, UnpicklingError),
 )
 
 Precision = Literal["fp32", "fp16", "bf16", "bf16_autocast"]

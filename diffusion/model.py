@@ -177,8 +177,10 @@ class TextToImage:
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
         """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed."""
-        noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(noise).to(self.device, self.dtype)
+        noise = torch.empty((len(seeds), *self.latent_shape))
+        for picture, seed in zip(noise, seeds, strict=True):
+            picture.normal_(generator=torch.Generator().manual_seed(seed))
+        return noise.to(self.device, self.dtype)
 
     @torch.no_grad()
     def sample(
@@ -198,8 +200,8 @@ class TextToImage:
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
             guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
-            until: If given, stop before step ``until`` (0 returns the initial noise), at timestep
-                ``sampling_timesteps(steps)[until]``.
+            until: If given, stop before step ``until``: what the U-Net would be given at timestep
+                ``sampling_timesteps(steps)[until]`` (the initial noise for 0).
             batch_size: Pictures at a time; it changes speed and memory only.
 
         Returns:
@@ -212,7 +214,8 @@ class TextToImage:
         if not len(text) == len(seeds) == len(scales):
             raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
         unconditional = self.encode([""])
-        chunks = [
+        chunks = [self.initial_latents([])]
+        chunks += [
             self._denoise(
                 text[start : start + batch_size],
                 self.initial_latents(seeds[start : start + batch_size]),
@@ -223,7 +226,7 @@ class TextToImage:
             )
             for start in range(0, len(text), batch_size)
         ]
-        return torch.cat(chunks) if chunks else self.initial_latents([])
+        return torch.cat(chunks)
 
     def _denoise(
         self, text: Tensor, latents: Tensor, unconditional: Tensor, scales: Tensor, *, steps: int, until: int | None
@@ -240,6 +243,9 @@ class TextToImage:
                 else self.predict_noise(scaled, model_timestep, text)
             )
             latents = scheduler.step(noise, timestep, latents).prev_sample.to(latents.dtype)
+        if until is not None and until < len(scheduler.timesteps):
+            # Some samplers keep their latents in another scale than the U-Net's.
+            latents = scheduler.scale_model_input(latents, scheduler.timesteps[until]).to(latents.dtype)
         return latents
 
     def make_scheduler(self, steps: int) -> Any:
@@ -260,11 +266,12 @@ class TextToImage:
     @torch.no_grad()
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Tensor:
         """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU."""
-        pictures = []
-        for chunk in latents.to(self.vae.dtype).split(batch_size):
+        pictures = [torch.empty((0, 3, *self.image_size), dtype=torch.uint8)]
+        for start in range(0, len(latents), batch_size):
+            chunk = latents[start : start + batch_size].to(self.vae.dtype)
             decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-        return torch.cat(pictures) if pictures else torch.empty((0, 3, *self.image_size), dtype=torch.uint8)
+        return torch.cat(pictures)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -275,11 +282,12 @@ class TextToImage:
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w]."""
-        latents = []
-        for chunk in images.split(batch_size):
-            pixels = (chunk.to(self.vae.device).float() / 127.5 - 1).to(self.vae.dtype)
-            latents.append(self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor)
-        return torch.cat(latents).to(self.device, self.dtype)
+        latents = [self.initial_latents([])]
+        for start in range(0, len(images), batch_size):
+            pixels = images[start : start + batch_size].to(self.vae.device).float() / 127.5 - 1
+            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
+            latents.append((mean * self.vae.config.scaling_factor).to(self.device, self.dtype))
+        return torch.cat(latents)
 
     def generate(
         self,
@@ -291,6 +299,8 @@ class TextToImage:
         batch_size: int = 64,
     ) -> Tensor:
         """Prompts to pictures: encode, sample, decode; uint8 [n, 3, H, W]."""
+        if not prompts:
+            return self.decode(self.initial_latents([]))
         with torch.no_grad():
             text = torch.cat(
                 [self.encode(prompts[start : start + batch_size]) for start in range(0, len(prompts), batch_size)]
@@ -320,4 +330,4 @@ class TextToImage:
                 parameter.grad = None
 
     def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(like.device, like.dtype)[timesteps].reshape(-1, 1, 1, 1)
+        return self.alphas_cumprod.to(like.device, like.dtype)[timesteps.round().long()].reshape(-1, 1, 1, 1)

@@ -190,11 +190,10 @@ class Edit:
             )
         parameters = named_parameters(model)
         for name, entry in self.entries.items():
-            shape = tuple(parameters[name].shape) if name in parameters else None
-            if shape != entry.shape:
+            if name not in parameters or tuple(parameters[name].shape) != entry.shape:
                 raise ValueError(
-                    f"The edit changes {name!r} of shape {list(entry.shape)} and {model.name!r} has "
-                    f"{'no such parameter' if shape is None else f'{list(shape)} there'}; it was made from another model."
+                    f"The edit changes {name!r} of shape {list(entry.shape)} and {model.name!r} has no such parameter; "
+                    "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
         for name, entry in self.entries.items():
@@ -311,7 +310,7 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     )
     try:
         with edit.applied(model):
-            pipeline.save_pretrained(partial, safe_serialization=True)
+            pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -16,7 +16,7 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, text_table
+from erasure.trajectories import FrozenSamples, Trajectories, stage, text_table
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps that a killed run may lose."""
@@ -95,11 +95,6 @@ class Retaining:
 def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar."""
     return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets.dtype), targets)
-
-
-def stage(checkpoint: Path | None, name: str) -> Path | None:
-    """The checkpoint of one stage of a job."""
-    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
 
 
 def require_trainable_precision(model: TextToImage) -> None:

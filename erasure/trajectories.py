@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.model import TextToImage
+from diffusion.progress import track
 from diffusion.training import save_atomically, step_generator
 
 
@@ -77,9 +78,7 @@ def latents_before(
         until=stop,
         batch_size=settings.batch_size,
     )
-    scheduler = model.make_scheduler(settings.steps)
-    scaled = scheduler.scale_model_input(latents, scheduler.timesteps[stop]).to(latents.dtype)
-    return scaled, model.sampling_timesteps(settings.steps)[stop].to(model.device)
+    return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device)
 
 
 def target_noise(
@@ -153,7 +152,7 @@ class FrozenSamples:
         groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
 
         def sample(group: Tensor) -> NoiseSamples:
-            prompts = group % len(self.text)
+            prompts = (group % len(self.text)).to(model.device)
             text = self.text[prompts]
             latents, timestep = latents_before(
                 model, text, [seeds[place] for place in group], int(stops[group[0]]), settings
@@ -166,7 +165,10 @@ class FrozenSamples:
             ]
             return NoiseSamples(latents, timestep.expand(len(group)), prompts, torch.cat(targets))
 
-        parts = [self._remembered(f"stop-{int(stops[group[0]])}", partial(sample, group), model) for group in groups]
+        parts = [
+            self._remembered(f"stop-{int(stops[group[0]])}", partial(sample, group), model)
+            for group in track(groups, "trajectories", len(groups))
+        ]
         return torch.cat(groups).argsort(), _joined(parts)
 
     def _shared_trajectories(
@@ -182,7 +184,7 @@ class FrozenSamples:
         seeds = torch.randint(2**31, (len(places),), generator=step_generator(seed, 0)).tolist()
 
         def sample(chunk: Tensor) -> NoiseSamples:
-            prompts = chunk % len(self.text)
+            prompts = (chunk % len(self.text)).to(model.device)
             text = self.text[prompts]
             both = torch.cat([unconditional.expand_as(text), text])
             scheduler = model.make_scheduler(settings.steps)
@@ -201,10 +203,11 @@ class FrozenSamples:
                 *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))
             )
 
+        chunks = places.split(settings.batch_size)
         with torch.no_grad():
             parts = [
-                self._remembered(f"pool-{number}", partial(sample, chunk), model)
-                for number, chunk in enumerate(places.split(settings.batch_size))
+                self._remembered(f"pool-{int(chunk[0])}-{int(chunk[-1])}", partial(sample, chunk), model)
+                for chunk in track(chunks, "trajectories", len(chunks))
             ]
         samples = _joined(parts)
         size = len(samples.timesteps)
@@ -213,19 +216,40 @@ class FrozenSamples:
         return torch.cat(order), samples
 
     def _remembered(self, part: str, compute: Callable[[], NoiseSamples], model: TextToImage) -> NoiseSamples:
-        """``compute()``, or what an interrupted run has kept of it."""
-        path = None if self._checkpoint is None else self._checkpoint.with_name(f"{self._checkpoint.name}.{part}")
-        if path is not None and path.exists():
-            state = torch.load(path, weights_only=True, map_location=model.device)
-            self.unet_evaluations += state.pop("unet_evaluations")
-            return NoiseSamples(**state)
-        before = model.unet_evaluations
-        samples = compute()
-        spent = model.unet_evaluations - before
+        tensors, spent = remembered(self._checkpoint, part, lambda: vars(compute()), model)
         self.unet_evaluations += spent
-        if path is not None:
-            save_atomically({**vars(samples), "unet_evaluations": spent}, path)
-        return samples
+        return NoiseSamples(**tensors)
+
+
+def remembered(
+    checkpoint: Path | None, part: str, compute: Callable[[], dict[str, Tensor]], model: TextToImage
+) -> tuple[dict[str, Tensor], int]:
+    """``compute()``, or what an interrupted run has kept of it.
+
+    Args:
+        checkpoint: The file's name begins with this one; None keeps nothing.
+        part: The file's name ends with this.
+        compute: Makes tensors by name with ``model``.
+        model: Whose U-Net evaluations are counted.
+
+    Returns:
+        The tensors, and the evaluations that they cost when they were computed.
+    """
+    path = stage(checkpoint, part)
+    if path is not None and path.exists():
+        state = torch.load(path, weights_only=True, map_location=model.device)
+        return state["tensors"], state["unet_evaluations"]
+    before = model.unet_evaluations
+    tensors = compute()
+    spent = model.unet_evaluations - before
+    if path is not None:
+        save_atomically({"tensors": tensors, "unet_evaluations": spent}, path)
+    return tensors, spent
+
+
+def stage(checkpoint: Path | None, name: str) -> Path | None:
+    """The checkpoint of one stage of a job."""
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
 
 
 def _fields(samples: NoiseSamples) -> tuple[Tensor, Tensor, Tensor, Tensor]:

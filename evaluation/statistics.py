@@ -120,7 +120,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two conditions on the same cases: did the rate change?
+    """How the rate changes between two conditions on the same cases.
 
     The interval is Newcombe's for the difference of paired proportions (Newcombe 1998, Statistics in Medicine 17,
     2635-2650, method 10): both Wilson intervals, joined by their correlation phi.

@@ -1,12 +1,13 @@
 """From the composed config to checked objects, before anything heavy is loaded."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, ClassVar, Protocol
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -14,17 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from attacks.cases import Outcome, PromptCase, ThreatModel
+from diffusion.loading import ModelSource
+from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
+from erasure.concept import Concept
+from erasure.protocols import Eraser, Pruning, check_pair
+from evaluation.quality import Evaluator
+from evaluation.verdicts import Judge
 from experiments.errors import CommandError, asking_user, explain_instantiation, explain_validation, unknown
-
-if TYPE_CHECKING:
-    from attacks.protocols import Attack
-    from diffusion.loading import ModelSource
-    from erasure.concept import Concept
-    from erasure.protocols import Eraser, Pruning
-    from evaluation.quality import Evaluator
-    from evaluation.verdicts import Judge
-    from experiments.tracking import Tracker
+from experiments.tracking import Tracker
 
 OBJECTS = ("model", "concept", "judge", "eraser", "pruning", "attack", "evaluator", "tracker")
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
@@ -34,6 +34,17 @@ SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "device"})
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+
+
+class Attack(Protocol):
+    """A search for prompts that bring an erased concept back."""
+
+    threat_model: ClassVar[ThreatModel]
+
+    def run(
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+    ) -> Iterator[Outcome]:
+        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -65,14 +76,14 @@ class Job:
         choices: Which file each group took, for names in tables (``eraser: esd``).
     """
 
-    model: "ModelSource"
-    concept: "Concept"
-    judge: "Judge"
-    eraser: "Eraser"
-    pruning: "Pruning"
-    attack: "Attack"
-    evaluators: "Mapping[str, Evaluator]"
-    tracker: "Tracker"
+    model: ModelSource
+    concept: Concept
+    judge: Judge
+    eraser: Eraser
+    pruning: Pruning
+    attack: Attack
+    evaluators: Mapping[str, Evaluator]
+    tracker: Tracker
     settings: Settings
     config: dict[str, Any]
     choices: dict[str, str]
@@ -96,14 +107,14 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     job = Job(**objects, evaluators=evaluators, settings=settings, config=plain, choices=dict(choices or {}))
-    from erasure.protocols import check_pair
-
     with asking_user():
         check_pair(job.eraser, job.pruning)
         for name in ("prompts", "retained_prompts"):
             path = getattr(job.concept, name)
             if path is None:
-                raise ValueError(f"concept.{name} is missing; it must be a CSV file with the columns case_number,prompt.")
+                raise ValueError(
+                    f"concept.{name} is missing; it must be a CSV file with the columns case_number,prompt."
+                )
             if not path.is_file():
                 raise FileNotFoundError(f"concept.{name} is {path}; there is no such file.")
     return job
@@ -126,7 +137,8 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
     arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
     arguments += config.hydra.overrides.task
-    overrides = OverridesParser.create().parse_overrides(arguments)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(arguments)
     for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
         for job_overrides in batch:
             yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])

@@ -1,13 +1,16 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
+import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -38,6 +41,9 @@ _BOUNDS = {
 }
 
 
+_UNION_MEMBERS = frozenset({"int", "float", "str", "bool"})
+
+
 class CommandError(Exception):
     """What was asked for cannot be done; the message is one sentence that says why."""
 
@@ -57,21 +63,38 @@ def one_sentence() -> Iterator[None]:
         sys.exit(sentence)
 
 
+def tidy_arguments(arguments: Sequence[str]) -> list[str]:
+    """Flags first and overrides after them, the one order that Hydra's parser takes.
+
+    Raises:
+        CommandError: There is no such flag, or it lacks its value.
+    """
+    tidy = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
+    captured = io.StringIO()
+    try:
+        with redirect_stderr(captured):
+            get_args_parser().parse_args(tidy)
+    except SystemExit as exit_:
+        if exit_.code:
+            _, _, reason = captured.getvalue().rpartition("error: ")
+            raise CommandError(_one_line(f"{reason.strip()}; run.py --hydra-help lists the flags")) from exit_
+        raise
+    return tidy
+
+
 @contextmanager
-def asking_user(prefix: str = "") -> Iterator[None]:
+def asking_user() -> Iterator[None]:
     """Around work on what the user named (files, values): its ValueErrors and OSErrors are the user's to mend."""
     try:
         yield
     except CommandError:
         raise
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        raise CommandError(explain(error) or _one_line(f"{prefix}{error}")) from error
+        raise CommandError(explain(error) or _one_line(str(error))) from error
 
 
 def explain(error: BaseException) -> str | None:
     """The sentence for an error of the user's; None for what looks like a bug."""
-    from pydantic import ValidationError
-
     match error:
         case CommandError():
             sentence = str(error)
@@ -104,39 +127,44 @@ def explain(error: BaseException) -> str | None:
 def unknown(name: str, known: Iterable[str], *, what: str = "is unknown; it must be one of") -> str:
     """A sentence that lists what could have been meant instead of ``name``, with the nearest."""
     known = sorted(known)
+    if not known:
+        return f"{name} is unknown; there are no fields to set here."
     nearest = get_close_matches(name.rpartition(".")[2].rpartition("=")[2], known, n=1)
     guess = f" (did you mean {nearest[0]}?)" if nearest else ""
     return f"{name} {what} {', '.join(known)}{guess}."
 
 
-def explain_validation(error: Any, prefix: str = "", known: Iterable[str] = ()) -> str:
+def explain_validation(error: ValidationError, prefix: str = "", known: Iterable[str] = ()) -> str:
     """The first fault that pydantic found.
 
     Args:
-        error: The pydantic ``ValidationError``.
+        error: What pydantic raised.
         prefix: Where the object lies in the config, as in ``eraser``.
         known: Its fields.
     """
     fault = error.errors()[0]
-    # Pydantic appends what it tried inside a union ("int", "function-wrap[...]"); only fields and indices are ours.
-    location = [str(part) for part in fault["loc"] if str(part).isidentifier() or isinstance(part, int)]
+    # Inside a union pydantic also names the member that it tried, as in ("trajectories", "int").
+    location = [str(part) for part in fault["loc"] if part not in _UNION_MEMBERS]
     name = ".".join([*([prefix] if prefix else []), *location])
-    kind, context = fault["type"], fault.get("ctx", {})
-    value = repr(fault["input"])
-    if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return unknown(name, known, what="is unknown; the fields are")
-    if kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
-        return f"{name} is missing; give it a value."
-    if kind == "value_error":
-        return f"{name + ': ' if name else ''}{context['error']}"
-    if kind == "literal_error":
-        return f"{name} is {value}; it must be one of {context['expected'].replace(' or ', ', ')}."
-    if kind in _BOUNDS:
-        bound, wording = _BOUNDS[kind]
-        return f"{name} is {value}; it must be {wording.format(context[bound])}."
-    if kind in _WANTED:
-        return f"{name} is {value}; it must be {_WANTED[kind]}."
-    return f"{name} is {value}; {fault['msg']}."
+    value, kind = repr(fault["input"]), fault["type"]
+    context: dict[str, Any] = fault.get("ctx", {})
+    match kind:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return unknown(name, known, what="is unknown; the fields are")
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{name} is missing; give it a value."
+        case "value_error":
+            return f"{name + ': ' if name else ''}{context['error']}"
+        case "literal_error":
+            wanted = f"one of {context['expected'].replace(' or ', ', ')}"
+        case _ if kind in _BOUNDS:
+            bound, wording = _BOUNDS[kind]
+            wanted = wording.format(context[bound])
+        case _ if kind in _WANTED:
+            wanted = _WANTED[kind]
+        case _:
+            return f"{name} is {value}: {fault['msg']}."
+    return f"{name} is {value}; it must be {wanted}."
 
 
 def _explain_missing_config(error: MissingConfigException) -> str:
@@ -148,8 +176,6 @@ def _explain_missing_config(error: MissingConfigException) -> str:
 
 def explain_instantiation(error: InstantiationException, fields: Callable[[str], Iterable[str]]) -> str | None:
     """Why Hydra could not make an object; ``fields`` names those of the object at a key of the config."""
-    from pydantic import ValidationError
-
     lines = str(error).splitlines()
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
     cause = error.__cause__

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
+import transformers
+from torch import Tensor
+
 from attacks.cases import PromptCase
 from evaluation.prompt_sets import PromptRow, read_prompt_set
 from experiments import grid, screen
@@ -13,12 +17,12 @@ from experiments.cost import Cost
 from experiments.errors import asking_user
 from experiments.stages import Stages
 from experiments.store import Store, write_json
-from experiments.summary import CaseResult, find_unpruned, run_identity, summarise, success_curve
+from experiments.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
 
 log = logging.getLogger(__name__)
 
 
-def run_job(job: Job, folder: Path) -> Path:
+def run_job(job: Job, folder: str | Path) -> Path:
     """Erase, attack, judge, and write down what came of it.
 
     Args:
@@ -31,10 +35,12 @@ def run_job(job: Job, folder: Path) -> Path:
     Raises:
         CommandError: The store, the model or a prompt set cannot be used.
     """
+    folder = Path(folder)
     with asking_user():
         store = Store(job.settings.store)
         rows = read_prompt_set(job.concept.prompts, job.settings.prompts)
         retained = read_prompt_set(job.concept.retained_prompts, job.settings.retained)
+        _silence_libraries()
         model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
 
@@ -54,9 +60,7 @@ def run_job(job: Job, folder: Path) -> Path:
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
 
         outcomes = attacked.outcomes
-        cases = [
-            CaseResult.of(outcome, base=present) for outcome, present in zip(outcomes, base_present, strict=True)
-        ]
+        cases = [CaseResult.of(outcome, base=present) for outcome, present in zip(outcomes, base_present, strict=True)]
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
@@ -92,7 +96,14 @@ def run_job(job: Job, folder: Path) -> Path:
     return paths[-1]
 
 
-def attack_cases(rows: Sequence[PromptRow], targets: Sequence) -> list[PromptCase]:
+def _silence_libraries() -> None:
+    # Their bars for reading files are drawn off a terminal too, and say nothing that the log does not.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def attack_cases(rows: Sequence[PromptRow], targets: Tensor) -> list[PromptCase]:
+    """What an attack is given: each prompt with the base model's picture of it, uint8 [n, 3, H, W], as its target."""
     return [
         PromptCase(row.case_number, row.prompt, row.seed, row.guidance, target)
         for row, target in zip(rows, targets, strict=True)

@@ -70,7 +70,11 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
 
 def title(summary: Mapping[str, Any]) -> str:
     """A run's choices in one line."""
-    groups = [f"{group}={summary['choices'][group]}" for group in ("eraser", "pruning", "attack") if group in summary["choices"]]
+    groups = [
+        f"{group}={summary['choices'][group]}"
+        for group in ("eraser", "pruning", "attack")
+        if group in summary["choices"]
+    ]
     return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
 
 

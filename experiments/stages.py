@@ -1,16 +1,11 @@
 """The stages of a job: each is looked up in the store, and worked on only where it is not complete."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from attacks.cases import Check, Outcome, PromptCase
 from diffusion.model import TextToImage
@@ -22,7 +17,7 @@ from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.errors import asking_user
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
-from experiments.store import Journal, Store, content_hash, read_json, replacing, write_json
+from experiments.store import Journal, Store, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +126,10 @@ class Stages:
         return make_pictures(self.store, key, self.model, rows, self.job.settings.sampling, label)
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
-        """Does each picture show the concept?"""
+        """Say of each picture whether it shows the concept."""
         key = {"pictures": pictures.key, "judge": matters(self.job.config["judge"])}
         present: list[bool] = self.store.remembered(
-            "verdicts", key, lambda: self.job.judge(pictures.images).present.tolist()
+            "verdicts", key, lambda: [bool(present) for present in self.job.judge(pictures.images).present]
         )
         return present
 
@@ -190,9 +185,7 @@ class Stages:
         meter = Meter(self.model)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
-            outcomes = self.job.attack.run(
-                self.model, waiting, self.job.judge, sampling=self.job.settings.sampling
-            )
+            outcomes = self.job.attack.run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
             for done, outcome in enumerate(outcomes, start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
                 cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}

@@ -88,9 +88,7 @@ class Store:
             root.mkdir(parents=True, exist_ok=True)
             probe.touch()
         except OSError as error:
-            raise OSError(
-                f"store is {root}; it must be a folder that can be written to ({error.strerror})."
-            ) from error
+            raise OSError(f"store is {root}; it must be a folder that can be written to ({error.strerror}).") from error
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)

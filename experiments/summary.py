@@ -25,7 +25,7 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One prompt of the concept: does its picture show the concept, by the base model, once erased, under attack?"""
+    """Whether the picture of one prompt shows the concept: by the base model, once erased, under attack."""
 
     case_number: int
     prompt: str

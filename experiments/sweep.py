@@ -7,7 +7,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from experiments.config import build, sweep_jobs
 from experiments.errors import one_sentence
+from experiments.screen import show_sweep
+from experiments.store import read_json
 
 
 class Sweep(Callback):
@@ -19,8 +22,6 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
-        from experiments.config import build, sweep_jobs
-
         with one_sentence():
             for job in sweep_jobs(config, config_name):
                 build(job)
@@ -33,8 +34,5 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print one table of all runs."""
-        from experiments.screen import show_sweep
-        from experiments.store import read_json
-
         if self._summaries:
             show_sweep([read_json(path) for path in self._summaries], self._pictures)

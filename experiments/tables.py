@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison
 from experiments.config import matters, sweep_jobs
@@ -21,17 +22,10 @@ _NOT_NUMBERS = {"store", "tracker"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The composed configs of every job of an experiment preset, with the groups' choices under ``choices``."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
+    """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         sweep = compose("config", [f"+experiment={experiment}", *overrides], return_hydra_config=True)
-        jobs = []
-        for job in sweep_jobs(sweep, "config"):
-            HydraConfig.instance()
-            jobs.append(OmegaConf.to_container(job, resolve=True))
-    return jobs
+        return [OmegaConf.to_container(job, resolve=True) for job in sweep_jobs(sweep, "config")]  # type: ignore[misc]
 
 
 def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -82,7 +76,9 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_tables(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str] = ()) -> list[Path]:
+def write_tables(
+    summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str] = ()
+) -> list[Path]:
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     reading, comparison = reading_table(summaries), comparison_table(summaries)

@@ -108,7 +108,7 @@ class WandbTracker:
 
 
 def has_key() -> bool:
-    """Is there a W&B key in the environment or in netrc?"""
+    """Whether the environment or netrc holds a W&B key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -138,7 +138,7 @@ class WandbRecorder:
 
     def open(self, tracker: WandbTracker, job: "Job", folder: Path) -> None:
         """Start the run."""
-        import wandb
+        import wandb  # noqa: PLC0415 - slow to import, and a job goes on without it
 
         self._wandb = wandb
         choices = {group: job.choices[group] for group in ("eraser", "pruning", "attack") if group in job.choices}

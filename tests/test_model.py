@@ -171,10 +171,7 @@ def test_trainable_lets_gradients_into_the_named_weights_and_freezes_again(tiny_
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_gives_nearly_the_same_pictures(tokenizer_folder: Path, tiny_model: TextToImage, autocast: bool):
     pipeline = make_tiny_pipeline(tokenizer_folder)
-    if autocast:
-        model = TextToImage(pipeline, autocast=torch.bfloat16)
-    else:
-        model = TextToImage(pipeline.to(torch.bfloat16))
+    model = TextToImage(pipeline, autocast=torch.bfloat16) if autocast else TextToImage(pipeline.to(torch.bfloat16))
     options = {"seeds": SEEDS, "steps": 3, "guidance": 3.0}
     pictures, expected = model.generate(PROMPTS, **options), tiny_model.generate(PROMPTS, **options)
     assert model.dtype == (torch.float32 if autocast else torch.bfloat16)

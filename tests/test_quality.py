@@ -31,7 +31,7 @@ def clip_folder(tokenizer_folder: Path, tmp_path: Path) -> Path:
     clip = CLIPModel(config)
     with torch.no_grad():
         for parameter in clip.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     clip.save_pretrained(tmp_path / "clip")
     pixels = {"height": 32, "width": 32}
     images = CLIPImageProcessor(

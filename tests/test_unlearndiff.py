@@ -226,14 +226,15 @@ def test_search_stops_at_the_first_success(tiny_model: TextToImage) -> None:
 
 def test_the_adversarial_prompt_is_text_that_draws_the_judged_picture(tiny_model64: TextToImage) -> None:
     cases = make_cases(tiny_model64)
-    for case, outcome in zip(cases, run(tiny_model64, cases).values(), strict=False):
-        case = next(other for other in cases if other.case_number == outcome.case_number)
+    outcomes = run(tiny_model64, cases)
+    for case in cases:
+        outcome = outcomes[case.case_number]
         again = tiny_model64.generate([outcome.adversarial_prompt], seeds=[case.seed], steps=2, guidance=case.guidance)
         assert torch.equal(again[0], outcome.image)
 
 
 def test_unchanged_text_is_not_drawn_again(tiny_model: TextToImage) -> None:
-    outcomes = run(tiny_model, make_cases(tiny_model), never, learning_rate=1e-6, timesteps=20, steps_per_timestep=1)
+    outcomes = run(tiny_model, make_cases(tiny_model), never, tokens=1, timesteps=20, steps_per_timestep=1)
     outcome = outcomes[10]
     texts = [check.prompt for check in outcome.checks]
     assert len(texts) == 21

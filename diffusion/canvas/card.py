@@ -54,7 +54,7 @@ JUDGE_TARGET = 0.98
 
 @dataclass(frozen=True)
 class Generated:
-    """Pictures by the base model: ``images`` uint8 [n, 3, H, W], their ``prompts``, and ``labels`` int64 [n] by head."""
+    """The base model's pictures: ``images`` uint8 [n, 3, H, W], their ``prompts``, ``labels`` int64 [n] by head."""
 
     images: Tensor
     prompts: list[str]
@@ -172,8 +172,8 @@ def measure(folder: Path, *, pictures: int, drawn: int, build: Path) -> dict[str
         names = {"column_names": subjects, "row_names": styles} if len(shown) == grid else {}
         sheet(group.images[shown], columns=len(SUBJECTS), **names).save(folder / f"{_file_name(name)}.png")
     pairs = torch.stack([drawings.images[:40].unflatten(0, (-1, 10)), reconstructions[:40].unflatten(0, (-1, 10))], 1)
-    names = ["drawn", "decoded"] * len(pairs)
-    sheet(pairs.flatten(0, 2), columns=10, row_names=names).save(folder / "reconstructions.png")
+    which = ["drawn", "decoded"] * len(pairs)
+    sheet(pairs.flatten(0, 2), columns=10, row_names=which).save(folder / "reconstructions.png")
 
     return {
         "held_out_seed": HELD_OUT_SEED,

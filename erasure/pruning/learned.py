@@ -14,10 +14,11 @@ from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision, stage
+from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision
 from erasure.parameters import UNetScope, substituted
 from erasure.protocols import Erasure, Objective
 from erasure.pruning.masks import cut_lowest, mask_counts, maskable_parameters
+from erasure.trajectories import stage
 
 Relaxation = Literal["straight_through", "hard_concrete", "annealed"]
 Masks = dict[str, Tensor]
@@ -156,7 +157,7 @@ class Learned:
         return torch.stack(closed).sum() / sum(values.numel() for values in scores.values())
 
     def _temperature(self, step: int) -> float:
-        return self.final_temperature ** (step / max(1, self.steps - 1))
+        return math.pow(self.final_temperature, step / max(1, self.steps - 1))
 
 
 def hard_concrete(scores: Tensor, generator: torch.Generator) -> Tensor:

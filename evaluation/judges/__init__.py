@@ -1,1 +1,1 @@
-"""Judges: is the concept in the picture?"""
+"""Judges say whether a picture shows the concept."""

@@ -1,4 +1,4 @@
-"""Retained accuracy: do the pictures of other prompts still show what they ask for?"""
+"""Retained accuracy: how often pictures of other prompts still show what they ask for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ class RetainedAccuracy:
             ValueError: A prompt lacks a head's label, or has one that the classifier does not know.
         """
         probabilities = classify(load_classifier(self.folder), images)
-        rates = {}
+        rates: dict[str, Rate] = {}
         for head in self.heads:
             predicted = [HEADS[head][index] for index in probabilities[head].argmax(dim=1).tolist()]
             wanted = [_label(row, head) for row in rows]

@@ -23,7 +23,7 @@ def insert(prompt: list, inserted: list, where: str) -> list:
     if where == "insert_k":
         gap = length // (count + 1)
         for item in inserted:
-            result += prompt[:gap] + [item]
+            result += [*prompt[:gap], item]
             prompt = prompt[gap:]
     elif where == "per_k_words":
         for position, item in enumerate(inserted):
@@ -41,7 +41,7 @@ def prompt_tokens(model: TextToImage, prompt: str, count: int) -> list[int]:
 
 
 def encode_one_hot(model: TextToImage, prompt: str, one_hot: torch.Tensor, where: str) -> torch.Tensor:
-    """Text embeddings, float [1, tokens, width], of a prompt with the rows of ``one_hot``, [k, vocabulary], inserted."""
+    """Text embeddings, [1, tokens, width], of a prompt with the rows of ``one_hot``, [k, vocabulary], inserted."""
     vocabulary = model.vocabulary
     identity = torch.eye(len(vocabulary), dtype=vocabulary.dtype)
     own = [identity[token] for token in prompt_tokens(model, prompt, len(one_hot))]

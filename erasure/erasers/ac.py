@@ -1,0 +1,133 @@
+"""AC: make the concept's prompts predict what their anchor's predict."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.training import step_generator
+from erasure.concept import Concept
+from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
+from erasure.parameters import UNetScope
+from erasure.protocols import Erasure, Objective, Pruning
+from erasure.trajectories import Trajectories, remembered, text_table
+
+PICTURE_STREAM = 2**32
+"""Added to the seed of the anchor's pictures, so that their noise is not the training's."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class AC:
+    """Concept ablation (Kumari et al., "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023).
+
+    L = || eps_theta(x_t, c*, t) - sg[eps_theta(x_t, c, t)] ||^2 (mean), their model-based variant: c* names the
+    target, c the anchor in the same template, x_t is a noised picture that the model made of c, t is uniform, and sg
+    stops the gradient of the current model's own prediction.
+
+    Attributes:
+        scope: What is trained.
+        steps: Optimiser steps (AdamW).
+        learning_rate: AdamW's.
+        batch_size: Noised pictures per step; several targets take turns.
+        images: Pictures of the anchor, made once; the templates take turns.
+        sampling_steps: Sampler steps of a picture, and of the retain term's trajectories.
+        image_guidance: Guidance scale of a picture.
+        templates: Phrasings that target and anchor are put in, at ``{}``.
+        weight_decay: AdamW's.
+        clip_norm: Largest norm of the gradient.
+        retain_weight: Weight of the retain term on the concept's preserved phrases; 0 for none.
+        sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
+    """
+
+    has_objective: ClassVar[bool] = True
+
+    scope: UNetScope = "xattn_kv"
+    steps: Annotated[int, Field(ge=1)] = 150
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    images: Annotated[int, Field(ge=1)] = 64
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    image_guidance: Annotated[float, Field(ge=0)] = 6.0
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{}",)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    retain_weight: Annotated[float, Field(ge=0)] = 0.0
+    sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"templates has {template!r}; every template must contain {{}}, the phrase's place.")
+        return self
+
+    def objective(self) -> Objective:
+        """The loss, with the retain term if it has weight."""
+        ablating = ACObjective(self)
+        if not self.retain_weight:
+            return ablating
+        trajectories = Trajectories(self.sampling_steps, self.image_guidance, None, self.sampling_batch_size)
+        return Retaining(ablating, self.retain_weight, trajectories, self.batch_size)
+
+    def erase(
+        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Eraser`."""
+        training = FineTuning(self.scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm)
+        return erase_by_training(
+            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
+        )
+
+
+class ACObjective:
+    """The loss of :class:`AC` and the anchor's pictures that it needs."""
+
+    def __init__(self, config: AC) -> None:
+        self._config = config
+
+    def prepare(
+        self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
+    ) -> int:
+        """See :class:`erasure.protocols.Objective`."""
+        config = self._config
+        self._seed = seed
+        templates = len(config.templates)
+        self._targets = text_table(model, concept.targets, config.templates).unflatten(0, (-1, templates))
+        self._anchors = text_table(model, [concept.anchor], config.templates)
+        self._template = torch.arange(config.images) % templates
+        seeds = torch.randint(2**31, (config.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
+
+        def paint() -> dict[str, Tensor]:
+            latents = model.sample(
+                self._anchors[self._template],
+                seeds=seeds,
+                steps=config.sampling_steps,
+                guidance=config.image_guidance,
+                batch_size=config.sampling_batch_size,
+            )
+            return {"latents": latents}
+
+        pictures, spent = remembered(checkpoint, "anchors", paint, model)
+        self._pictures = pictures["latents"]
+        return spent
+
+    def loss(self, model: TextToImage, step: int) -> Tensor:
+        """See :class:`erasure.protocols.Objective`."""
+        size = self._config.batch_size
+        generator = step_generator(self._seed, step)
+        picks = torch.randint(len(self._pictures), (size,), generator=generator)
+        timesteps = torch.randint(model.training_timesteps, (size,), generator=generator)
+        noise = torch.randn((size, *model.latent_shape), generator=generator).to(self._pictures)
+        phrases = torch.arange(step * size, (step + 1) * size) % len(self._targets)
+
+        timesteps = timesteps.to(model.device)
+        latents = model.add_noise(self._pictures[picks], noise, timesteps)
+        with torch.no_grad():
+            anchored = model.predict_noise(latents, timesteps, self._anchors[self._template[picks]])
+        return noise_error(
+            model, latents, timesteps, self._targets[phrases, self._template[picks]], anchored.to(latents.dtype)
+        )

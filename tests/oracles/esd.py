@@ -1,0 +1,45 @@
+"""ESD from its formula: one sample at a time, one U-Net call per prediction, DDIM written out."""
+
+import torch
+from torch import Tensor, nn
+
+
+def trajectory_point(
+    unet: nn.Module,
+    alphas: list[float],
+    timesteps: list[int],
+    stop: int,
+    seed: int,
+    shape: tuple[int, int, int],
+    text: Tensor,
+    empty: Tensor,
+    guidance: float,
+) -> Tensor:
+    """x_t before step ``stop`` of a guided DDIM trajectory, float64 [1, c, h, w]."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(torch.float64)[None]
+    for step in range(stop):
+        t, next_t = timesteps[step], timesteps[step + 1]
+        e_0 = unet(x, torch.tensor([t]), empty[None]).sample
+        e_c = unet(x, torch.tensor([t]), text[None]).sample
+        e = (1 - guidance) * e_0 + guidance * e_c
+        x_0 = (x - (1 - alphas[t]) ** 0.5 * e) / alphas[t] ** 0.5
+        x = alphas[next_t] ** 0.5 * x_0 + (1 - alphas[next_t]) ** 0.5 * e
+    return x
+
+
+def target(frozen: nn.Module, x: Tensor, t: int, text: Tensor, empty: Tensor, eta: float) -> Tensor:
+    """eps*(x_t, 0, t) - eta (eps*(x_t, c, t) - eps*(x_t, 0, t)), float64 [1, c, h, w]."""
+    e_0 = frozen(x, torch.tensor([t]), empty[None]).sample
+    e_c = frozen(x, torch.tensor([t]), text[None]).sample
+    return e_0 - eta * (e_c - e_0)
+
+
+def mean_squared_error(unet: nn.Module, points: list[tuple[Tensor, int, Tensor, Tensor]]) -> float:
+    """Mean over (x_t, t, text, target) and over their elements."""
+    total, count = 0.0, 0
+    for x, t, text, wanted in points:
+        prediction = unet(x, torch.tensor([t]), text[None]).sample
+        for a, b in zip(prediction.flatten().tolist(), wanted.flatten().tolist(), strict=True):
+            total += (a - b) ** 2
+            count += 1
+    return total / count

@@ -1,0 +1,221 @@
+"""Whole jobs: what is made once, what survives a kill, what the summary says."""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tiny_pipeline
+
+from attacks.cases import Check, Outcome
+from diffusion.model import TextToImage
+from evaluation.prompt_sets import PromptRow
+from experiments import grid
+from experiments.errors import CommandError
+from experiments.summary import success_curve
+from tests import tiny_job
+from tests.tiny_job import Float64Folder, overrides, run
+
+
+@pytest.fixture(scope="session")
+def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
+    tiny_job.write_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of the default job in a store of its own."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(overrides(world, folder / "store"), folder / "run") | {"store": folder / "store"}
+
+
+@pytest.fixture
+def model(world: Path, monkeypatch: pytest.MonkeyPatch) -> TextToImage:
+    """The model that every job of the test gets, so that its counter tells what was computed."""
+    loaded = Float64Folder(world / "model").load()
+    monkeypatch.setattr(Float64Folder, "load", lambda self: loaded)
+    return loaded
+
+
+def numbers(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without what differs between two equal runs: time, memory, paths."""
+    costs = {stage: cost["unet_evaluations"] for stage, cost in summary["costs"].items()}
+    same = {
+        key: summary[key] for key in ("run", "n", "rates", "measures", "curve", "cases", "identity", "threat_model")
+    }
+    return same | {"costs": costs, "edit": summary["edit"]["hash"]}
+
+
+def test_the_undisturbed_job_has_outcomes_of_every_kind(undisturbed: dict[str, Any]) -> None:
+    kinds = {(case["erased"], case["attacked"]) for case in undisturbed["cases"]}
+    assert kinds == {(True, True), (False, True), (False, False)}
+
+
+def test_the_second_run_takes_everything_from_the_store(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
+) -> None:
+    again = run(overrides(world, undisturbed["store"]), tmp_path)
+    assert model.unet_evaluations == 0
+    assert again["costs"] == undisturbed["costs"]
+    assert numbers(again) == numbers(undisturbed)
+
+
+def test_batch_sizes_are_no_part_of_any_hash(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
+) -> None:
+    sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
+    again = run([*overrides(world, undisturbed["store"]), *sizes], tmp_path)
+    assert model.unet_evaluations == 0
+    assert again["run"] == undisturbed["run"]
+
+
+def test_outcomes_are_the_same_whatever_the_batch_sizes(
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
+    assert numbers(run([*overrides(world, tmp_path / "store"), *sizes], tmp_path / "run")) == numbers(undisturbed)
+
+
+def test_a_sweep_over_attacks_erases_once(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise RuntimeError("erased again")
+
+    monkeypatch.setattr("erasure.erasers.esd.ESD.erase", forbidden)
+    command = [part for part in overrides(world, undisturbed["store"]) if not part.startswith("attack.")]
+    plain = run([*command, "attack=none"], tmp_path / "none")
+    assert plain["rates"]["attacked"] == plain["rates"]["erased"] == undisturbed["rates"]["erased"]
+    assert plain["edit"]["hash"] == undisturbed["edit"]["hash"]
+
+
+def test_another_seed_erases_again(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    other = run([*overrides(world, undisturbed["store"]), "seed=1"], tmp_path)
+    assert other["edit"]["hash"] != undisturbed["edit"]["hash"]
+    assert other["costs"]["base"] == undisturbed["costs"]["base"]
+
+
+def test_more_prompts_attack_the_new_ones_alone(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
+) -> None:
+    more = run([*overrides(world, undisturbed["store"]), "prompts=6"], tmp_path)
+    assert more["cases"][:5] == undisturbed["cases"]
+    one_picture = 2 * 2
+    # The base and the plain picture of the sixth prompt, and its attack.
+    assert model.unet_evaluations == 2 * one_picture + more["cases"][5]["unet_evaluations"]
+
+
+def test_the_unedited_model_shares_the_base_pictures(world: Path, model: TextToImage, tmp_path: Path) -> None:
+    command = [part for part in overrides(world, tmp_path / "store") if not part.startswith(("eraser.", "attack."))]
+    summary = run([*command, "eraser=none", "attack=none"], tmp_path / "run")
+    assert summary["artefacts"]["base"] == summary["artefacts"]["erased"]
+    assert summary["rates"]["base"] == summary["rates"]["erased"]
+    assert summary["edit"] == {"hash": "none", "size_bytes": 0, "metadata": summary["edit"]["metadata"]}
+
+
+def test_a_pruned_job_is_compared_with_its_unpruned_twin(
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    pruned = run([*overrides(world, undisturbed["store"]), "pruning=on", "pruning.steps=3"], tmp_path / "a")
+    assert pruned["unpruned"]["run"] == undisturbed["run"]
+    discordant = [
+        [one["attacked"] and not two["attacked"], two["attacked"] and not one["attacked"]]
+        for one, two in zip(pruned["cases"], undisturbed["cases"], strict=True)
+    ]
+    only_first, only_second = (sum(column) for column in zip(*discordant, strict=True))
+    comparison = pruned["unpruned"]["attacked"]
+    assert (comparison["only_first"], comparison["only_second"]) == (only_first, only_second)
+    other_seed = run(
+        [*overrides(world, undisturbed["store"]), "pruning=on", "pruning.steps=3", "seed=7"], tmp_path / "b"
+    )
+    assert other_seed["unpruned"] is None
+
+
+def test_the_summary_says_what_made_it(undisturbed: dict[str, Any]) -> None:
+    assert undisturbed["choices"]["eraser"] == "esd"
+    assert undisturbed["threat_model"] == "white_box"
+    assert undisturbed["versions"]["torch"] == torch.__version__.partition("+")[0] or undisturbed["versions"]["torch"]
+    assert undisturbed["config"]["eraser"]["steps"] == 60
+    assert set(undisturbed["costs"]) == {"base", "edit", "erased", "attack", "measures"}
+    assert undisturbed["costs"]["base"]["unet_evaluations"] == (5 + 4) * 2 * 2
+    assert undisturbed["costs"]["attack"]["unet_evaluations"] == sum(
+        case["unet_evaluations"] for case in undisturbed["cases"]
+    )
+    stored = undisturbed["store"] / "runs" / undisturbed["run"] / "summary.json"
+    assert json.loads(stored.read_text())["run"] == undisturbed["run"]
+
+
+KILLS = {
+    "base pictures": ("experiments.pictures:write_picture", 4),
+    "training": ("erasure.trajectories:FrozenSamples.batch", 55),
+    "edit": ("experiments.stages:write_json", 2),
+    "attack": ("experiments.stages:write_picture", 3),
+    "summary": ("experiments.job:write_json", 2),
+}
+
+
+@pytest.mark.parametrize("stage", KILLS)
+def test_a_killed_job_ends_with_the_numbers_of_an_undisturbed_one(
+    stage: str, world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    name, call = KILLS[stage]
+    _kill(world, tmp_path, name, call)
+    assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)
+
+
+def test_a_job_killed_while_it_writes_an_outcome_drops_the_torn_line(
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    _kill(world, tmp_path, "experiments.store:Journal.append", 3, torn=True)
+    (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
+    assert not journal.read_text().endswith("\n")
+    assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)
+
+
+def _kill(world: Path, folder: Path, name: str, call: int, *, torn: bool = False) -> None:
+    # A fork server imports once; forking this process, with its thread pools, would not be safe.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny_job"])
+    arguments = (overrides(world, folder / "store"), folder / "killed", name, call)
+    process = context.Process(target=tiny_job.run_and_die, args=arguments, kwargs={"torn": torn})
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+
+
+def test_a_damaged_edit_is_one_sentence(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    run([*overrides(world, tmp_path / "store"), "attack.timesteps=1"], tmp_path / "first")
+    (edit,) = (tmp_path / "store" / "edits").glob("*/edit.safetensors")
+    edit.write_bytes(edit.read_bytes()[:200])
+    with pytest.raises(CommandError, match=r"edit\.safetensors is damaged"):
+        run(overrides(world, tmp_path / "store"), tmp_path / "second")
+
+
+def outcome(presences: list[bool], evaluations: list[int]) -> Outcome:
+    checks = tuple(
+        Check("text", present, 0.5, None, spent) for present, spent in zip(presences, evaluations, strict=True)
+    )
+    image = torch.full((3, 4, 4), 7, dtype=torch.uint8)
+    return Outcome(0, "plain", "adversarial", presences[0], presences[-1], 0.5, checks, evaluations[-1], image)
+
+
+def test_success_curve_counts_prompts_that_have_succeeded_by_then() -> None:
+    outcomes = [outcome([True], [4]), outcome([False, False, True], [4, 10, 16]), outcome([False, False], [4, 10])]
+    points = [(point.attempts, point.unet_evaluations, point.rate) for point in success_curve(outcomes)]
+    assert points == [(0, 12, 1 / 3), (1, 24, 1 / 3), (2, 30, 2 / 3)]
+
+
+def test_the_grid_shows_verdicts_and_enlarged_pictures() -> None:
+    rows = [PromptRow(number, "a church", 1, 3.0) for number in range(9)]
+    pictures = torch.zeros((9, 3, 32, 32), dtype=torch.uint8)
+    outcomes = [outcome([False, True], [4, 8])] * 9
+    drawn = grid.draw(rows, pictures, pictures, outcomes, [True] * 9)
+    colours = {colour: count for count, colour in drawn.getcolors(maxcolors=100_000)}
+    # Eight rows of black 160x160 pictures in the columns base and erased, the last pictures judged in the third.
+    assert colours[0, 0, 0] == 8 * 2 * 160 * 160
+    assert colours[7, 7, 7] == 8 * 160 * 160

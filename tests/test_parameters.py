@@ -1,0 +1,107 @@
+"""Scopes name what the papers train; substitution is differentiable and leaves no trace."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from erasure.parameters import SCOPES, UNET_SCOPES, named_parameters, scope_parameters, substituted
+
+
+@pytest.fixture(scope="module")
+def sd14():
+    """The U-Net of Stable Diffusion 1.4 without memory for its weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+    return SimpleNamespace(unet=unet, name="sd14")
+
+
+def size(parameters):
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("scope", "millions", "tensors"),
+    [
+        ("xattn", 43.96, 80),
+        ("xattn_kv", 19.17, 32),
+        ("ffn2", 49.56, 16),
+        ("ffn", 148.8, 64),
+        ("full", 859.5, 686),
+    ],
+)
+def test_scopes_have_the_published_sizes_on_stable_diffusion(sd14, scope, millions, tensors):
+    parameters = scope_parameters(sd14, scope)
+
+    assert len(parameters) == tensors
+    assert size(parameters) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_scopes_partition_as_their_names_say(sd14):
+    names = {scope: set(scope_parameters(sd14, scope)) for scope in UNET_SCOPES}
+
+    assert names["xattn_ffn"] == names["xattn"] | names["ffn"]
+    assert names["attn"] == names["xattn"] | names["selfattn"]
+    assert names["xattn_kv"] < names["xattn"]
+    left_out = names["full"] - names["noxattn"]
+    assert {name.split(".")[0] for name in left_out - names["xattn"]} == {"time_embedding", "conv_norm_out", "conv_out"}
+    assert names["xattn"] <= left_out
+    assert "time_embedding.linear_1.weight" in names["esd_u"]
+    assert not any("norm" in name and "norm_out" not in name for name in names["esd_u"])
+    assert not names["esd_u"] & names["xattn"]
+    assert all(name.endswith(".weight") for name in names["linear_conv"])
+    assert not any(".norm" in name for name in names["linear_conv"])
+
+
+def test_text_encoder_scope_is_prefixed_and_has_no_embedding_tables(tiny_model):
+    names = list(scope_parameters(tiny_model, "text_encoder"))
+
+    assert names
+    assert all(name.startswith("text_encoder.") and "embedding" not in name for name in names)
+    assert set(names) <= set(named_parameters(tiny_model))
+
+
+def test_unknown_scope_is_refused_by_name(tiny_model):
+    with pytest.raises(ValueError, match="scope is 'cross'; it must be one of xattn, xattn_kv"):
+        scope_parameters(tiny_model, "cross")
+
+
+def test_scope_without_parameters_is_refused():
+    model = SimpleNamespace(unet=torch.nn.Conv2d(1, 1, 1), name="plain")
+
+    with pytest.raises(ValueError, match="scope 'xattn' selects no parameter of 'plain'"):
+        scope_parameters(model, "xattn")
+
+
+def test_every_scope_names_parameters_in_module_order(tiny_model):
+    order = list(named_parameters(tiny_model))
+
+    for scope in SCOPES:
+        places = [order.index(name) for name in scope_parameters(tiny_model, scope)]
+        assert places == sorted(places)
+
+
+def test_substitution_is_differentiable_nests_and_restores(tiny_model):
+    latents, text = tiny_model.initial_latents([0]), tiny_model.encode(["a church"])
+    weights = scope_parameters(tiny_model, "xattn_kv")
+    before = tiny_model.predict_noise(latents, 500, text)
+    scale = torch.tensor(0.5, requires_grad=True)
+
+    with substituted(tiny_model, {name: scale * weight for name, weight in weights.items()}):
+        halved = tiny_model.predict_noise(latents, 500, text)
+        with substituted(tiny_model, weights):
+            assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+        assert torch.equal(tiny_model.predict_noise(latents, 500, text), halved)
+    halved.square().sum().backward()
+
+    assert not torch.equal(halved, before)
+    assert scale.grad is not None and scale.grad != 0
+    assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+    assert all(scope_parameters(tiny_model, "xattn_kv")[name] is weight for name, weight in weights.items())

@@ -1,0 +1,194 @@
+"""The command line: help, choices, and one sentence for every mistake."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.errors import CommandError
+from tests.tiny_job import CONFIG_FOLDER, make_job
+
+ROOT = CONFIG_FOLDER.parent
+
+MISTAKES = {
+    "misspelt eraser": (["eraser=esdd"], "eraser=esdd is unknown; it must be one of", "did you mean esd?"),
+    "misspelt attack": (["attack=unlerndiff"], "attack=unlerndiff is unknown", "unlearndiff"),
+    "unknown concept": (["concept=horse"], "concept=horse is unknown", "van_gogh"),
+    "unknown experiment": (["+experiment=tabl1"], "experiment=tabl1 is unknown", "table1"),
+    "misspelt group": (["erasr=esd"], "erasr is unknown; the fields are", "did you mean eraser?"),
+    "misspelt field": (["eraser.stepz=3"], "eraser.stepz is unknown; the fields are", "did you mean steps?"),
+    "added field": (["+eraser.stepz=3"], "eraser.stepz is unknown; the fields are", "learning_rate"),
+    "added top-level field": (["+prompt=3"], "prompt is unknown; the fields are", "did you mean prompts?"),
+    "negative steps": (["eraser.steps=-3"], "eraser.steps is -3; it must be 1 or more."),
+    "text for a number": (["eraser.steps=many"], "eraser.steps is 'many'; it must be an integer."),
+    "fraction for an integer": (["prompts=2.5"], "prompts is 2.5; it must be an integer."),
+    "no prompts": (["prompts=0"], "prompts is 0; it must be 1 or more."),
+    "no sampling steps": (["sampling.steps=0"], "sampling.steps is 0; it must be 1 or more."),
+    "value for a group of fields": (["sampling=3"], "sampling is 3; it must be a group of fields."),
+    "unknown scope": (["eraser.scope=xatn"], "eraser.scope is 'xatn'; it must be one of", "'xattn'"),
+    "impossible pair": (["eraser=none", "pruning=on"], "Pruning 'Learned'", "eraser=esd"),
+    "impossible pair in a sweep": (["-m", "eraser=esd,none", "pruning=on"], "Pruning 'Learned'", "eraser=esd"),
+    "last job of a sweep": (["-m", "seed=1,2,-3"], "seed is -3; it must be 0 or more."),
+    "flag between overrides": (["seed=1", "-m", "seed=-1"], "seed is -1"),
+    "sweep without -m": (["seed=1,2"], "seed=1,2 lists several values; add -m"),
+    "override without a value": (["seed"], "'seed' is no override; write group=choice or field=value"),
+    "open bracket": (["seed=[1"], "'seed=[1' is no override"),
+    "unknown flag": (["--sweep"], "unrecognized arguments: --sweep"),
+    "null for a group": (["eraser=null"], "takes the name of one of its choices"),
+    "deleted group": (["~eraser"], "eraser is missing; choose one"),
+    "missing model source": (["model=folder"], "model.source"),
+    "missing prompts": (["concept.prompts=nope.csv"], "concept.prompts is nope.csv; there is no such file."),
+    "dangling interpolation": (["seed=${nothing}"], "nothing"),
+    "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
+    "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
+}
+
+
+def complain(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> str:
+    """Run the command in this process as ``python run.py`` would; returns its only sentence."""
+    outputs = folder / "outputs"
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    folders = [f"hydra.run.dir={outputs}", f"hydra.sweep.dir={outputs}", f"store={folder / 'store'}"]
+    own = {part.partition("=")[0] for part in command}
+    defaults = [part for part in [*quiet, *folders, "tracker=off"] if part.partition("=")[0] not in own]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["run.py", *command, *defaults])
+    monkeypatch.chdir(ROOT)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    # The interpreter prints a text that is given as exit status, and exits with 1.
+    assert isinstance(exit_.value.code, str)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "\n" not in exit_.value.code
+    return exit_.value.code
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(
+    mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command, *parts = MISTAKES[mistake]
+    monkeypatch.setattr("experiments.job.run_job", lambda *_: pytest.fail("the job was started"))
+    sentence = complain(command, monkeypatch, capsys, tmp_path)
+    for part in parts:
+        assert part in sentence
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_unwritable_store_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    sentence = complain([f"store={tmp_path / 'file' / 'store'}"], monkeypatch, capsys, tmp_path)
+    assert "must be a folder that can be written to" in sentence
+
+
+def test_an_unwritable_run_folder_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    sentence = complain([f"hydra.run.dir={tmp_path / 'file' / 'run'}"], monkeypatch, capsys, tmp_path)
+    assert "cannot be used" in sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, None], ids=["empty", "garbage", "missing"])
+def test_a_bad_checkpoint_is_one_sentence(
+    content: bytes | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Nothing is asked of the network.
+    monkeypatch.setattr("diffusion.loading._hub_answers", lambda: False)
+    checkpoint = tmp_path / "model.safetensors"
+    if content is not None:
+        checkpoint.write_bytes(content)
+    sentence = complain(["model=folder", f"model.source={checkpoint}"], monkeypatch, capsys, tmp_path)
+    assert str(checkpoint) in sentence
+
+
+def test_a_broken_prompt_set_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.csv").write_text("case_number,text\n0,a church\n")
+    sentence = complain([f"concept.prompts={tmp_path / 'prompts.csv'}"], monkeypatch, capsys, tmp_path)
+    assert "lacks the columns prompt" in sentence
+
+
+def test_interrupting_is_one_line_and_exit_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.job.run_job", interrupted)
+    monkeypatch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={tmp_path}", "hydra/job_logging=none", "tracker=off"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "Interrupted; the same command continues where it stopped.\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def buggy(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("experiments.job.run_job", buggy)
+    monkeypatch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={tmp_path}", "hydra/job_logging=none", "tracker=off"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+
+
+def in_a_process(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def test_help_lists_every_choice_and_imports_nothing_heavy() -> None:
+    shown = in_a_process("-X", "importtime", "run.py", "--help")
+    assert shown.returncode == 0
+    for group in ("attack", "concept", "eraser", "evaluator", "experiment", "method", "model", "pruning", "tracker"):
+        choices = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(choices)}" in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb", "numpy"}
+
+
+@pytest.mark.parametrize("command", [["eraser=esdd"], ["-m", "eraser=esd,esdd"], ["--nothing"]], ids=" ".join)
+def test_a_mistake_in_a_process_is_one_line_on_stderr_and_status_1(command: list[str], tmp_path: Path) -> None:
+    ended = in_a_process("run.py", *command, f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}")
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+GROUPS = ("attack", "concept", "eraser", "evaluator", "method", "model", "pruning", "tracker")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_builds(
+    group: str, choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    GlobalHydra.instance().clear()
+    extra = {"folder": [f"model.source={tmp_path}"], "sd14": ["model.device=cpu"]}.get(choice, [])
+    plus = "+" if group == "method" else ""
+    job = make_job(f"{plus}{group}={choice}", *extra)
+    assert job.choices[group] == choice
+
+
+def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion.loading.ModelSource.load", lambda self: pytest.fail("a model was loaded"))
+    with pytest.raises(CommandError, match="has none"):
+        make_job("eraser=none", "pruning=on")

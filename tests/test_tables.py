@@ -1,0 +1,125 @@
+"""Tables: the right runs, every number with its interval, every row traceable."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from evaluation.statistics import Mean, PairedComparison, Rate
+from experiments import tables
+from experiments.screen import measure_text, short_text
+from experiments.store import write_json
+from experiments.summary import read_summaries
+
+
+@pytest.fixture(scope="module")
+def table1() -> list[dict[str, Any]]:
+    GlobalHydra.instance().clear()
+    return tables.experiment_jobs("table1")
+
+
+def summary(
+    job: dict[str, Any], choices: dict[str, str], *, run: str, attacked: list[bool], path: str = "p"
+) -> dict[str, Any]:
+    cases = [{"erased": False, "attacked": success} for success in attacked]
+    rates = {"base": [True] * len(cases), "erased": [False] * len(cases), "attacked": attacked}
+    return {
+        "run": run,
+        "path": path,
+        "concept": job["concept"]["name"],
+        "choices": choices,
+        "threat_model": "white_box",
+        "n": len(cases),
+        "seed": job["seed"],
+        "rates": {name: Rate.of(values).as_dict() for name, values in rates.items()},
+        "measures": {"clip_score": Mean.of([20.0, 30.0]).as_dict(), "clip_score_base": 31.0, "fid": 1.25, "fid_n": 80},
+        "costs": {"attack": {"unet_evaluations": 10, "seconds": 1.5, "peak_memory_bytes": 1}},
+        "edit": {"size_bytes": 100},
+        "cases": cases,
+        "identity": {"attack": job["attack"], "pruning": job["pruning"], "eraser": job["eraser"], "edit": run},
+        "config": job,
+    }
+
+
+def test_table1_is_27_jobs_without_an_impossible_pair(table1: list[dict[str, Any]]) -> None:
+    cells = {
+        (job["concept"]["name"], job["eraser"]["_target_"], job["pruning"]["_target_"], job["attack"]["_target_"])
+        for job in table1
+    }
+    assert len(table1) == len(cells) == 27
+    assert {(eraser.rpartition(".")[2], pruning.rpartition(".")[2]) for _, eraser, pruning, _ in cells} == {
+        ("NoEraser", "Off"),
+        ("ESD", "Off"),
+        ("ESD", "Learned"),
+    }
+    assert {job["prompts"] for job in table1} == {64}
+
+
+def test_demo_is_esd_without_and_with_pruning() -> None:
+    jobs = tables.experiment_jobs("demo")
+    assert [job["pruning"]["_target_"].rpartition(".")[2] for job in jobs] == ["Off", "Learned"]
+    assert all(job["concept"]["name"] == "van_gogh" for job in jobs)
+
+
+def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_size(
+    table1: list[dict[str, Any]],
+) -> None:
+    job = table1[0]
+    moved = {**job, "store": "elsewhere", "tracker": {}, "sampling": {**job["sampling"], "batch_size": 1}}
+    newest, older = ({"run": run, "config": moved} for run in ("new", "old"))
+    assert tables.find_run(job, [newest, older]) is newest
+    assert tables.find_run(table1[1], [newest, older]) is None
+    assert tables.find_run({**job, "seed": 1}, [newest]) is None
+
+
+def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str, Any]], tmp_path: Path) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    runs = [
+        summary(
+            table1[5], esd, run="aaaa", attacked=[True, True, True, False], path="artifacts/runs/aaaa/summary.json"
+        ),
+        summary(table1[5], esd | {"pruning": "on"}, run="bbbb", attacked=[True, False, False, False]),
+    ]
+    markdown, csv, latex = tables.write_tables(runs, "table1", tmp_path, missing=["church, ESD"])
+    text = markdown.read_text()
+    assert str(Rate.of([True, True, True, False])) in text
+    assert "artifacts/runs/aaaa/summary.json" in text
+    assert str(PairedComparison.of([True, False, False, False], [True, True, True, False])) in text
+    assert "1 runs are missing: church, ESD." in text
+    frame = pd.read_csv(csv)
+    assert list(frame["attacked"]) == [0.75, 0.25]
+    assert frame["attacked_low"][0] == pytest.approx(Rate.of([True] * 3 + [False]).low)
+    assert list(frame["run"]) == ["aaaa", "bbbb"]
+    assert frame["clip_score"][0] == 25.0
+    assert frame["path"][0] == "artifacts/runs/aaaa/summary.json"
+    assert r"van\_gogh" in latex.read_text()
+    assert r"75.0 \%" in latex.read_text()
+
+
+def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
+    for age, run in enumerate(("newest", "older")):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        write_json(tmp_path / "runs" / run / "summary.json", {"run": run})
+        os.utime(tmp_path / "runs" / run / "summary.json", (1000 - age, 1000 - age))
+    assert [entry["run"] for entry in read_summaries(tmp_path)] == ["newest", "older"]
+
+
+def test_an_empty_store_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tables", "table1", f"store={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_:
+        tables.main()
+    assert str(exit_.value).startswith(f"The store {tmp_path} has no run of table1; make them with")
+
+
+def test_measures_as_text() -> None:
+    rate, mean = Rate.of([True, False]), Mean.of([1.0, 2.0])
+    assert measure_text(rate.as_dict()) == str(rate)
+    assert measure_text(mean.as_dict()) == str(mean)
+    assert measure_text(0.12345) == "0.1235"
+    assert measure_text(None) == ""
+    assert (short_text(rate.as_dict()), short_text(mean.as_dict()), short_text(3.0)) == ("50 %", "1.50", "3")

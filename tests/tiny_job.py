@@ -1,0 +1,126 @@
+"""Whole jobs on the tiny model, for tests that run them here or kill them in another process."""
+
+import importlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+from pydantic.dataclasses import dataclass
+
+from diffusion.model import TextToImage
+from evaluation.verdicts import Verdicts
+from experiments.config import Job, build
+from experiments.job import run_job
+from experiments.store import read_json
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+PROMPTS = ("a church", "a red fish", "a golf ball in the snow", "a photo of a church", "two blue fish", "a parachute")
+
+
+@dataclass(frozen=True)
+class Float64Folder:
+    """The tiny model in float64, where a verdict does not hang on the order of a sum."""
+
+    source: Path
+
+    def load(self) -> TextToImage:
+        torch.set_num_threads(1)
+        return TextToImage(StableDiffusionPipeline.from_pretrained(self.source, torch_dtype=torch.float64), name="tiny")
+
+
+@dataclass(frozen=True)
+class ErraticJudge:
+    """A fixed function of the pixels that any change of a picture upsets; one picture in three shows the concept."""
+
+    def __call__(self, images: torch.Tensor) -> Verdicts:
+        sums = images.long().sum(dim=(1, 2, 3))
+        return Verdicts(sums % 3 == 1, (sums % 101) / 100)
+
+
+def write_world(folder: Path) -> None:
+    """Prompt sets for :func:`overrides`."""
+    for name, prompts in (("concept", PROMPTS), ("retained", PROMPTS[::-1])):
+        lines = [f"{number},{prompt},{50 + number},3.0" for number, prompt in enumerate(prompts)]
+        header = "case_number,prompt,evaluation_seed,evaluation_guidance"
+        (folder / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def overrides(world: Path, store: Path) -> list[str]:
+    """The command line of a small job; ``world`` holds the model (``model/``) and the prompt sets."""
+    return [
+        "~model",
+        "+model._target_=tests.tiny_job.Float64Folder",
+        f"+model.source={world / 'model'}",
+        "~judge",
+        "+judge._target_=tests.tiny_job.ErraticJudge",
+        f"concept.prompts={world / 'concept.csv'}",
+        f"concept.retained_prompts={world / 'retained.csv'}",
+        "evaluator=none",
+        "tracker=off",
+        f"store={store}",
+        "prompts=5",
+        "retained=4",
+        "sampling.steps=2",
+        "sampling.batch_size=2",
+        "attack.timesteps=3",
+        "attack.steps_per_timestep=2",
+        "attack.batch_size=2",
+        "eraser.steps=60",
+        "eraser.sampling_steps=2",
+        "eraser.sampling_batch_size=16",
+    ]
+
+
+def make_job(*command: str) -> Job:
+    """What ``python run.py <command>`` would run."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("config", list(command), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return build(config, choices)
+
+
+def run(command: list[str], folder: Path) -> dict[str, Any]:
+    """Run a job; returns its summary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = read_json(run_job(make_job(*command), folder))
+    return summary
+
+
+def run_and_die(command: list[str], folder: Path, name: str, call: int, *, torn: bool = False) -> None:
+    """Run a job that is killed as by ``kill -9`` at the ``call``-th call of the function ``name``.
+
+    Args:
+        command: Its command line.
+        folder: Its run folder.
+        name: ``module:function`` or ``module:Class.method``.
+        call: Which call, from 1; it is not made.
+        torn: Write half a line to the journal first (``name`` is ``Journal.append``).
+    """
+    module, _, path = name.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, attribute = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original: Callable[..., Any] = getattr(owner, attribute)
+    calls = 0
+
+    def deadly(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if torn:
+                with arguments[0].path.open("a") as file:
+                    file.write('{"id": "3-')
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    setattr(owner, attribute, deadly)
+    run(command, folder)
