@@ -23,7 +23,7 @@ from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning, check_pair
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
-from experiments.errors import CommandError, asking_user, explain_instantiation, explain_validation, unknown
+from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.tracking import Tracker
 
 OBJECTS = ("model", "concept", "judge", "eraser", "pruning", "attack", "evaluator", "tracker")
@@ -93,10 +93,11 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     """Make and check every object of a composed config; no model is loaded.
 
     Raises:
-        CommandError: A value, a field or a pair of choices is wrong.
+        CommandError: A value or a field is wrong.
+        ValueError: A pair of choices makes no sense.
+        FileNotFoundError: A prompt set is not there.
     """
-    with asking_user():
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     fields = {field.name for field in dataclasses.fields(Settings)}
     if extra := set(plain) - fields - set(OBJECTS):
         raise CommandError(unknown(min(extra), fields | set(OBJECTS), what="is unknown; the fields are"))
@@ -107,16 +108,13 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     job = Job(**objects, evaluators=evaluators, settings=settings, config=plain, choices=dict(choices or {}))
-    with asking_user():
-        check_pair(job.eraser, job.pruning)
-        for name in ("prompts", "retained_prompts"):
-            path = getattr(job.concept, name)
-            if path is None:
-                raise ValueError(
-                    f"concept.{name} is missing; it must be a CSV file with the columns case_number,prompt."
-                )
-            if not path.is_file():
-                raise FileNotFoundError(f"concept.{name} is {path}; there is no such file.")
+    check_pair(job.eraser, job.pruning)
+    for name in ("prompts", "retained_prompts"):
+        path = getattr(job.concept, name)
+        if path is None or not path.is_file():
+            raise FileNotFoundError(
+                f"concept.{name} is {path}; it must be a CSV file with the columns case_number,prompt."
+            )
     return job
 
 

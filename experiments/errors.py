@@ -1,20 +1,26 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+_ROOT = Path(__file__).resolve().parents[1]
 _WANTED = {
     "int_parsing": "an integer",
     "int_type": "an integer",
@@ -60,6 +66,7 @@ def one_sentence() -> Iterator[None]:
         sentence = explain(error)
         if sentence is None:
             raise
+        log.debug("the whole story", exc_info=True)
         sys.exit(sentence)
 
 
@@ -82,18 +89,7 @@ def tidy_arguments(arguments: Sequence[str]) -> list[str]:
     return tidy
 
 
-@contextmanager
-def asking_user() -> Iterator[None]:
-    """Around work on what the user named (files, values): its ValueErrors and OSErrors are the user's to mend."""
-    try:
-        yield
-    except CommandError:
-        raise
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        raise CommandError(explain(error) or _one_line(str(error))) from error
-
-
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per kind of error
     """The sentence for an error of the user's; None for what looks like a bug."""
     match error:
         case CommandError():
@@ -111,10 +107,14 @@ def explain(error: BaseException) -> str | None:
             )
         case HydraException():
             sentence = _explain_composition(error)
+        case MissingMandatoryValue():
+            sentence = f"{error.full_key} is missing; give it a value, as in {error.full_key}=..."
         case OmegaConfBaseException():
             sentence = f"{error.full_key or 'The config'} cannot be resolved: {str(error).splitlines()[0]}."
         case ValueError() if str(error).startswith("Config group override must be"):
             sentence = "A group takes the name of one of its choices, as in eraser=esd; run.py --help lists them."
+        case ValueError() if _raised_by_this_project(error):
+            sentence = str(error)
         case OSError(filename=str() as path, strerror=str() as reason):
             sentence = f"{path} cannot be used: {reason}."
         case OSError():
@@ -199,6 +199,13 @@ def _explain_composition(error: HydraException) -> str:
         override = message.split("'")[1]
         return f"{override} lists several values; add -m to run them all, or write a list as [a,b]."
     return message.replace("\n", "; ").strip("; ") + "."
+
+
+def _raised_by_this_project(error: BaseException) -> bool:
+    """Our own ValueErrors are sentences for the user; those of libraries come from bugs."""
+    innermost = list(walk_tb(error.__traceback__))[-1][0]
+    rooms = (_ROOT / room for room in ("attacks", "diffusion", "erasure", "evaluation", "experiments"))
+    return any(Path(innermost.f_code.co_filename).is_relative_to(room) for room in rooms)
 
 
 def _one_line(text: str) -> str:

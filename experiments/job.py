@@ -14,7 +14,6 @@ from evaluation.prompt_sets import PromptRow, read_prompt_set
 from experiments import grid, screen
 from experiments.config import Job
 from experiments.cost import Cost
-from experiments.errors import asking_user
 from experiments.stages import Stages
 from experiments.store import Store, write_json
 from experiments.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
@@ -33,15 +32,15 @@ def run_job(job: Job, folder: str | Path) -> Path:
         Path of the summary.
 
     Raises:
-        CommandError: The store, the model or a prompt set cannot be used.
+        ValueError: The model, a prompt set or an artefact cannot be used, or a method cannot do what it is asked.
+        OSError: The store cannot be written to, or a file is missing.
     """
     folder = Path(folder)
-    with asking_user():
-        store = Store(job.settings.store)
-        rows = read_prompt_set(job.concept.prompts, job.settings.prompts)
-        retained = read_prompt_set(job.concept.retained_prompts, job.settings.retained)
-        _silence_libraries()
-        model = job.model.load()
+    store = Store(job.settings.store)
+    rows = read_prompt_set(job.concept.prompts, job.settings.prompts)
+    retained = read_prompt_set(job.concept.retained_prompts, job.settings.retained)
+    _silence_libraries()
+    model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
 
     with job.tracker.start(job, folder) as tracker:

@@ -15,7 +15,6 @@ from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
-from experiments.errors import asking_user
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.store import Journal, Store, read_json, replacing, write_json
 
@@ -110,15 +109,14 @@ class Stages:
                 write_json(folder / "result.json", {**cost.as_dict(), "unet_evaluations": erasure.unet_evaluations})
                 for leftover in folder.glob("work.checkpoint*"):
                     leftover.unlink()
-        with asking_user():
-            edit = Edit.load(folder / "edit.safetensors")
-            return StoredEdit(
-                edit=edit,
-                key=folder.name if edit.entries else "none",
-                losses=read_json(folder / "losses.json"),
-                cost=Cost.of(read_json(folder / "result.json")),
-                folder=folder,
-            )
+        edit = Edit.load(folder / "edit.safetensors")
+        return StoredEdit(
+            edit=edit,
+            key=folder.name if edit.entries else "none",
+            losses=read_json(folder / "losses.json"),
+            cost=Cost.of(read_json(folder / "result.json")),
+            folder=folder,
+        )
 
     def pictures(self, rows: Sequence[PromptRow], label: str, edit: str = "none") -> Pictures:
         """Pictures of ``rows`` by the model as it is now, which is with the edit of hash ``edit`` applied."""
@@ -162,8 +160,7 @@ class Stages:
 
             def compute(evaluator: Any = evaluator) -> dict[str, Any]:
                 meter = Meter(self.model)
-                with asking_user():
-                    numbers = evaluator(edited.images, base.images, rows)
+                numbers = evaluator(edited.images, base.images, rows)
                 return {"measures": numbers, **meter.read().as_dict()}
 
             result = self.store.remembered("measures", key, compute)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusion.loading import CANVAS_FOLDER
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -16,6 +15,7 @@ from diffusion.canvas.classifier import CanvasClassifier
 from diffusion.canvas.recipe import QUICK, STAGES, Build, Recipe, draw_pictures, make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import Scene
+from diffusion.loading import CANVAS_FOLDER
 
 
 @pytest.fixture(scope="module")

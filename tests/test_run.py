@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.errors import CommandError
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
 ROOT = CONFIG_FOLDER.parent
@@ -40,8 +39,8 @@ MISTAKES = {
     "unknown flag": (["--sweep"], "unrecognized arguments: --sweep"),
     "null for a group": (["eraser=null"], "takes the name of one of its choices"),
     "deleted group": (["~eraser"], "eraser is missing; choose one"),
-    "missing model source": (["model=folder"], "model.source"),
-    "missing prompts": (["concept.prompts=nope.csv"], "concept.prompts is nope.csv; there is no such file."),
+    "missing model source": (["model=folder"], "model.source is missing; give it a value"),
+    "missing prompts": (["concept.prompts=nope.csv"], "concept.prompts is nope.csv; it must be a CSV file"),
     "dangling interpolation": (["seed=${nothing}"], "nothing"),
     "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
     "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
@@ -190,5 +189,5 @@ def test_every_choice_composes_and_builds(
 
 def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion.loading.ModelSource.load", lambda self: pytest.fail("a model was loaded"))
-    with pytest.raises(CommandError, match="has none"):
+    with pytest.raises(ValueError, match="has none"):
         make_job("eraser=none", "pruning=on")

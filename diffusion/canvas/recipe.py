@@ -75,7 +75,7 @@ class Recipe:
     vae_steps: int = 2000
     vae_batch: int = 32
     classifier_width: int = 32
-    classifier_steps: int = 1200
+    classifier_steps: int = 800
     classifier_batch: int = 64
     unet_channels: tuple[int, ...] = (64, 128)
     unet_layers: int = 1
@@ -303,7 +303,7 @@ def train_unet(
     text_encoder: CLIPTextModel,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
-    """Train the U-Net on scaled ``latents`` [n, c, h, w] with losses weighted by min(SNR, 5) / SNR (arXiv 2303.09556)."""
+    """Train the U-Net on scaled ``latents`` [n, c, h, w] with losses weighted by min(SNR, 5) / SNR (2303.09556)."""
     torch.manual_seed(recipe.seed + 3)
     levels = len(recipe.unet_channels)
     unet = UNet2DConditionModel(
@@ -395,6 +395,13 @@ class Build:
             save_atomically(asdict(drawn), path)
         return Drawings(**torch.load(path, weights_only=True, mmap=True))
 
+    def latents(self, vae: AutoencoderKL, drawings: Drawings) -> Tensor:
+        """Posterior means of the training pictures, float32 [n, c, h, w], unscaled."""
+        path = self.folder / "latents.pt"
+        if not path.exists():
+            save_atomically(encode_latents(vae, drawings.images), path)
+        return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
     def tokenizer(self, drawings: Drawings) -> CLIPTokenizer:
         """The vocabulary."""
         folder = self.folder / "tokenizer"
@@ -426,7 +433,7 @@ class Build:
             )
         if "vae" in stages:
             vae = self.stage("vae", lambda path: train_vae(recipe, drawings, path), AutoencoderKL.from_pretrained)
-            latents = encode_latents(vae, drawings.images)
+            latents = self.latents(vae, drawings)
         if "classifier" in stages:
             self.stage(
                 "classifier",
