@@ -23,7 +23,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
-            for job in sweep_jobs(config, config_name):
+            for job in list(sweep_jobs(config, config_name)):
                 build(job)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
