@@ -16,6 +16,9 @@ L // (k + 1) of them; one before each three of them."""
 WORDS_PER_TOKEN = 3
 """Prompt tokens that follow each inserted token in ``per_k_words``."""
 
+LARGEST = 256
+"""Coordinates that the projection on the simplex starts from; it changes speed only."""
+
 
 def insertion_points(length: int, count: int, insertion: Insertion) -> list[int]:
     """Count how many of a prompt's ``length`` tokens come before each of ``count`` inserted ones; never decreasing."""
@@ -109,19 +112,22 @@ def candidate_tokens(model: TextToImage, *, exclude_special: bool = True) -> Ten
 def project_to_simplex(points: Tensor) -> Tensor:
     """Project each row on the probability simplex: max(p - theta, 0), with the theta that makes the row sum to 1.
 
-    The exact theta is (sum of the active coordinates - 1) / their number, where active are those above theta. Starting
-    from all of them, the set shrinks to the right one in a handful of passes (Michelot, 1986), each over all rows at
-    once; at 49,408 coordinates that takes a quarter of the time of sorting them.
+    theta is the largest (sum over S - 1) / |S| of all sets S of coordinates. Sets of the largest few hundred give a
+    first value from below; Newton's steps on the sum, which is piecewise linear, lead from there to the exact one
+    (Michelot, 1986), mostly in two or three passes over all rows at once. That is several times faster than sorting
+    rows of 49,408.
 
     Args:
         points: float [..., coordinates].
     """
     points = points - points.amax(dim=-1, keepdim=True)
-    active = torch.ones_like(points, dtype=torch.bool)
+    largest = points.topk(min(LARGEST, points.shape[-1]), dim=-1).values
+    sizes = torch.arange(1, largest.shape[-1] + 1, device=points.device)
+    threshold = ((largest.cumsum(dim=-1) - 1) / sizes).amax(dim=-1, keepdim=True)
+    above = torch.full_like(sizes[:1], points.shape[-1] + 1)
     while True:
-        sums = points.where(active, 0).sum(dim=-1, keepdim=True)
-        threshold = (sums - 1) / active.sum(dim=-1, keepdim=True)
-        remaining = active & (points > threshold)
-        if torch.equal(remaining, active):
-            return (points - threshold).clamp_min(0)
-        active = remaining
+        excess = (points - threshold).clamp_min(0)
+        above, previously = (excess > 0).sum(dim=-1, keepdim=True), above
+        if (above == previously).all():
+            return excess
+        threshold = threshold + ((excess.sum(dim=-1, keepdim=True) - 1) / above).clamp_min(0)

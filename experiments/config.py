@@ -21,6 +21,7 @@ from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning, check_pair
+from evaluation.prompt_sets import PromptRow, read_prompt_set
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
@@ -72,6 +73,8 @@ class Job:
 
     Attributes:
         settings: Plain values.
+        prompts: What asks for the concept, and is attacked.
+        retained: What must keep working.
         config: The whole config, resolved, as plain data.
         choices: Which file each group took, for names in tables (``eraser: esd``).
     """
@@ -85,6 +88,8 @@ class Job:
     evaluators: Mapping[str, Evaluator]
     tracker: Tracker
     settings: Settings
+    prompts: list[PromptRow]
+    retained: list[PromptRow]
     config: dict[str, Any]
     choices: dict[str, str]
 
@@ -94,10 +99,10 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
 
     Raises:
         CommandError: A value or a field is wrong.
-        ValueError: A pair of choices makes no sense.
+        ValueError: A pair of choices makes no sense, or a prompt set is broken.
         FileNotFoundError: A prompt set is not there.
     """
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     fields = {field.name for field in dataclasses.fields(Settings)}
     if extra := set(plain) - fields - set(OBJECTS):
         raise CommandError(unknown(min(extra), fields | set(OBJECTS), what="is unknown; the fields are"))
@@ -107,15 +112,17 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
-    job = Job(**objects, evaluators=evaluators, settings=settings, config=plain, choices=dict(choices or {}))
-    check_pair(job.eraser, job.pruning)
-    for name in ("prompts", "retained_prompts"):
-        path = getattr(job.concept, name)
-        if path is None or not path.is_file():
-            raise FileNotFoundError(
-                f"concept.{name} is {path}; it must be a CSV file with the columns case_number,prompt."
-            )
-    return job
+    check_pair(objects["eraser"], objects["pruning"])
+    concept = objects["concept"]
+    return Job(
+        **objects,
+        evaluators=evaluators,
+        settings=settings,
+        prompts=_read_prompts("prompts", concept.prompts, settings.prompts),
+        retained=_read_prompts("retained_prompts", concept.retained_prompts, settings.retained),
+        config=plain,
+        choices=dict(choices or {}),
+    )
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
@@ -152,6 +159,14 @@ def _instantiate(config: DictConfig, name: str) -> Any:
         if sentence is None:
             raise
         raise CommandError(sentence) from error
+
+
+def _read_prompts(field: str, path: Path | None, limit: int) -> list[PromptRow]:
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"concept.{field} is {path}; it must be a CSV file with the columns case_number,prompt."
+        )
+    return read_prompt_set(path, limit)
 
 
 def _fields_at(config: DictConfig, key: str) -> list[str]:

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from attacks.cases import PromptCase
-from evaluation.prompt_sets import PromptRow, read_prompt_set
+from evaluation.prompt_sets import PromptRow
 from experiments import grid, screen
 from experiments.config import Job
 from experiments.cost import Cost
@@ -32,13 +32,12 @@ def run_job(job: Job, folder: str | Path) -> Path:
         Path of the summary.
 
     Raises:
-        ValueError: The model, a prompt set or an artefact cannot be used, or a method cannot do what it is asked.
+        ValueError: The model or an artefact cannot be used, or a method cannot do what it is asked.
         OSError: The store cannot be written to, or a file is missing.
     """
     folder = Path(folder)
     store = Store(job.settings.store)
-    rows = read_prompt_set(job.concept.prompts, job.settings.prompts)
-    retained = read_prompt_set(job.concept.retained_prompts, job.settings.retained)
+    rows, retained = job.prompts, job.retained
     _silence_libraries()
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
