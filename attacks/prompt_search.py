@@ -126,7 +126,7 @@ def project_to_simplex(points: Tensor) -> Tensor:
     threshold = ((largest.cumsum(dim=-1) - 1) / sizes).amax(dim=-1, keepdim=True)
     above = torch.full_like(sizes[:1], points.shape[-1] + 1)
     while True:
-        excess = (points - threshold).clamp_min(0)
+        excess = (points - threshold).clamp_min_(0)
         above, previously = (excess > 0).sum(dim=-1, keepdim=True), above
         if (above == previously).all():
             return excess
