@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 
 from attacks.cases import Outcome, PromptCase
 from attacks.unlearndiff import UnlearnDiffAtk
+from diffusion.allocator import keep_freed_memory
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Verdicts
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
 
     model = TextToImage(StableDiffusionPipeline.from_pretrained(arguments.model).to(arguments.device))
     sampling = Sampling(steps=arguments.sampling_steps)
