@@ -5,10 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -136,17 +132,6 @@ def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
     if isinstance(config, list):
         return [matters(value, speed_only) for value in config]
     return config
-
-
-def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
-    """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
-    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
-    arguments += config.hydra.overrides.task
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(arguments)
-    for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
-        for job_overrides in batch:
-            yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
 
 
 def _instantiate(config: DictConfig, name: str) -> Any:

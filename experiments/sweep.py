@@ -1,16 +1,32 @@
-"""A Hydra callback for multiruns: checks every job before the first one starts, and compares them at the end."""
+"""A Hydra callback for multiruns: checks every job before the first one starts, and compares them at the end.
 
+What is slow to import waits until every job is known to compose.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.config import build, sweep_jobs
 from experiments.errors import one_sentence
-from experiments.screen import show_sweep
-from experiments.store import read_json
+
+
+def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
+    """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
+    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    arguments += config.hydra.overrides.task
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(arguments)
+    for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
+        for job_overrides in batch:
+            yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
 
 
 class Sweep(Callback):
@@ -23,7 +39,11 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
-            for job in list(sweep_jobs(config, config_name)):
+            jobs = list(sweep_jobs(config, config_name))
+
+            from experiments.config import build  # noqa: PLC0415
+
+            for job in jobs:
                 build(job)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -34,5 +54,8 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print one table of all runs."""
+        from experiments.screen import show_sweep  # noqa: PLC0415
+        from experiments.store import read_json  # noqa: PLC0415
+
         if self._summaries:
             show_sweep([read_json(path) for path in self._summaries], self._pictures)

@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison
-from experiments.config import matters, sweep_jobs
+from experiments.config import matters
 from experiments.errors import CommandError, one_sentence
 from experiments.screen import RATES, measure_text
 from experiments.summary import compare, pruning_pairs, read_summaries
+from experiments.sweep import sweep_jobs
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")

@@ -227,9 +227,10 @@ def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> Autoencod
         rows = torch.randint(len(drawings.images), (recipe.vae_batch,), generator=generator)
         pixels = to_float(drawings.images[rows]).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(pixels).latent_dist
+        divergence: Tensor = posterior.kl().mean()
         error: Tensor = vae.decode(posterior.sample(generator=generator)).sample - pixels
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        return error.abs().mean() + error.square().mean() + 0.5 * edges + 1e-6 * posterior.kl().mean()
+        return error.abs().mean() + error.square().mean() + 0.5 * edges + 1e-6 * divergence
 
     fit(
         parameters,
@@ -321,7 +322,7 @@ def train_unet(
     parameters = list(unet.parameters())
     texts = embed_captions(tokenizer, text_encoder, [text for texts in drawings.captions for text in texts])
     empty = embed_captions(tokenizer, text_encoder, [""])
-    alphas = make_scheduler().alphas_cumprod
+    alphas: Tensor = make_scheduler().alphas_cumprod
     signal_to_noise = alphas / (1 - alphas)
 
     def loss(step: int) -> Tensor:
