@@ -190,8 +190,8 @@ class UnlearnDiffAtk:
 
     def _timestep(self, model: TextToImage, state: TokenSearch) -> int:
         """Return the timestep of a search: the middle of its share of the noise schedule (10, 30, ..., 990)."""
-        stride = model.training_timesteps // self.timesteps
-        return stride // 2 + stride * (state.steps // self.steps_per_timestep)
+        index = state.steps // self.steps_per_timestep
+        return (2 * index + 1) * model.training_timesteps // (2 * self.timesteps)
 
     def _draw(
         self, model: TextToImage, searches: Sequence[TokenSearch], probabilities: Tensor

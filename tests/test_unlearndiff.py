@@ -31,6 +31,7 @@ PROMPTS = [
     "two blue fish",
 ]
 SAMPLING = Sampling(steps=2, batch_size=4)
+STEPS = 2
 
 
 def never(images: torch.Tensor) -> Verdicts:
@@ -56,7 +57,7 @@ def make_cases(model: TextToImage, prompts: Sequence[str] = PROMPTS, guidance: f
 
 def run(model: TextToImage, cases: Sequence[PromptCase], judge=by_pixels, **fields) -> dict[int, Outcome]:
     """Outcomes by case number."""
-    settings = {"timesteps": 4, "steps_per_timestep": 3, "learning_rate": 0.05, **fields}
+    settings = {"timesteps": 4, "steps_per_timestep": STEPS, "learning_rate": 0.05, **fields}
     outcomes = list(UnlearnDiffAtk(**settings).run(model, cases, judge, sampling=SAMPLING))
     assert len(outcomes) == len(cases)
     return {outcome.case_number: outcome for outcome in outcomes}
@@ -76,7 +77,7 @@ def test_search_agrees_with_the_slow_implementation(tiny_model64: TextToImage, w
             tokens=tokens,
             where=where,
             timesteps=[250, 750],
-            steps=3,
+            steps=STEPS,
             rate=0.05,
             decay=0.3,
         )
@@ -168,7 +169,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage
 def test_an_interrupted_run_goes_on_with_the_unfinished_cases(tiny_model64: TextToImage) -> None:
     cases = make_cases(tiny_model64)
     whole = run(tiny_model64, cases)
-    outcomes = UnlearnDiffAtk(timesteps=4, steps_per_timestep=3, learning_rate=0.05, batch_size=2).run(
+    outcomes = UnlearnDiffAtk(timesteps=4, steps_per_timestep=STEPS, learning_rate=0.05, batch_size=2).run(
         tiny_model64, cases, by_pixels, sampling=SAMPLING
     )
     first = [next(outcomes), next(outcomes)]
@@ -189,7 +190,7 @@ def test_every_cases_cost_is_exact(tiny_model: TextToImage, guidance: float) -> 
     picture = SAMPLING.steps * (1 if guidance == 1 else 2)
     for outcome in outcomes.values():
         pictures = len({check.prompt for check in outcome.checks})
-        assert outcome.unet_evaluations == 3 * (len(outcome.checks) - 1) + picture * pictures
+        assert outcome.unet_evaluations == STEPS * (len(outcome.checks) - 1) + picture * pictures
         assert outcome.checks[-1].unet_evaluations == outcome.unet_evaluations
 
 
@@ -247,21 +248,23 @@ def test_repeated_draws_make_every_timestep_draw_alike(tiny_model64: TextToImage
     add_noise = model.add_noise
     model.add_noise = lambda latents, noise, timesteps: (drawn.append(noise), add_noise(latents, noise, timesteps))[1]
     run(model, make_cases(model)[:1], never, timesteps=2, repeat_draws=True)
-    assert torch.equal(torch.cat(drawn[:3]), torch.cat(drawn[3:]))
+    assert torch.equal(torch.cat(drawn[:STEPS]), torch.cat(drawn[STEPS:]))
     drawn.clear()
     run(model, make_cases(model)[:1], never, timesteps=2)
-    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 6
+    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 2 * STEPS
 
 
-@pytest.mark.parametrize(("count", "expected"), [(50, range(10, 1000, 20)), (10, range(50, 1000, 100))])
-def test_timesteps_are_spread_from_low_noise_to_high(tiny_model: TextToImage, count: int, expected: range) -> None:
+@pytest.mark.parametrize(("count", "expected"), [(50, range(10, 1000, 20)), (3, [166, 500, 833])])
+def test_timesteps_are_spread_from_low_noise_to_high(
+    tiny_model: TextToImage, count: int, expected: Sequence[int]
+) -> None:
     visited = []
     add_noise = tiny_model.add_noise
     tiny_model.add_noise = lambda latents, noise, timesteps: (
         visited.append(int(timesteps[0])),
         add_noise(latents, noise, timesteps),
     )[1]
-    run(tiny_model, make_cases(tiny_model)[:1], never, timesteps=count, steps_per_timestep=1)
+    run(tiny_model, make_cases(tiny_model)[:1], never, timesteps=count, steps_per_timestep=1, tokens=1)
     assert visited == list(expected)
 
 
