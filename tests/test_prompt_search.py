@@ -109,3 +109,10 @@ def test_projection_of_a_row_does_not_depend_on_its_neighbours() -> None:
     alone = torch.cat([project_to_simplex(points[row : row + 1]) for row in range(len(points))])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-8)
     assert together.sum(-1).sub(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0])
+def test_projection_of_rows_with_many_active_coordinates_agrees_with_bisection(scale: float) -> None:
+    points = torch.randn(3, 3000, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * scale + 1 / 3000
+    slow = torch.tensor([project_row(row) for row in points.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(project_to_simplex(points), slow, rtol=0, atol=1e-13)
