@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusion.files import replacing
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,8 @@ def cosine_warmup(steps: int, warmup: int) -> Callable[[int], float]:
 
 def save_atomically(state: object, path: Path) -> None:
     """Write ``state`` with ``torch.save`` under a temporary name and rename it, so that no reader sees half a file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def fit(

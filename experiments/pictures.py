@@ -11,12 +11,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from diffusion.files import replacing
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import PromptRow
 from experiments.cost import Cost, Meter
-from experiments.store import Store, content_hash, replacing
+from experiments.store import Store, content_hash
 
 _FACTS = "made from"
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffusion.files import write_atomically
+
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Part of every hash: raise it when the same config would no longer give the same artefacts."""
 
 
@@ -35,23 +37,6 @@ def content_hash(data: object) -> str:
 def canonical_json(data: object) -> str:
     """``data`` as JSON with sorted keys and no white space."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write ``content`` under a temporary name in the same folder, then rename it to ``path``."""
-    with replacing(path) as partial:
-        partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix; what was written there becomes ``path`` when the block ends well."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: object) -> None:
