@@ -20,8 +20,10 @@ def main(config: DictConfig) -> str:
         choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
         job = build(config, choices)
 
+        from diffusion.allocator import keep_freed_memory  # noqa: PLC0415
         from experiments.job import run_job  # noqa: PLC0415
 
+        keep_freed_memory()
         return str(run_job(job, folder))
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import caption
 from diffusion.canvas.recipe import make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
@@ -15,6 +16,7 @@ from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage
 
 torch.set_num_threads(2)
+keep_freed_memory()
 
 
 @pytest.fixture(scope="session")
