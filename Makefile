@@ -27,7 +27,7 @@ types: $(INSTALLED)
 
 canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
-	$(BIN)/python -m diffusion.canvas.card --folder diffusion/canvas/weights
+	$(BIN)/python -m experiments.canvas_card --folder diffusion/canvas/weights
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1

@@ -1,6 +1,6 @@
 """Measures a canvas folder on held-out seeds and writes its model card.
 
-``python -m diffusion.canvas.card --folder diffusion/canvas/weights`` leaves ``model_card.md``, ``metrics.json`` and
+``python -m experiments.canvas_card --folder diffusion/canvas/weights`` leaves ``model_card.md``, ``metrics.json`` and
 three picture sheets beside the weights. Nothing it looks at was drawn for training.
 """
 
@@ -215,7 +215,7 @@ def render(metrics: dict[str, Any]) -> str:
         "else. `clip/` holds the CLIP whose text half conditions it, `classifier/` the judge. "
         "`python -m diffusion.canvas.recipe` trains everything; `recipe.json` has its numbers.",
         "",
-        f"All figures below come from `python -m diffusion.canvas.card`, on seed {metrics['held_out_seed']}, which "
+        f"All figures below come from `python -m experiments.canvas_card`, on seed {metrics['held_out_seed']}, which "
         "training never used. Brackets are 95 % intervals (Wilson's for rates, Student's for means).",
         "",
         "## Generated pictures",

@@ -9,12 +9,9 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from diffusion import canvas
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
+from diffusion.loading import CANVAS_FOLDER
 from evaluation.verdicts import Verdicts
-
-CLASSIFIER_FOLDER = Path(canvas.__path__[0]) / "weights" / "classifier"
-"""The classifier that the project ships."""
 
 Head = Literal["style", "subject", "burning"]
 
@@ -24,7 +21,7 @@ _BATCH = 256
 @lru_cache(maxsize=4)
 def load_classifier(folder: Path | None = None) -> CanvasClassifier:
     """The classifier in ``folder`` (default: the shipped one), read once per process."""
-    return CanvasClassifier.from_pretrained(CLASSIFIER_FOLDER if folder is None else folder)
+    return CanvasClassifier.from_pretrained(CANVAS_FOLDER / "classifier" if folder is None else folder)
 
 
 @torch.no_grad()

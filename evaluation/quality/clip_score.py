@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPModel, CLIPProcessor
 
-from diffusion import canvas
-from diffusion.loading import quiet_off_a_terminal
+from diffusion.loading import CANVAS_FOLDER, quiet_off_a_terminal
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import Mean
-
-CLIP_FOLDER = Path(canvas.__path__[0]) / "weights" / "clip"
-"""The CLIP that the project ships."""
 
 
 class ClipFeatures(nn.Module):
@@ -59,7 +55,7 @@ def load_clip(folder: Path | None = None) -> tuple[ClipFeatures, TruncatingProce
     Raises:
         FileNotFoundError: ``folder`` holds no CLIP.
     """
-    folder = CLIP_FOLDER if folder is None else folder
+    folder = CANVAS_FOLDER / "clip" if folder is None else folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no CLIP (config.json, model.safetensors, the processor's files).")
     with quiet_off_a_terminal():
