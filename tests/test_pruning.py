@@ -15,7 +15,7 @@ from erasure.pruning.random import Random
 from tests.oracles import masks as oracle
 
 CONCEPT = Concept("van_gogh", "style", targets=("van gogh style",))
-ERASER = ESD(batch_size=2, sampling_steps=2, eta=3)
+ERASER = ESD(batch_size=2, sampling_steps=2, eta=3, trajectory="frozen")
 RELAXATIONS = ("straight_through", "hard_concrete", "annealed")
 
 

@@ -1,6 +1,5 @@
 """Magnitude pruning: the smallest weights go."""
 
-import math
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -9,10 +8,9 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Edit
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
-from erasure.pruning.masks import cut_lowest, mask_counts, maskable_parameters
+from erasure.pruning.masks import maskable_parameters, prune_fraction
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -40,7 +38,6 @@ class Magnitude:
         checkpoint: Path | None,
     ) -> Erasure:
         """See :class:`erasure.protocols.Pruning`."""
-        weights = maskable_parameters(model, self.scope or scope)
-        count = math.floor(self.fraction * sum(weight.numel() for weight in weights.values()))
-        masks = cut_lowest({name: weight.detach().abs() for name, weight in weights.items()}, count)
-        return Erasure(Edit.from_mask(masks, {"scope": self.scope or scope, **mask_counts(masks)}), [], 0)
+        scope = self.scope or scope
+        weights = maskable_parameters(model, scope)
+        return prune_fraction({name: weight.abs() for name, weight in weights.items()}, self.fraction, scope)

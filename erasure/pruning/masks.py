@@ -1,12 +1,15 @@
 """What pruning strategies share: which parameters a mask covers, and cutting those that score lowest."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.model import TextToImage
+from erasure.edit import Edit
 from erasure.parameters import UNetScope, scope_parameters
+from erasure.protocols import Erasure
 
 
 def maskable_parameters(model: TextToImage, scope: UNetScope) -> dict[str, nn.Parameter]:
@@ -39,6 +42,18 @@ def cut_lowest(
     return {
         name: part.reshape(values.shape) for (name, values), part in zip(scores.items(), kept.split(sizes), strict=True)
     }
+
+
+def prune_fraction(scores: Mapping[str, Tensor], fraction: float, scope: UNetScope) -> Erasure:
+    """Prune the ``fraction`` of the weights that scores lowest, which costs no U-Net evaluation.
+
+    Args:
+        scores: float tensors by parameter name, of the parameters' shapes.
+        fraction: 0 .. 1, of all weights together, rounded down.
+        scope: Where the weights come from, for the edit's metadata.
+    """
+    masks = cut_lowest(scores, math.floor(fraction * sum(values.numel() for values in scores.values())))
+    return Erasure(Edit.from_mask(masks, {"scope": scope, **mask_counts(masks)}), [], 0)
 
 
 def mask_counts(masks: Mapping[str, Tensor]) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Random pruning: any weights go."""
 
-import math
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -10,10 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Edit
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
-from erasure.pruning.masks import cut_lowest, mask_counts, maskable_parameters
+from erasure.pruning.masks import maskable_parameters, prune_fraction
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -41,9 +39,8 @@ class Random:
         checkpoint: Path | None,
     ) -> Erasure:
         """See :class:`erasure.protocols.Pruning`."""
-        weights = maskable_parameters(model, self.scope or scope)
+        scope = self.scope or scope
         generator = torch.Generator().manual_seed(seed)
+        weights = maskable_parameters(model, scope)
         scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
-        count = math.floor(self.fraction * sum(weight.numel() for weight in weights.values()))
-        masks = cut_lowest(scores, count)
-        return Erasure(Edit.from_mask(masks, {"scope": self.scope or scope, **mask_counts(masks)}), [], 0)
+        return prune_fraction(scores, self.fraction, scope)
