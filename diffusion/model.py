@@ -23,6 +23,9 @@ SCHEDULERS: dict[str, type] = {
 }
 """The samplers on offer. One of them serves every method that is compared."""
 
+SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
+"""What Stable Diffusion asks of a sampler, whatever the checkpoint's own scheduler was."""
+
 NoiseGuidance = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Replaces classifier-free guidance: (unconditional, conditional, timestep) -> guided noise, each [n, c, h, w]."""
 
@@ -92,6 +95,11 @@ class TextToImage:
         return len(self.alphas_cumprod)
 
     @property
+    def prediction_type(self) -> str:
+        """What the U-Net was trained to predict: ``epsilon`` or ``v_prediction``."""
+        return str(self._scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
     def vocabulary(self) -> Tensor:
         """The token embedding table, float [vocabulary, width]."""
         return self.text_encoder.get_input_embeddings().weight  # type: ignore[no-any-return]
@@ -145,7 +153,7 @@ class TextToImage:
         self.unet_evaluations += len(latents)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.unet(latents.to(self.dtype), timesteps, text).sample
-        if self._scheduler_config.get("prediction_type") == "v_prediction":
+        if self.prediction_type == "v_prediction":
             alphas = self._alphas(timesteps, output)
             output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
         return output  # type: ignore[no-any-return]
@@ -250,12 +258,9 @@ class TextToImage:
 
     def make_scheduler(self, steps: int) -> Any:
         """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
-        config = {**self._scheduler_config, "prediction_type": "epsilon"}
-        extra = {"clip_sample": False} if self.scheduler_name == "ddim" else {}
-        if self.scheduler_name == "pndm":
-            extra = {"skip_prk_steps": True}
-        config = {key: value for key, value in config.items() if key not in {"_class_name", "_diffusers_version"}}
-        scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **extra)  # type: ignore[attr-defined]
+        config = {key: value for key, value in self._scheduler_config.items() if not key.startswith("_")}
+        options = {"prediction_type": "epsilon", **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
+        scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
         return scheduler
 
