@@ -77,11 +77,10 @@ def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_siz
 
 def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str, Any]], tmp_path: Path) -> None:
     esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    van_gogh = next(job for job in table1 if job["concept"]["name"] == "van_gogh")
     runs = [
-        summary(
-            table1[5], esd, run="aaaa", attacked=[True, True, True, False], path="artifacts/runs/aaaa/summary.json"
-        ),
-        summary(table1[5], esd | {"pruning": "on"}, run="bbbb", attacked=[True, False, False, False]),
+        summary(van_gogh, esd, run="aaaa", attacked=[True, True, True, False], path="artifacts/runs/aaaa/summary.json"),
+        summary(van_gogh, esd | {"pruning": "on"}, run="bbbb", attacked=[True, False, False, False]),
     ]
     markdown, csv, latex = tables.write_tables(runs, "table1", tmp_path, missing=["church, ESD"])
     text = markdown.read_text()
