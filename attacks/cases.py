@@ -35,6 +35,7 @@ class Check:
 
     Attributes:
         prompt: The text it was generated from.
+        seed: Seed of the picture.
         present: The judge's verdict.
         score: The judge's score in [0, 1].
         loss: The attack's objective when it was made (mean over the steps since the last check).
@@ -42,6 +43,7 @@ class Check:
     """
 
     prompt: str
+    seed: int
     present: bool
     score: float
     loss: float | None

@@ -86,9 +86,10 @@ class Trace:
 
     def record(self, proposal: Proposal) -> None:
         """Add the check of a proposal whose picture is judged."""
-        self._last = self.judged[self.key(proposal)]
+        prompt, seed = self.key(proposal)
+        self._last = self.judged[prompt, seed]
         self.checks.append(
-            Check(proposal.prompt, self._last.present, self._last.score, proposal.loss, self.unet_evaluations)
+            Check(prompt, seed, self._last.present, self._last.score, proposal.loss, self.unet_evaluations)
         )
 
 

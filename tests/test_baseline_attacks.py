@@ -94,6 +94,12 @@ def test_seed_search_keeps_the_prompt_and_changes_the_picture(tiny_model: TextTo
     (outcome,) = SeedSearch(tries=4).run(tiny_model, CASES[:1], judge, sampling=SAMPLING)
     assert [check.prompt for check in outcome.checks] == ["a church"] * 5
     assert len(set(seen)) == 5
+    assert outcome.checks[0].seed == CASES[0].seed
+    for check, pixels in zip(outcome.checks, seen, strict=True):
+        (picture,) = tiny_model.generate(
+            [check.prompt], seeds=[check.seed], steps=SAMPLING.steps, guidance=CASES[0].guidance
+        )
+        assert picture.numpy().tobytes() == pixels, "a check says all that its picture depends on"
     assert outcome.unet_evaluations == 5 * 2 * SAMPLING.steps
 
 
@@ -106,7 +112,9 @@ def test_no_cases_give_no_outcomes(tiny_model: TextToImage) -> None:
     assert list(RandomTokens().run(tiny_model, [], never, sampling=SAMPLING)) == []
 
 
-@pytest.mark.parametrize("name", ["none", "random", "seed_search", "unlearndiff", "unlearndiff_paper"])
+@pytest.mark.parametrize(
+    "name", ["none", "random", "seed_search", "unlearndiff", "unlearndiff_paper", "p4d", "p4d_paper", "p4d_mu_attack"]
+)
 def test_config_instantiates_and_names_every_field(name: str) -> None:
     config = OmegaConf.create(
         {"seed": 7, "attack": OmegaConf.load(Path(__file__).parents[1] / f"conf/attack/{name}.yaml")}

@@ -34,7 +34,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def use_everything(recorder: Any, folder: Path) -> None:
     """Call whatever a job calls."""
     image = torch.zeros((3, 8, 8), dtype=torch.uint8)
-    outcome = Outcome(0, "a church", "x a church", False, True, 0.9, (Check("a", True, 0.9, None, 8),), 8, image)
+    outcome = Outcome(0, "a church", "x a church", False, True, 0.9, (Check("a", 3, True, 0.9, None, 8),), 8, image)
     rates = {name: Rate.of([True]) for name in ("base", "erased", "attacked")}
     case = CaseResult.of(outcome, base=True)
     costs = {"attack": Cost(8, 0.1, 10)}
