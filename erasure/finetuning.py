@@ -75,7 +75,7 @@ class Retaining:
         spent = self._objective.prepare(model, concept, scope=scope, steps=steps, seed=seed, checkpoint=checkpoint)
         self._samples = FrozenSamples(
             model,
-            text_table(model, concept.preserved),
+            text_table(model, concept.preserved_prompts),
             self._trajectories,
             target_guidance=1.0,
             steps=steps,

@@ -53,10 +53,10 @@ class NoiseSamples:
         return NoiseSamples(self.latents[index], self.timesteps[index], self.prompts[index], self.targets[index])
 
 
-def text_table(model: TextToImage, phrases: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
-    """Text embeddings of every phrase in every template, float [n, tokens, width]; ``{}`` marks the phrase's place."""
+def text_table(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings without gradients, float [n, tokens, width]."""
     with torch.no_grad():
-        return model.encode([template.replace("{}", phrase) for phrase in phrases for template in templates])
+        return model.encode(list(prompts))
 
 
 def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
@@ -82,13 +82,13 @@ def latents_before(
 
 
 def target_noise(
-    model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: float
+    model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, reference: Tensor, guidance: float
 ) -> Tensor:
-    """e_0 + guidance * (e_c - e_0) without gradients, float [n, c, h, w]; guidance 1 costs no unconditional half."""
+    """e_r + guidance * (e_c - e_r) without gradients, float [n, c, h, w]; guidance 1 costs no evaluation of e_r."""
     with torch.no_grad():
         if guidance == 1:
             return model.predict_noise(latents, timesteps, text).to(latents.dtype)
-        return model.guided_noise(latents, timesteps, text, unconditional, guidance).to(latents.dtype)
+        return model.guided_noise(latents, timesteps, text, reference, guidance).to(latents.dtype)
 
 
 class FrozenSamples:
@@ -98,9 +98,11 @@ class FrozenSamples:
 
     Args:
         model: The unedited model.
-        text: float [prompts, tokens, width]; training samples take the prompts in turn.
+        text: float [prompts, tokens, width]; training samples take the prompts in turn, and a pool of trajectories
+            is spread evenly over them.
         settings: How trajectories are sampled.
-        target_guidance: Targets are e_0 + target_guidance * (e_c - e_0).
+        target_guidance: Targets are e_r + target_guidance * (e_c - e_r).
+        reference: float [prompts, tokens, width], the text of e_r for every prompt; None for the empty prompt.
         steps: Training steps.
         batch_size: Samples per training step.
         seed: Of stops, noise and order.
@@ -117,12 +119,14 @@ class FrozenSamples:
         settings: Trajectories,
         *,
         target_guidance: float,
+        reference: Tensor | None = None,
         steps: int,
         batch_size: int,
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
         self.text = text
+        self._reference = reference
         self.unet_evaluations = 0
         self._batch_size = batch_size
         self._checkpoint = checkpoint
@@ -157,13 +161,11 @@ class FrozenSamples:
             latents, timestep = latents_before(
                 model, text, [seeds[place] for place in group], int(stops[group[0]]), settings
             )
-            targets = [
-                target_noise(model, some, timestep, conditioning, unconditional, target_guidance)
-                for some, conditioning in zip(
-                    latents.split(settings.batch_size), text.split(settings.batch_size), strict=True
-                )
-            ]
-            return NoiseSamples(latents, timestep.expand(len(group)), prompts, torch.cat(targets))
+            reference = unconditional.expand_as(text) if self._reference is None else self._reference[prompts]
+            timesteps = timestep.expand(len(group))
+            columns = (rows.split(settings.batch_size) for rows in (latents, timesteps, text, reference))
+            targets = [target_noise(model, x, t, c, r, target_guidance) for x, t, c, r in zip(*columns, strict=True)]
+            return NoiseSamples(latents, timesteps, prompts, torch.cat(targets))
 
         parts = [
             self._remembered(f"stop-{int(stops[group[0]])}", partial(sample, group), model)
@@ -180,21 +182,28 @@ class FrozenSamples:
         steps: int,
         seed: int,
     ) -> tuple[Tensor, NoiseSamples]:
-        places = torch.arange(settings.pool or 0)
+        pool = settings.pool or 0
+        places = torch.arange(pool)
         seeds = torch.randint(2**31, (len(places),), generator=step_generator(seed, 0)).tolist()
 
         def sample(chunk: Tensor) -> NoiseSamples:
-            prompts = (chunk % len(self.text)).to(model.device)
+            # Spread evenly, so that a small pool leaves out no phrase before it repeats another's templates.
+            prompts = (chunk * len(self.text) // pool).to(model.device)
             text = self.text[prompts]
-            both = torch.cat([unconditional.expand_as(text), text])
+            conditions = [unconditional.expand_as(text), text]
+            if self._reference is not None:
+                conditions.append(self._reference[prompts])
+            conditioning = torch.cat(conditions)
             scheduler = model.make_scheduler(settings.steps)
             latents = model.initial_latents([seeds[place] for place in chunk]) * scheduler.init_noise_sigma
             along: list[NoiseSamples] = []
             for timestep, t in zip(scheduler.timesteps, model.sampling_timesteps(settings.steps), strict=True):
                 scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
-                noise = model.predict_noise(scaled.repeat(2, 1, 1, 1), t.to(model.device), both).to(latents.dtype)
-                without, conditional = noise.chunk(2)
-                target = without + target_guidance * (conditional - without)
+                stacked = scaled.repeat(len(conditions), 1, 1, 1)
+                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(latents.dtype)
+                without, conditional, *others = noise.chunk(len(conditions))
+                reference = others[0] if others else without
+                target = reference + target_guidance * (conditional - reference)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
                 guided = without + settings.guidance * (conditional - without)
                 latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)

@@ -12,14 +12,19 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.off import Off
 from tests.oracles import ac as oracle
 
-CONCEPT = Concept(
-    "van_gogh", "style", targets=("van gogh style", "by vincent"), anchor="a picture", preserved=("a fish",)
-)
 TEMPLATES = ("{}", "a church, {}")
+CONCEPT = Concept(
+    "van_gogh",
+    "style",
+    targets=("van gogh style", "by vincent"),
+    anchor="a picture",
+    templates=TEMPLATES,
+    preserved=("a fish",),
+)
 
 
 def make(**changes):
-    return AC(**{"steps": 4, "batch_size": 2, "images": 3, "sampling_steps": 2, "templates": TEMPLATES, **changes})
+    return AC(**{"steps": 4, "batch_size": 2, "images": 3, "sampling_steps": 2, **changes})
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """ESD against its formula, its exact cost, and its promises: one U-Net, any batch, any interruption."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -17,12 +18,18 @@ from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.oracles import esd as oracle
 
-CONCEPT = Concept("van_gogh", "style", targets=("van gogh style", "by vincent"), preserved=("a fish", "a church"))
+CONCEPT = Concept(
+    "van_gogh",
+    "style",
+    targets=("van gogh style", "by vincent"),
+    anchor="a picture",
+    preserved=("a fish", "a church"),
+)
 SHAPE = (4, 8, 8)
 
 
 def make(**changes):
-    return ESD(**{"steps": 3, "batch_size": 2, "sampling_steps": 4, "eta": 1.5, **changes})
+    return ESD(**{"steps": 3, "batch_size": 2, "sampling_steps": 4, "eta": 1.5, "trajectory": "frozen", **changes})
 
 
 def changed(model):
@@ -39,6 +46,7 @@ def points(model, config, step, x_source):
     stops, seeds = draw_stops(7, step, config.batch_size, config.sampling_steps)
     timesteps = model.sampling_timesteps(config.sampling_steps).tolist()
     empty = model.encode([""])[0]
+    reference = model.encode([CONCEPT.anchor])[0] if config.reference == "anchor" else empty
     rows = []
     for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
         text = model.encode([CONCEPT.targets[(step * config.batch_size + place) % 2]])[0]
@@ -46,14 +54,15 @@ def points(model, config, step, x_source):
             x_source.unet, model.alphas_cumprod.tolist(), timesteps, stop, seed, SHAPE, text, empty, 3.0
         )
         t = timesteps[stop]
-        rows.append((x, t, text, oracle.target(model.unet, x, t, text, empty, config.eta)))
+        rows.append((x, t, text, oracle.target(model.unet, x, t, text, reference, config.eta)))
     return rows
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reference", ["unconditional", "anchor"])
 @pytest.mark.parametrize("trajectory", ["frozen", "current"])
-def test_loss_is_the_papers_formula(tiny_model64, trajectory):
-    config = make(trajectory=trajectory)
+def test_loss_is_the_papers_formula(tiny_model64, trajectory, reference):
+    config = make(trajectory=trajectory, reference=reference)
     objective = ESDObjective(config)
     objective.prepare(tiny_model64, CONCEPT, scope="xattn", steps=3, seed=7, checkpoint=None)
     edited = changed(tiny_model64)
@@ -100,8 +109,9 @@ def test_precomputation_does_not_depend_on_its_batch_size(tiny_model64, trajecto
 
 
 @torch.no_grad()
-def test_pool_uses_every_step_of_its_trajectories_before_it_repeats_one(tiny_model64):
-    config = make(trajectories=2, sampling_steps=3, batch_size=2)
+@pytest.mark.parametrize("reference", ["unconditional", "anchor"])
+def test_pool_uses_every_step_of_its_trajectories_before_it_repeats_one(tiny_model64, reference):
+    config = make(trajectories=2, sampling_steps=3, batch_size=2, reference=reference)
     objective = ESDObjective(config)
     objective.prepare(tiny_model64, CONCEPT, scope="xattn", steps=6, seed=0, checkpoint=None)
     drawn = [
@@ -120,7 +130,7 @@ def test_pool_uses_every_step_of_its_trajectories_before_it_repeats_one(tiny_mod
             samples.latents[place : place + 1],
             int(t),
             text[place],
-            tiny_model64.encode([""])[0],
+            tiny_model64.encode([CONCEPT.anchor if reference == "anchor" else ""])[0],
             config.eta,
         )
         torch.testing.assert_close(samples.targets[place : place + 1], wanted, rtol=0, atol=1e-8)
@@ -163,6 +173,8 @@ def test_retain_term_without_preserved_phrases_is_refused(tiny_model):
         {"trajectory_guidance": 1.0},
         {"trajectory": "current"},
         {"trajectories": 3},
+        {"trajectories": 3, "reference": "anchor"},
+        {"reference": "anchor"},
         {"retain_weight": 1.0},
         {"retain_weight": 1.0, "trajectories": 3},
     ],
@@ -174,7 +186,8 @@ def test_cost_is_exactly_the_formulas(tiny_model, changes):
     retained = [draw_stops(5 + finetuning.RETAIN_STREAM, step, 2, 4)[0] for step in range(3)]
     halves = 1 if config.trajectory_guidance == 1 else 2
     if config.trajectories:
-        expected = (1 + bool(config.retain_weight)) * (2 * 3 * 4 + 3 * 2)
+        predictions = 3 if config.reference == "anchor" else 2
+        expected = predictions * 3 * 4 + 3 * 2 + bool(config.retain_weight) * (2 * 3 * 4 + 3 * 2)
     else:
         expected = sum(halves * int(stops.sum()) for stops in drawn) + 6 * (2 + 1)
         if config.retain_weight:
@@ -309,7 +322,6 @@ def test_half_precision_weights_are_refused(tiny_model):
         ({"eta": 0.0}, "greater than 0"),
         ({"steps": -1}, "greater than or equal to 1"),
         ({"scope": "cross"}, "'xattn'"),
-        ({"templates": ["a painting"]}, "every template must contain {}"),
         ({"trajectory": "current", "trajectories": 4}, "set trajectory=frozen"),
         ({"trajectory": "frosen"}, "'frozen' or 'current'"),
         ({"lr": 1.0}, "Unexpected keyword"),
@@ -321,11 +333,36 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
 
 
 def test_templates_multiply_targets(tiny_model):
-    objective = ESDObjective(make(templates=("{}", "a house, {}")))
-    objective.prepare(tiny_model, CONCEPT, scope="xattn", steps=1, seed=0, checkpoint=None)
+    objective = ESDObjective(make())
+    concept = dataclasses.replace(CONCEPT, templates=("{}", "a house, {}"))
+    objective.prepare(tiny_model, concept, scope="xattn", steps=1, seed=0, checkpoint=None)
 
     phrases = ["van gogh style", "a house, van gogh style", "by vincent", "a house, by vincent"]
     torch.testing.assert_close(objective._text, tiny_model.encode(phrases))
+
+
+def test_a_small_pool_leaves_out_no_target(tiny_model):
+    concept = dataclasses.replace(CONCEPT, templates=("{}", "a house, {}", "a fish, {}"))
+    objective = ESDObjective(make(trajectories=2, sampling_steps=1))
+    objective.prepare(tiny_model, concept, scope="xattn", steps=1, seed=0, checkpoint=None)
+
+    samples, _ = objective._samples.batch(0)
+
+    assert sorted(concept.target_prompts[prompt] for prompt in samples.prompts) == ["by vincent", "van gogh style"]
+
+
+def test_retain_term_takes_preserved_phrases_in_templates(tiny_model):
+    concept = dataclasses.replace(CONCEPT, templates=("{}", "a house, {}"))
+    objective = make(retain_weight=1.0).objective()
+    objective.prepare(tiny_model, concept, scope="xattn", steps=1, seed=0, checkpoint=None)
+
+    phrases = ["a fish", "a house, a fish", "a church", "a house, a church"]
+    torch.testing.assert_close(objective._samples.text, tiny_model.encode(phrases))
+
+
+def test_a_template_without_a_place_is_refused():
+    with pytest.raises(ValueError, match=r"'a house' has no {}; every template must contain it"):
+        dataclasses.replace(CONCEPT, templates=("a house",))
 
 
 def test_scored_pruning_acts_on_the_erased_weights(tiny_model):

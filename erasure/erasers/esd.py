@@ -20,13 +20,15 @@ from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latent
 class ESD:
     """Erased Stable Diffusion (Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023).
 
-    L = || eps_theta(x_t, c, t) - [eps*(x_t, 0, t) - eta (eps*(x_t, c, t) - eps*(x_t, 0, t))] ||^2 (mean), their
-    equations 7 and 8; eps* is the frozen model, c the concept's text, 0 the empty prompt. x_t lies on a guided
-    sampling trajectory of c that stops at a random step.
+    L = || eps_theta(x_t, c, t) - [eps*(x_t, r, t) - eta (eps*(x_t, c, t) - eps*(x_t, r, t))] ||^2 (mean), with r the
+    empty prompt in their equations 7 and 8; eps* is the frozen model, c the concept's text. x_t lies on a guided
+    sampling trajectory of c that stops at a random step. The defaults are the paper's.
 
     Attributes:
         scope: What is trained: ``xattn`` is ESD-x, ``noxattn`` ESD-u.
-        eta: Strength of the negative guidance, relative to the unconditional prediction.
+        eta: Strength of the negative guidance, relative to the prediction for r.
+        reference: What r is: ``unconditional``, the empty prompt, as in the paper; or ``anchor``, the concept's anchor
+            in the same template as c, which leaves alone what the template says besides the concept.
         steps: Optimiser steps (Adam).
         learning_rate: Adam's.
         batch_size: Trajectory points per step; several targets take turns.
@@ -36,7 +38,6 @@ class ESD:
             in batches; or the ``current`` model's, the one being edited (the paper), sampled at every step.
         trajectories: None gives every training sample a trajectory of its own, as in the paper. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
-        templates: Phrasings that every target is put in, at ``{}``.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
     """
@@ -45,14 +46,14 @@ class ESD:
 
     scope: UNetScope = "xattn"
     eta: Annotated[float, Field(gt=0)] = 1.0
-    steps: Annotated[int, Field(ge=1)] = 150
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    reference: Literal["unconditional", "anchor"] = "unconditional"
+    steps: Annotated[int, Field(ge=1)] = 1000
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     batch_size: Annotated[int, Field(ge=1)] = 1
-    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
-    trajectory: Literal["frozen", "current"] = "frozen"
+    trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
-    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{}",)
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
@@ -63,9 +64,6 @@ class ESD:
                 f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
                 "the frozen model, so set trajectory=frozen or trajectories=null."
             )
-        for template in self.templates:
-            if "{}" not in template:
-                raise ValueError(f"templates has {template!r}; every template must contain {{}}, the target's place.")
         return self
 
     @property
@@ -101,20 +99,23 @@ class ESDObjective:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
         self._seed = seed
-        self._text = text_table(model, concept.targets, config.templates)
+        self._text = text_table(model, concept.target_prompts)
+        anchored = config.reference == "anchor"
+        references = concept.anchor_prompts * len(concept.targets) if anchored else [""] * len(self._text)
         if config.trajectory == "frozen":
             self._samples = FrozenSamples(
                 model,
                 self._text,
                 config.settings,
                 target_guidance=-config.eta,
+                reference=text_table(model, references) if anchored else None,
                 steps=steps,
                 batch_size=config.batch_size,
                 seed=seed,
                 checkpoint=checkpoint,
             )
             return self._samples.unet_evaluations
-        self._unconditional = text_table(model, [""])[0]
+        self._reference = text_table(model, references)
         self._base = {name: value.detach().clone() for name, value in scope_parameters(model, scope).items()}
         return 0
 
@@ -123,18 +124,20 @@ class ESDObjective:
         if self._samples is not None:
             samples, text = self._samples.batch(step)
             return noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
-        latents, timesteps, text = self._current_latents(model, step)
+        latents, timesteps, prompts = self._current_latents(model, step)
+        text = self._text[prompts]
         with substituted(model, self._base):
-            targets = target_noise(model, latents, timesteps, text, self._unconditional, -self._config.eta)
+            targets = target_noise(model, latents, timesteps, text, self._reference[prompts], -self._config.eta)
         return noise_error(model, latents, timesteps, text, targets)
 
     def _current_latents(self, model: TextToImage, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t on trajectories of the model as it is now, their timesteps and their text."""
+        """x_t on trajectories of the model as it is now, their timesteps and which prompts they are of."""
         settings = self._config.settings
         stops, seeds = draw_stops(self._seed, step, self._config.batch_size, settings.steps)
-        text = self._text[torch.arange(step * len(stops), (step + 1) * len(stops)) % len(self._text)]
+        prompts = torch.arange(step * len(stops), (step + 1) * len(stops)) % len(self._text)
+        text = self._text[prompts]
         points = [
             latents_before(model, text[place : place + 1], seeds[place : place + 1], int(stop), settings)
             for place, stop in enumerate(stops)
         ]
-        return torch.cat([latents for latents, _ in points]), torch.stack([t for _, t in points]), text
+        return torch.cat([latents for latents, _ in points]), torch.stack([t for _, t in points]), prompts

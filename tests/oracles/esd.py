@@ -27,11 +27,11 @@ def trajectory_point(
     return x
 
 
-def target(frozen: nn.Module, x: Tensor, t: int, text: Tensor, empty: Tensor, eta: float) -> Tensor:
-    """eps*(x_t, 0, t) - eta (eps*(x_t, c, t) - eps*(x_t, 0, t)), float64 [1, c, h, w]."""
-    e_0 = frozen(x, torch.tensor([t]), empty[None]).sample
+def target(frozen: nn.Module, x: Tensor, t: int, text: Tensor, reference: Tensor, eta: float) -> Tensor:
+    """eps*(x_t, r, t) - eta (eps*(x_t, c, t) - eps*(x_t, r, t)), float64 [1, c, h, w]; r is the empty prompt's text."""
+    e_r = frozen(x, torch.tensor([t]), reference[None]).sample
     e_c = frozen(x, torch.tensor([t]), text[None]).sample
-    return e_0 - eta * (e_c - e_0)
+    return e_r - eta * (e_c - e_r)
 
 
 def mean_squared_error(unet: nn.Module, points: list[tuple[Tensor, int, Tensor, Tensor]]) -> float:
