@@ -352,7 +352,7 @@ def test_a_small_pool_leaves_out_no_target(tiny_model):
 
 
 def test_retain_term_takes_preserved_phrases_in_templates(tiny_model):
-    concept = dataclasses.replace(CONCEPT, templates=("{}", "a house, {}"))
+    concept = dataclasses.replace(CONCEPT, preserved_templates=("{}", "a house, {}"))
     objective = make(retain_weight=1.0).objective()
     objective.prepare(tiny_model, concept, scope="xattn", steps=1, seed=0, checkpoint=None)
 
