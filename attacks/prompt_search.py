@@ -1,17 +1,21 @@
-"""What token attacks share: where tokens go in a prompt, which tokens may go there, and the simplex over them."""
+"""What token attacks share: where tokens go in a prompt, which may go there, gradients, optimiser, projections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffusion.model import TextToImage
 
 Insertion = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 """Where k tokens enter a prompt of L tokens: before it; after it; after L // 2 of its tokens; one after each
 L // (k + 1) of them; one before each three of them."""
+
+Criterion = Literal["l2", "l1"]
+"""The mean squared, or the mean absolute error."""
 
 WORDS_PER_TOKEN = 3
 """Prompt tokens that follow each inserted token in ``per_k_words``."""
@@ -41,7 +45,8 @@ class PromptTemplate:
 
     Attributes:
         ids: int64 [n, tokens]: start, prompt and slots, end, padding; a slot holds the end token until it is filled.
-        slots: int64 [n, k], the positions of the inserted tokens.
+        slots: int64 [n, k], the positions of the inserted tokens. Where a prompt has fewer than k, the rest lie behind
+            the last position, and what is put there is lost.
         ends: int64 [n], the position of the end token.
     """
 
@@ -59,15 +64,34 @@ class PromptTemplate:
         Raises:
             ValueError: The text encoder has too few positions for ``count`` tokens.
         """
-        tokenizer = model.tokenizer
         most = model.max_tokens - 2
         if not 1 <= count <= most:
             raise ValueError(f"{count} tokens cannot be inserted: this model's prompts take 1 to {most} of them.")
+        return cls._open(model, prompts, count, lambda length: insertion_points(length, count, insertion))
+
+    @classmethod
+    def insert_every(cls, model: TextToImage, prompts: Sequence[str], period: int) -> "PromptTemplate":
+        """Open a slot before each prompt and after every ``period`` of its tokens: L // period + 1 for L of them.
+
+        A prompt too long for that loses its tail.
+        """
+        most = model.max_tokens - 2
+        count = -(-most // (period + 1))
+        return cls._open(model, prompts, count, lambda length: list(range(0, length + 1, period))[:count])
+
+    @classmethod
+    def _open(
+        cls, model: TextToImage, prompts: Sequence[str], count: int, points_of: Callable[[int], list[int]]
+    ) -> "PromptTemplate":
+        """Open up to ``count`` slots in each prompt, before those of its tokens that ``points_of`` its length tells."""
+        tokenizer = model.tokenizer
+        most = model.max_tokens - 2
         rows, slots, ends = [], [], []
         for row in model.tokenize(prompts).tolist():
             tokens = row[1 : row.index(tokenizer.eos_token_id)][: most - count]
-            points = insertion_points(len(tokens), count, insertion)
+            points = points_of(len(tokens))
             slots.append([1 + point + index for index, point in enumerate(points)])
+            slots[-1] += [model.max_tokens] * (count - len(points))
             for index, point in enumerate(points):
                 tokens.insert(point + index, tokenizer.eos_token_id)
             ends.append(1 + len(tokens))
@@ -78,7 +102,7 @@ class PromptTemplate:
 
     def fill(self, tokens: Tensor) -> Tensor:
         """Put ``tokens``, int64 [n, k], in the slots; ids int64 [n, tokens]."""
-        return self.ids.scatter(1, self.slots, tokens)
+        return functional.pad(self.ids, (0, 1)).scatter(1, self.slots, tokens)[:, :-1]
 
     def encode(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:
         """Encode the prompts with ``token_embeddings``, float [n, k, width], in the slots; differentiable in them.
@@ -86,9 +110,9 @@ class PromptTemplate:
         Returns:
             float [n, tokens, width].
         """
-        width = token_embeddings.shape[-1]
-        rows = model.vocabulary[self.ids].scatter(1, self.slots[..., None].expand(-1, -1, width), token_embeddings)
-        return model.encode_embeddings(rows, self.ends)
+        slots = self.slots[..., None].expand_as(token_embeddings)
+        rows = functional.pad(model.vocabulary[self.ids], (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
+        return model.encode_embeddings(rows[:, :-1], self.ends)
 
     def texts(self, model: TextToImage, tokens: Tensor) -> list[str]:
         """Read the prompts as text, with ``tokens``, int64 [n, k], in the slots.
@@ -102,11 +126,111 @@ class PromptTemplate:
         ]
 
 
-def candidate_tokens(model: TextToImage, *, exclude_special: bool = True) -> Tensor:
-    """List the ids that an attack may insert, int64 [candidates]: all but start, end and padding by default."""
+def candidate_tokens(model: TextToImage, *, exclude_special: bool = True, readable: bool = False) -> Tensor:
+    """List the ids that an attack may insert, int64 [candidates].
+
+    Args:
+        model: Whose vocabulary it is.
+        exclude_special: Leave out start, end and padding.
+        readable: Leave out tokens whose text is not read back as that token, such as pieces that join the next word.
+    """
     special = set(model.tokenizer.all_special_ids) if exclude_special else set()
     size = min(len(model.tokenizer), len(model.vocabulary))
-    return torch.tensor([token for token in range(size) if token not in special], device=model.vocabulary.device)
+    tokens = [token for token in range(size) if token not in special]
+    if readable:
+        texts = model.tokenizer.batch_decode([[token] for token in tokens])
+        read_back = model.tokenizer(texts, add_special_tokens=False).input_ids
+        tokens = [token for token, ids in zip(tokens, read_back, strict=True) if ids == [token]]
+    return torch.tensor(tokens, device=model.vocabulary.device)
+
+
+def middle_timestep(model: TextToImage, share: int, shares: int) -> int:
+    """Return the middle of one of equal shares of the noise schedule, from low noise to high (10, 30, ..., 990)."""
+    return (2 * share + 1) * model.training_timesteps // (2 * shares)
+
+
+def embedding_gradient(
+    model: TextToImage,
+    template: PromptTemplate,
+    embeddings: Tensor,
+    latents: Tensor,
+    timesteps: Tensor,
+    targets: Tensor,
+    *,
+    criterion: Criterion = "l2",
+) -> tuple[Tensor, Tensor]:
+    """Compute the error of each prompt's noise prediction and its gradient with respect to the inserted embeddings.
+
+    Args:
+        model: The erased model.
+        template: Of n prompts.
+        embeddings: float [n, k, width], of the inserted tokens.
+        latents: float [n, c, h, w], x_t.
+        timesteps: int64 [n].
+        targets: float [n, c, h, w], the noise that should be predicted.
+        criterion: What the error is.
+
+    Returns:
+        The gradient, float [n, k, width], and the losses, float [n]; both in single precision at least.
+    """
+    embeddings = embeddings.detach().requires_grad_()
+    with torch.enable_grad():
+        error = (model.predict_noise(latents, timesteps, template.encode(model, embeddings)) - targets).flatten(1)
+        error = error.square() if criterion == "l2" else error.abs()
+        # Sums, because the gradient of a mean over many pixels underflows in half precision.
+        sums = error.sum(dim=1, dtype=torch.promote_types(error.dtype, torch.float32))
+        (gradient,) = torch.autograd.grad(sums.sum(), embeddings)
+    return gradient.to(sums.dtype) / error.shape[1], sums.detach() / error.shape[1]
+
+
+def adam_step(
+    parameters: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    steps: Tensor,
+    learning_rate: float,
+    weight_decay: float,
+    decoupled: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> None:
+    """Take one step of Adam, in place; prompts may differ in steps taken.
+
+    Args:
+        parameters: float [n, k, any].
+        gradient: Of the same shape, like ``mean`` and ``variance``, its running moments.
+        mean: First moment.
+        variance: Second moment.
+        steps: int64 [n], this step counted.
+        learning_rate: Step size.
+        weight_decay: Factor of the parameters that is added to the gradient (L2).
+        decoupled: Take that factor times the step size off the parameters instead, as AdamW does.
+        betas: Decay of the two moments.
+        epsilon: Added to the root of the second moment.
+    """
+    if decoupled:
+        parameters *= 1 - learning_rate * weight_decay
+    else:
+        gradient = gradient + weight_decay * parameters
+    mean.lerp_(gradient, 1 - betas[0])
+    variance.lerp_(gradient.square(), 1 - betas[1])
+    unbiased_mean, unbiased_variance = (
+        moment / (1 - beta ** steps.double())[:, None, None]
+        for moment, beta in zip((mean, variance), betas, strict=True)
+    )
+    parameters -= learning_rate * unbiased_mean / (unbiased_variance.sqrt() + epsilon)
+
+
+def nearest_tokens(embeddings: Tensor, table: Tensor) -> Tensor:
+    """Find the row of ``table``, float [candidates, width], that is most alike by cosine; int64 [n, k].
+
+    Args:
+        embeddings: float [n, k, width].
+        table: Rows of length one; the length of an embedding makes no difference.
+    """
+    return (embeddings.to(table.dtype) @ table.T).argmax(dim=-1)
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class RandomTokens:
         insertion: Where they go.
         tries: Pictures per prompt; give it the number of checks of the attack that it stands beside.
         exclude_special: Never draw start, end or padding.
+        readable: Only draw tokens whose text is read back as the same token.
         seed: Seed of the draws; each case has its own stream.
     """
 
@@ -32,12 +33,20 @@ class RandomTokens:
     insertion: Insertion = "prefix_k"
     tries: Annotated[int, Field(ge=1)] = 10
     exclude_special: bool = True
+    readable: bool = False
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "black_box"
+    needs_original: ClassVar[bool] = False
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self,
+        model: TextToImage,
+        cases: Sequence[PromptCase],
+        judge: Judge,
+        *,
+        sampling: Sampling,
+        original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when it ends.
 
@@ -45,7 +54,7 @@ class RandomTokens:
             ValueError: The model's prompts have no room for ``tokens``.
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special)
+        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             template = PromptTemplate.insert(

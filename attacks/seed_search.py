@@ -28,9 +28,16 @@ class SeedSearch:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "black_box"
+    needs_original: ClassVar[bool] = False
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self,
+        model: TextToImage,
+        cases: Sequence[PromptCase],
+        judge: Judge,
+        *,
+        sampling: Sampling,
+        original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when it ends."""
 

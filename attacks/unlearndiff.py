@@ -11,13 +11,20 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_search import Insertion, PromptTemplate, candidate_tokens, project_to_simplex
+from attacks.prompt_search import (
+    Criterion,
+    Insertion,
+    PromptTemplate,
+    adam_step,
+    candidate_tokens,
+    embedding_gradient,
+    middle_timestep,
+    project_to_simplex,
+)
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
-
-Criterion = Literal["l2", "l1"]
 
 
 @plain_dataclass
@@ -71,6 +78,8 @@ class UnlearnDiffAtk:
         initialization: Rows of P at the start: ``uniform``, or ``random`` (projected uniform numbers).
         exclude_special: Keep start, end and padding out of the vocabulary. The published code samples them too, but
             they are lost when the tokens become text.
+        readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
+            The published code takes all; of SD's vocabulary most are words, of the canvas's only half.
         repeat_draws: Restart the random stream at every timestep, as the published code does unawares (its sampler
             reseeds the global generator), so that all timesteps share their draws.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
@@ -87,14 +96,22 @@ class UnlearnDiffAtk:
     criterion: Criterion = "l2"
     initialization: Literal["uniform", "random"] = "uniform"
     exclude_special: bool = True
+    readable: bool = False
     repeat_draws: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
+    needs_original: ClassVar[bool] = False
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self,
+        model: TextToImage,
+        cases: Sequence[PromptCase],
+        judge: Judge,
+        *,
+        sampling: Sampling,
+        original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.
 
@@ -111,7 +128,7 @@ class UnlearnDiffAtk:
                     f"case {case.case_number} has no target picture; UnlearnDiffAtk needs the unedited model's picture "
                     "of every prompt."
                 )
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special)
+        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
         searches: dict[int, TokenSearch] = {}
 
         def propose(traces: list[Trace]) -> list[Proposal]:
@@ -151,7 +168,8 @@ class UnlearnDiffAtk:
         probabilities = torch.stack([state.probabilities for state in searches])
         mean = torch.stack([state.mean for state in searches])
         variance = torch.stack([state.variance for state in searches])
-        timesteps = torch.tensor([self._timestep(model, state) for state in searches], device=model.device)
+        shares = [state.steps // self.steps_per_timestep for state in searches]
+        timesteps = torch.tensor([middle_timestep(model, share, self.timesteps) for share in shares]).to(model.device)
         losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
         if self.repeat_draws:
             for state in searches:
@@ -163,8 +181,9 @@ class UnlearnDiffAtk:
                 draws = [torch.randint(model.training_timesteps, (), generator=state.generator) for state in searches]
                 timesteps = torch.stack(draws).to(model.device)
             embeddings = table[draw_tokens(probabilities, race)]
+            latents = model.add_noise(targets, noise, timesteps)
             gradient, loss = embedding_gradient(
-                model, template, embeddings, targets, noise, timesteps, criterion=self.criterion
+                model, template, embeddings, latents, timesteps, noise, criterion=self.criterion
             )
             losses += loss
             for state in searches:
@@ -187,11 +206,6 @@ class UnlearnDiffAtk:
             Proposal(text, loss=loss / self.steps_per_timestep, unet_evaluations=self.steps_per_timestep)
             for text, loss in zip(texts, losses.tolist(), strict=True)
         ]
-
-    def _timestep(self, model: TextToImage, state: TokenSearch) -> int:
-        """Return the timestep of a search: the middle of its share of the noise schedule (10, 30, ..., 990)."""
-        index = state.steps // self.steps_per_timestep
-        return (2 * index + 1) * model.training_timesteps // (2 * self.timesteps)
 
     def _draw(
         self, model: TextToImage, searches: Sequence[TokenSearch], probabilities: Tensor
@@ -217,42 +231,6 @@ def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:
     return (probabilities / race).argmax(dim=-1)
 
 
-def embedding_gradient(
-    model: TextToImage,
-    template: PromptTemplate,
-    embeddings: Tensor,
-    targets: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    *,
-    criterion: Criterion,
-) -> tuple[Tensor, Tensor]:
-    """Compute the denoising loss of each prompt and its gradient with respect to the inserted embeddings.
-
-    Args:
-        model: The erased model.
-        template: Of n prompts.
-        embeddings: float [n, k, width], of the inserted tokens.
-        targets: float [n, c, h, w], x0.
-        noise: float [n, c, h, w].
-        timesteps: int64 [n].
-        criterion: ``l2`` for the mean squared, ``l1`` for the mean absolute error.
-
-    Returns:
-        The gradient, float [n, k, width], and the losses, float [n]; both in single precision at least.
-    """
-    embeddings = embeddings.detach().requires_grad_()
-    with torch.enable_grad():
-        text = template.encode(model, embeddings)
-        prediction = model.predict_noise(model.add_noise(targets, noise, timesteps), timesteps, text)
-        error = (prediction - noise).flatten(1)
-        error = error.square() if criterion == "l2" else error.abs()
-        # Sums, because the gradient of a mean over many pixels underflows in half precision.
-        sums = error.sum(dim=1, dtype=torch.promote_types(error.dtype, torch.float32))
-        (gradient,) = torch.autograd.grad(sums.sum(), embeddings)
-    return gradient.to(sums.dtype) / error.shape[1], sums.detach() / error.shape[1]
-
-
 def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
     """Compute the gradient with respect to the one-hot rows, clipped to [-1, 1]; the simplex rows receive it instead.
 
@@ -265,38 +243,3 @@ def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
     """
     precise = torch.promote_types(table.dtype, torch.float32)
     return (gradient.to(precise) @ table.to(precise).T).clamp(-1, 1).double()
-
-
-def adam_step(
-    parameters: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    *,
-    steps: Tensor,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-) -> None:
-    """Take one step of Adam, L2 decay in the gradient, in place; prompts may differ in steps taken.
-
-    Args:
-        parameters: float [n, k, candidates].
-        gradient: Of the same shape, like ``mean`` and ``variance``, its running moments.
-        mean: First moment.
-        variance: Second moment.
-        steps: int64 [n], this step counted.
-        learning_rate: Step size.
-        weight_decay: Factor of the parameters that is added to the gradient.
-        betas: Decay of the two moments.
-        epsilon: Added to the root of the second moment.
-    """
-    gradient = gradient + weight_decay * parameters
-    mean.lerp_(gradient, 1 - betas[0])
-    variance.lerp_(gradient.square(), 1 - betas[1])
-    unbiased_mean, unbiased_variance = (
-        moment / (1 - beta ** steps.double())[:, None, None]
-        for moment, beta in zip((mean, variance), betas, strict=True)
-    )
-    parameters -= learning_rate * unbiased_mean / (unbiased_variance.sqrt() + epsilon)

@@ -1,11 +1,13 @@
 """What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
 
+import copy
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion.files import replacing
 from diffusion.model import SCHEDULERS, TextToImage
 from erasure.parameters import named_parameters
 
@@ -37,7 +40,8 @@ class Entry:
     Attributes:
         kind: How ``parts`` give the new value; one of those in ``_DECODERS``.
         shape: The parameter's shape.
-        parts: What is stored, by part name; the part named "" is stored under the parameter's own name.
+        parts: What is stored, by part name; the part named "" is stored under the parameter's own name. Entries that
+            hold the same dict share it on disk as well.
         fill: For masks, what pruned weights become.
     """
 
@@ -65,6 +69,9 @@ class Entry:
         size = int(np.prod(self.shape))
         if self.kind == "dense":
             return set(self.parts) == {""} and tuple(self.parts[""].shape) == self.shape
+        if self.kind == "right_multiplied":
+            square = self.parts.get("T")
+            return square is not None and len(self.shape) == 2 and tuple(square.shape) == (self.shape[1],) * 2
         if self.kind == "bits":
             bits = self.parts.get("bits")
             return bits is not None and bits.dtype == torch.uint8 and len(bits) == (size + 7) // 8
@@ -78,12 +85,20 @@ def _masked(entry: Entry, original: Tensor) -> Tensor:
     return torch.where(kept, original, fill.to(original.device, original.dtype))
 
 
+def _right_multiplied(entry: Entry, original: Tensor) -> Tensor:
+    # In float64, so that the result is the same on every machine but for its last bit.
+    return original.double() @ entry.parts["T"].to(original.device, torch.float64)
+
+
 _DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
     "dense": lambda entry, original: entry.parts[""],
+    "right_multiplied": _right_multiplied,
     "bits": _masked,
     "indices": _masked,
 }
-"""The new value of a parameter by kind of entry: the tensor itself; a mask as bits; a mask as what it prunes."""
+"""The new value of a parameter by kind of entry: the tensor itself; W T; a mask as bits; a mask as what it prunes."""
+
+_MASKS = ("bits", "indices")
 
 
 def _encode_mask(kept: Tensor, fill: Fill) -> Entry:
@@ -131,6 +146,23 @@ class Edit:
         return cls(entries, dict(metadata or {}))
 
     @classmethod
+    def from_right_multiplication(
+        cls, right: Tensor, weights: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+    ) -> "Edit":
+        """Every matrix W becomes W T; one T is stored for all.
+
+        Args:
+            right: T, float [d, d]; stored in the matrices' precision, float32 at least.
+            weights: The matrices by parameter name, float [any, d].
+            metadata: See the class.
+        """
+        dtypes = [weight.dtype for weight in weights.values()]
+        stored = right.detach().cpu().to(reduce(torch.promote_types, dtypes, torch.float32)).contiguous()
+        parts = {"T": stored}
+        entries = {name: Entry("right_multiplied", tuple(weight.shape), parts) for name, weight in weights.items()}
+        return cls(entries, dict(metadata or {}))
+
+    @classmethod
     def from_mask(
         cls, masks: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, fill: Fill = "zero"
     ) -> "Edit":
@@ -151,6 +183,8 @@ class Edit:
     def then(self, later: "Edit", model: TextToImage) -> "Edit":
         """One edit that does what this one and, on its result, ``later`` do to ``model``, which is left as it was."""
         both = self.entries.keys() & later.entries.keys()
+        if not both:
+            return Edit({**self.entries, **later.entries}, {**self.metadata, **later.metadata})
         with self.applied(model), later.applied(model):
             parameters = named_parameters(model)
             dense = {
@@ -162,12 +196,13 @@ class Edit:
 
     def masks(self) -> dict[str, Tensor]:
         """The entries that are masks, bool tensors by parameter name, True where the weight is kept."""
-        return {name: entry.mask() for name, entry in self.entries.items() if entry.kind != "dense"}
+        return {name: entry.mask() for name, entry in self.entries.items() if entry.kind in _MASKS}
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the stored tensors."""
-        return sum(part.nbytes for entry in self.entries.values() for part in entry.parts.values())
+        distinct = {id(entry.parts): entry.parts for entry in self.entries.values()}
+        return sum(part.nbytes for parts in distinct.values() for part in parts.values())
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
@@ -213,6 +248,28 @@ class Edit:
         for name, original in self._replaced.pop(model).items():
             parameters[name].copy_(original)
 
+    def unedited(self, model: TextToImage) -> TextToImage:
+        """A second model beside ``model`` that is as ``model`` was before :meth:`apply`.
+
+        It counts its own evaluations, and shares every tensor with ``model`` but those that the edit replaced, which
+        are the ones kept for :meth:`revert`; so it takes no memory of note.
+
+        Raises:
+            ValueError: The edit is not applied to this model.
+        """
+        if model not in self._replaced:
+            raise ValueError(f"The edit is not applied to {model.name!r}; that model is unedited itself.")
+        parts = (model.unet, model.text_encoder)
+        shared = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
+        parameters = named_parameters(model)
+        for name, original in self._replaced[model].items():
+            shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
+        unedited = copy.copy(model)
+        unedited.unet = copy.deepcopy(model.unet, shared)
+        unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+        unedited.unet_evaluations = 0
+        return unedited
+
     @contextmanager
     def applied(self, model: TextToImage, *, fingerprint: str | None = None) -> Iterator[None]:
         """Apply to ``model`` for the length of the context."""
@@ -224,23 +281,31 @@ class Edit:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        owners: dict[int, str] = {}
+        for name, entry in self.entries.items():
+            owners.setdefault(id(entry.parts), name)
         header = {
             **self.metadata,
             "schema": SCHEMA,
             "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
             "entries": {
-                name: {"kind": entry.kind, "shape": entry.shape, "fill": entry.fill}
+                name: {
+                    "kind": entry.kind,
+                    "shape": entry.shape,
+                    "fill": entry.fill,
+                    "parts_of": owners[id(entry.parts)],
+                }
                 for name, entry in self.entries.items()
             },
         }
         tensors = {
             f"{name}:{part}" if part else name: tensor
             for name, entry in self.entries.items()
+            if owners[id(entry.parts)] == name
             for part, tensor in entry.parts.items()
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata={"edit": json.dumps(header)})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata={"edit": json.dumps(header)})
 
     @classmethod
     def load(cls, path: Path) -> "Edit":
@@ -270,7 +335,12 @@ class Edit:
             name, _, part = key.partition(":")
             parts.setdefault(name, {})[part] = tensor
         entries = {
-            name: Entry(described["kind"], tuple(described["shape"]), parts.get(name, {}), described["fill"])
+            name: Entry(
+                described["kind"],
+                tuple(described["shape"]),
+                parts.get(described.get("parts_of", name), {}),
+                described["fill"],
+            )
             for name, described in header.pop("entries").items()
         }
         for name, entry in entries.items():
@@ -293,10 +363,9 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    prediction_type = model._scheduler_config.get("prediction_type", "epsilon")
     # The model's own sampler speaks of noise; the weights may speak of velocity.
     sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
-        {**model.make_scheduler(1).config, "prediction_type": prediction_type}
+        {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
     )
     pipeline = StableDiffusionPipeline(
         vae=model.vae,

@@ -37,11 +37,21 @@ class Attack(Protocol):
     """A search for prompts that bring an erased concept back."""
 
     threat_model: ClassVar[ThreatModel]
+    needs_original: ClassVar[bool]
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self,
+        model: TextToImage,
+        cases: Sequence[PromptCase],
+        judge: Judge,
+        *,
+        sampling: Sampling,
+        original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
-        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases."""
+        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases.
+
+        Attacks that ask for it with ``needs_original`` are given the unedited model beside the edited one.
+        """
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

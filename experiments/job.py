@@ -54,7 +54,7 @@ def run_job(job: Job, folder: str | Path) -> Path:
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.pictures(retained, "retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, base.images), erased.key)
+            attacked = stages.attack(attack_cases(rows, base.images), erased)
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
 
         outcomes = attacked.outcomes

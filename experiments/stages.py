@@ -1,5 +1,6 @@
 """The stages of a job: each is looked up in the store, and worked on only where it is not complete."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,12 @@ from evaluation.quality import Measures
 from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
-from experiments.store import Journal, Store, read_json, replacing, write_json
+from experiments.store import Journal, Store, read_json, write_json
 
 log = logging.getLogger(__name__)
+
+CONCEPT_FILES = frozenset({"prompts", "retained_prompts", "pairs"})
+"""Fields of a concept that no eraser reads."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,19 @@ class Stages:
         """What every picture depends on besides the weights."""
         return matters({"sampling": self.job.config["sampling"]})  # type: ignore[no-any-return]
 
+    @cached_property
+    def attack_key(self) -> dict[str, Any]:
+        """The attack and its settings; a file among them counts by its content, wherever it lies."""
+        files = {name: path for name, path in vars(self.job.attack).items() if isinstance(path, Path)}
+        contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        return {**matters(self.job.config["attack"]), **contents}
+
     def edit(self) -> StoredEdit:
         """Erase the concept, or find that it was done; a killed training goes on from its checkpoint."""
         job, config = self.job, self.job.config
         key = {
             "model": self.model_key,
-            "concept": {name: config["concept"][name] for name in config["concept"] if not name.endswith("prompts")},
+            "concept": {name: value for name, value in config["concept"].items() if name not in CONCEPT_FILES},
             "eraser": matters(config["eraser"], TRAINING_SPEED_ONLY),
             "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
             "seed": job.settings.seed,
@@ -102,8 +113,7 @@ class Stages:
                     checkpoint=folder / "work.checkpoint",
                 )
                 cost = meter.read()
-                with replacing(folder / "edit.safetensors") as partial:
-                    erasure.edit.save(partial)
+                erasure.edit.save(folder / "edit.safetensors")
                 write_json(folder / "losses.json", erasure.losses)
                 # The last file: it says that the others are complete. A resumed eraser knows its whole cost.
                 write_json(folder / "result.json", {**cost.as_dict(), "unet_evaluations": erasure.unet_evaluations})
@@ -131,16 +141,16 @@ class Stages:
         )
         return present
 
-    def attack(self, cases: Sequence[PromptCase], edit: str) -> Attacked:
-        """Attack the model as it is now; every outcome is on the disk as soon as it is known."""
-        folder = self.store.folder("attacks", self._attack_key(edit))
+    def attack(self, cases: Sequence[PromptCase], erased: StoredEdit) -> Attacked:
+        """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known."""
+        folder = self.store.folder("attacks", self._attack_key(erased.key))
         with self.store.locked(folder):
             journal = Journal(folder / "outcomes.jsonl")
             known = {entry["id"] for entry in journal.read()}
             waiting = [case for case in cases if case_id(case) not in known]
             log.info("attack: %d of %d prompts found in %s", len(cases) - len(waiting), len(cases), folder)
             if waiting:
-                self._attack_waiting(waiting, folder, journal)
+                self._attack_waiting(waiting, erased.edit, folder, journal)
             entries = {entry["id"]: entry for entry in journal.read()}
         found = [entries[case_id(case)] for case in cases]
         outcomes = [_read_outcome(entry, folder) for entry in found]
@@ -172,17 +182,24 @@ class Stages:
         return {
             "model": self.model_key,
             "edit": edit,
-            "attack": matters(self.job.config["attack"]),
+            "attack": self.attack_key,
             "judge": matters(self.job.config["judge"]),
             **self.sampler_key,
         }
 
-    def _attack_waiting(self, waiting: Sequence[PromptCase], folder: Path, journal: Journal) -> None:
+    def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal) -> None:
+        attack = self.job.attack
         ids = {case.case_number: case_id(case) for case in waiting}
         meter = Meter(self.model)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
-            outcomes = self.job.attack.run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
+            outcomes = attack.run(
+                self.model,
+                waiting,
+                self.job.judge,
+                sampling=self.job.settings.sampling,
+                original=edit.unedited(self.model) if attack.needs_original else None,
+            )
             for done, outcome in enumerate(outcomes, start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
                 cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}

@@ -160,7 +160,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
         "edit": edit,
         "judge": matters(config["judge"]),
-        "attack": matters(config["attack"]),
+        "attack": stages.attack_key,
         "evaluator": matters(config["evaluator"]),
         "seed": config["seed"],
         "prompts": content_hash([[row.prompt, row.seed, row.guidance] for row in rows]),

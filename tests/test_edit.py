@@ -27,8 +27,18 @@ def noisy_weights(model, scope="xattn"):
     return before, {name: weight.detach() + 0.1 for name, weight in before.items()}
 
 
-@pytest.fixture(params=["dense", "bits", "indices", "text_encoder"])
+def near_identity():
+    return torch.eye(32, dtype=torch.float64) + 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def right_multiplied(model):
+    return Edit.from_right_multiplication(near_identity(), scope_parameters(model, "xattn_kv"))
+
+
+@pytest.fixture(params=["dense", "bits", "indices", "text_encoder", "right_multiplied"])
 def edit(request, tiny_model):
+    if request.param == "right_multiplied":
+        return right_multiplied(tiny_model)
     if request.param == "bits":
         return Edit.from_mask(random_masks(tiny_model))
     if request.param == "indices":
@@ -58,6 +68,48 @@ def test_saved_edit_does_the_same(tiny_model, edit, tmp_path):
     assert loaded.metadata["seed"] == 3
     assert loaded.metadata["schema"] == 1
     assert loaded.size_bytes == edit.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)]
+)
+def test_right_multiplied_matrices_are_w_t_to_the_models_precision(tiny_model, dtype, tolerance):
+    tiny_model.unet.to(dtype)
+    edit = right_multiplied(tiny_model)
+    before = {name: weight.double().clone() for name, weight in scope_parameters(tiny_model, "xattn_kv").items()}
+
+    with edit.applied(tiny_model):
+        for name, weight in scope_parameters(tiny_model, "xattn_kv").items():
+            expected = before[name] @ near_identity()
+            assert weight.dtype == dtype
+            assert (weight - before[name]).norm() > 0
+            assert (weight - expected).norm() <= tolerance * expected.norm()
+
+
+def test_one_right_multiplication_is_stored_for_all_matrices(tiny_model, tmp_path):
+    edit = right_multiplied(tiny_model)
+    edit.save(tmp_path / "edit.safetensors")
+
+    assert len(edit.entries) == len(scope_parameters(tiny_model, "xattn_kv")) > 1
+    assert edit.size_bytes == 32 * 32 * 4
+    assert [tensor.shape for tensor in load_file(tmp_path / "edit.safetensors").values()] == [(32, 32)]
+    assert Edit.load(tmp_path / "edit.safetensors").masks() == {}
+
+
+def test_files_from_before_entries_shared_their_parts_are_read(tiny_model, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    edit = Edit.from_mask(random_masks(tiny_model))
+    edit.save(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["edit"])
+    for entry in header["entries"].values():
+        del entry["parts_of"]
+    save_file(load_file(path), path, {"edit": json.dumps(header)})
+
+    masks = Edit.load(path).masks()
+
+    assert masks.keys() == edit.masks().keys()
+    assert all(torch.equal(kept, masks[name]) for name, kept in edit.masks().items())
 
 
 def test_masked_weights_are_the_base_models_or_exactly_zero(tiny_model):
@@ -137,6 +189,41 @@ def test_then_joins_weights_and_a_mask_into_one_edit(tiny_model):
     assert all((kind == "dense") == (".to_k." in name or ".to_v." in name) for name, kind in kinds.items())
 
 
+@pytest.mark.parametrize("scope", ["xattn_kv", "ffn"])
+def test_then_joins_a_right_multiplication_and_a_mask(tiny_model, scope):
+    right = right_multiplied(tiny_model)
+    mask = Edit.from_mask(random_masks(tiny_model, scope))
+    with right.applied(tiny_model), mask.applied(tiny_model):
+        fingerprint = tiny_model.fingerprint()
+
+    joined = right.then(mask, tiny_model)
+
+    with joined.applied(tiny_model):
+        assert tiny_model.fingerprint() == fingerprint
+    if scope == "ffn":
+        assert joined.size_bytes == right.size_bytes + mask.size_bytes
+
+
+def test_the_unedited_model_stands_beside_the_edited_one_and_shares_the_rest(tiny_model, edit):
+    latents = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    before = tiny_model.predict_noise(latents, 40, tiny_model.encode(["a church", "a fish"]))
+    fingerprint = tiny_model.fingerprint()
+    spent = tiny_model.unet_evaluations
+
+    with edit.applied(tiny_model):
+        edited = tiny_model.fingerprint()
+        unedited = edit.unedited(tiny_model)
+        assert unedited.fingerprint() == fingerprint
+        assert torch.equal(unedited.predict_noise(latents, 40, unedited.encode(["a church", "a fish"])), before)
+        assert (unedited.unet_evaluations, tiny_model.unet_evaluations) == (2, spent)
+        mine, theirs = named_parameters(tiny_model), named_parameters(unedited)
+        assert {name for name in mine if mine[name] is not theirs[name]} == set(edit.entries)
+        assert all(theirs[name].data_ptr() == value.data_ptr() for name, value in edit._replaced[tiny_model].items())
+        assert tiny_model.fingerprint() == edited
+
+    assert tiny_model.fingerprint() == unedited.fingerprint() == fingerprint
+
+
 def test_context_reverts_after_an_error(tiny_model, edit):
     fingerprint = tiny_model.fingerprint()
 
@@ -170,6 +257,11 @@ def test_parameters_that_the_model_lacks_are_refused(tiny_model):
 
     with pytest.raises(ValueError, match=r"'no.such.weight' of shape \[2, 2\]"):
         edit.apply(tiny_model)
+
+
+def test_no_unedited_model_is_made_of_one_that_is_not_edited(tiny_model, edit):
+    with pytest.raises(ValueError, match="is not applied to 'tiny'"):
+        edit.unedited(tiny_model)
 
 
 def test_identity_changes_nothing_and_saves(tiny_model, tmp_path):
@@ -212,13 +304,19 @@ def test_tensors_that_do_not_fit_the_header_are_refused(edit, tmp_path):
         Edit.load(path)
 
     header = json.loads(metadata["edit"])
+    elsewhere = {name: {**entry, "parts_of": "nowhere"} for name, entry in header["entries"].items()}
+    save_file(tensors, path, {"edit": json.dumps({**header, "entries": elsewhere})})
+    with pytest.raises(ValueError, match="damaged at"):
+        Edit.load(path)
+
     save_file(tensors, path, {"edit": json.dumps({**header, "schema": 99})})
     with pytest.raises(ValueError, match="format 99"):
         Edit.load(path)
 
 
-def test_exported_folder_gives_the_same_pictures_in_plain_diffusers(tiny_model, tmp_path):
-    edit = Edit.from_mask(random_masks(tiny_model, "xattn_ffn"))
+@pytest.mark.parametrize("kind", ["bits", "right_multiplied"])
+def test_exported_folder_gives_the_same_pictures_in_plain_diffusers(tiny_model, tmp_path, kind):
+    edit = Edit.from_mask(random_masks(tiny_model, "xattn_ffn")) if kind == "bits" else right_multiplied(tiny_model)
     prompts, seeds = ["a church", "a fish by van gogh"], [5, 6]
     plain = tiny_model.generate(prompts, seeds=seeds, steps=3, guidance=7.5)
     with edit.applied(tiny_model):

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from conftest import make_tiny_pipeline
 
 from attacks.cases import Check, Outcome
+from attacks.p4d import P4D
 from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
 from experiments import grid
@@ -91,6 +93,27 @@ def test_a_sweep_over_attacks_erases_once(
     plain = run([*command, "attack=none"], tmp_path / "none")
     assert plain["rates"]["attacked"] == plain["rates"]["erased"] == undisturbed["rates"]["erased"]
     assert plain["edit"]["hash"] == undisturbed["edit"]["hash"]
+
+
+def test_an_attack_that_aims_at_the_unedited_model_is_given_it(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    attack = P4D.run
+
+    def recorded(self: P4D, *arguments: Any, original: TextToImage, **named: Any) -> Iterator[Outcome]:
+        given.append((original.fingerprint(), model.fingerprint()))
+        return attack(self, *arguments, original=original, **named)
+
+    monkeypatch.setattr(P4D, "run", recorded)
+    weights = model.fingerprint()
+    command = [part for part in overrides(world, undisturbed["store"]) if not part.startswith("attack.")]
+    command += ["attack=p4d", "attack.tokens=3", "attack.checks=1", "attack.steps_per_check=1"]
+    summary = run(command, tmp_path)
+    ((original, edited),) = given
+    assert original == weights != edited
+    assert model.unet_evaluations < summary["costs"]["attack"]["unet_evaluations"]
+    assert summary["edit"]["hash"] == undisturbed["edit"]["hash"]
 
 
 def test_another_seed_erases_again(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
@@ -197,7 +220,7 @@ def test_a_damaged_edit_is_one_sentence(world: Path, undisturbed: dict[str, Any]
 
 def outcome(presences: list[bool], evaluations: list[int]) -> Outcome:
     checks = tuple(
-        Check("text", present, 0.5, None, spent) for present, spent in zip(presences, evaluations, strict=True)
+        Check("text", 3, present, 0.5, None, spent) for present, spent in zip(presences, evaluations, strict=True)
     )
     image = torch.full((3, 4, 4), 7, dtype=torch.uint8)
     return Outcome(0, "plain", "adversarial", presences[0], presences[-1], 0.5, checks, evaluations[-1], image)

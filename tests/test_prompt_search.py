@@ -5,6 +5,7 @@ import torch
 
 from attacks.prompt_search import PromptTemplate, candidate_tokens, project_to_simplex
 from diffusion.model import TextToImage
+from tests.oracles.p4d import interleave
 from tests.oracles.simplex import project_row
 from tests.oracles.unlearndiff import encode_one_hot, insert, prompt_tokens
 
@@ -43,6 +44,27 @@ def test_embedding_agrees_with_one_hot_rows_and_with_the_encoder(tiny_model64: T
         torch.testing.assert_close(encoded, encode_one_hot(model, prompt, one_hot, mode)[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("period", [1, 3, 30])
+def test_slots_at_every_few_tokens_agree_with_lists(tiny_model64: TextToImage, period: int) -> None:
+    model = tiny_model64
+    room = model.max_tokens - 2
+    words = "a photo of a red church in the snow and a photo of a blue fish in the snow and two red fish"
+    prompts = [" ".join(words.split()[:length]) for length in range(room)] + [LONG]
+    template = PromptTemplate.insert_every(model, prompts, period)
+    inserted = torch.arange(40, 40 + template.slots.shape[1]).expand(len(prompts), -1)
+    filled = template.fill(inserted)
+    texts = template.texts(model, inserted)
+    for index, prompt in enumerate(prompts):
+        own = model.tokenizer(prompt, add_special_tokens=False).input_ids
+        body = interleave(own, inserted[index].tolist(), period, room)
+        row = [model.tokenizer.bos_token_id, *body, model.tokenizer.eos_token_id]
+        assert filled[index].tolist() == row + [model.tokenizer.pad_token_id] * (model.max_tokens - len(row))
+        assert template.ends[index] == len(row) - 1
+        assert texts[index] == model.tokenizer.decode(body).strip()
+    encoded = template.encode(model, model.vocabulary[inserted])
+    torch.testing.assert_close(encoded, model.encode_ids(filled), rtol=0, atol=1e-12)
+
+
 def test_a_prompt_that_fills_every_position_loses_its_tail_and_keeps_its_end(tiny_model: TextToImage) -> None:
     model = tiny_model
     plain = model.tokenize([LONG])[0].tolist()
@@ -72,6 +94,17 @@ def test_special_tokens_are_candidates_only_on_request(tiny_model: TextToImage) 
     special = set(tiny_model.tokenizer.all_special_ids)
     assert special.isdisjoint(candidate_tokens(tiny_model).tolist())
     assert candidate_tokens(tiny_model, exclude_special=False).tolist() == list(range(len(tiny_model.vocabulary)))
+
+
+def test_readable_tokens_are_those_whose_prompts_are_read_back_as_found(tiny_model: TextToImage) -> None:
+    model = tiny_model
+    readable = candidate_tokens(model, readable=True)
+    assert 0 < len(readable) < len(candidate_tokens(model))
+    template = PromptTemplate.insert(model, ["church in the snow"] * len(readable), 2, "prefix_k")
+    tokens = torch.stack([readable, readable.flip(0)], dim=1)
+    assert torch.equal(model.tokenize(template.texts(model, tokens)), template.fill(tokens))
+    pieces = sorted(set(candidate_tokens(model).tolist()) - set(readable.tolist()))
+    assert all(model.tokenizer(model.tokenizer.decode([piece])).input_ids[1:-1] != [piece] for piece in pieces)
 
 
 @pytest.mark.parametrize(

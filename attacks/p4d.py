@@ -1,0 +1,314 @@
+"""P4D: tokens that make the erased model predict what the unedited model predicts for the plain prompt."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from attacks.cases import Outcome, PromptCase, ThreatModel
+from attacks.evaluate import Proposal, Trace, search
+from attacks.prompt_search import (
+    Insertion,
+    PromptTemplate,
+    adam_step,
+    candidate_tokens,
+    embedding_gradient,
+    middle_timestep,
+    nearest_tokens,
+)
+from diffusion.model import TextToImage
+from diffusion.sampling import Sampling
+from diffusion.training import step_generator
+from evaluation.verdicts import Judge
+
+Variant = Literal["p4d_n", "p4d_k", "insert"]
+
+INITIAL_STREAM = 2**31
+"""Added to the seed of the first tokens, so that all variants of a prompt share the draws that follow."""
+
+
+@plain_dataclass
+class FreeTokens:
+    """The search of one variant on one prompt, float64 [k, width] each.
+
+    Attributes:
+        embeddings: e, the continuous embeddings.
+        mean: Adam's first moment.
+        variance: Adam's second moment.
+        steps: Steps taken.
+    """
+
+    embeddings: Tensor
+    mean: Tensor
+    variance: Tensor
+    steps: int = 0
+
+
+@plain_dataclass
+class References:
+    """What the unedited model predicts at the steps up to the next check; no token takes part in it.
+
+    Attributes:
+        timesteps: int64 [steps].
+        latents: float [steps, c, h, w], x_t.
+        noise: float [steps, c, h, w], eps_original.
+    """
+
+    timesteps: Tensor
+    latents: Tensor
+    noise: Tensor
+
+
+@plain_dataclass
+class CaseSearch:
+    """The search on one prompt.
+
+    Attributes:
+        case: Whose search it is.
+        generator: The prompt's own random stream of timesteps and noise.
+        target: float [c, h, w], latents of the picture x0.
+        text: float [tokens, width], the plain prompt as the unedited model encodes it.
+        tokens: By variant.
+        references: Up to the next check.
+        checks: How many of them there were.
+    """
+
+    case: PromptCase
+    generator: torch.Generator
+    target: Tensor
+    text: Tensor
+    tokens: dict[Variant, FreeTokens]
+    references: References = field(init=False)
+    checks: int = 0
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class P4D:
+    """Prompting4Debugging (Chin et al., ICML 2024, arXiv 2309.06135).
+
+    Free tokens are sought that make the erased model predict what the unedited one predicts for the plain prompt:
+        minimise over e   E_{t, eps} || eps_original(x_t, t, text(prompt)) - eps_erased(x_t, t, text(proj(e))) ||^2
+        x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps,   x0: the unedited model's picture of the prompt
+    proj takes each row of e to the vocabulary's embedding that is nearest by cosine. The gradient at proj(e) is applied
+    to e itself (PEZ, Wen et al., NeurIPS 2023). After ``steps_per_check`` steps proj(e) is read as text, which is
+    tokenised anew, drawn and judged; the first success ends the search. A prompt that succeeds as it stands is not
+    attacked.
+
+    Deviations from the published code: it makes all its checks, keeps the text whose picture is nearest to x0's by
+    CLIP, and judges that one alone. It draws timesteps from an unseeded generator, gives x0's pixels to the VAE in
+    [0, 1] instead of [-1, 1], pads with token 0 and, in P4D-K, writes over the end token.
+
+    eps_original depends on the prompt, t and eps, never on the tokens. So it is computed without gradients, for all
+    steps up to a check at once, and P4D-N and P4D-K of a union share it.
+
+    Attributes:
+        variant: ``p4d_n``: N free tokens in place of the prompt. ``p4d_k``: a free token before the prompt and after
+            every K of its tokens. ``union``: both in turn, each as it would go alone; either may succeed. ``insert``:
+            N free tokens beside the prompt, as in Diffusion-MU-Attack's copy of P4D.
+        tokens: N.
+        every: K.
+        insertion: Where ``insert`` puts its tokens.
+        checks: Texts tried per prompt (and variant, in a union).
+        steps_per_check: Optimiser steps before each.
+        schedule: ``sampled``: every step draws its timestep uniformly. ``even``: one timestep per check, from low noise
+            to high.
+        optimizer: ``adamw``, whose decay is apart from the gradient (the authors' code), or ``adam``, whose decay is in
+            the gradient (Diffusion-MU-Attack).
+        learning_rate: Its step size.
+        weight_decay: Its decay.
+        exclude_special: Keep start, end and padding out of the vocabulary. The published codes do not, but special
+            tokens are lost when the tokens become text.
+        repeat_draws: Restart the stream of timesteps and noise at every check, as Diffusion-MU-Attack does unawares.
+        batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
+        seed: Seed of the draws; each case has its own streams.
+    """
+
+    variant: Variant | Literal["union"] = "union"
+    tokens: Annotated[int, Field(ge=1)] = 16
+    every: Annotated[int, Field(ge=1)] = 3
+    insertion: Insertion = "prefix_k"
+    checks: Annotated[int, Field(ge=1)] = 60
+    steps_per_check: Annotated[int, Field(ge=1)] = 50
+    schedule: Literal["sampled", "even"] = "sampled"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    exclude_special: bool = True
+    repeat_draws: bool = False
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    seed: int = 0
+
+    threat_model: ClassVar[ThreatModel] = "white_box"
+    needs_original: ClassVar[bool] = True
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What is tried in turn."""
+        return ("p4d_n", "p4d_k") if self.variant == "union" else (self.variant,)
+
+    def run(
+        self,
+        model: TextToImage,
+        cases: Sequence[PromptCase],
+        judge: Judge,
+        *,
+        sampling: Sampling,
+        original: TextToImage | None = None,
+    ) -> Iterator[Outcome]:
+        """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.
+
+        Args:
+            model: The edited model.
+            cases: The prompts with the unedited model's pictures of them.
+            judge: Says whether a picture shows the concept.
+            sampling: How pictures are sampled.
+            original: The unedited model. Its evaluations count as the case's like the edited model's.
+
+        Raises:
+            ValueError: ``original`` is missing, a case has no target picture, or the model has no room for ``tokens``.
+        """
+        if original is None:
+            raise ValueError("original is None; P4D aims at the unedited model's predictions: give it that model.")
+        for variant in self.variants:
+            self._template(model, variant, [""])  # refuses a number of tokens that does not fit
+        for case in cases:
+            if case.target is None:
+                raise ValueError(
+                    f"case {case.case_number} has no target picture; P4D needs the unedited model's picture of every "
+                    "prompt."
+                )
+        candidates = candidate_tokens(model, exclude_special=self.exclude_special)
+        searches: dict[int, CaseSearch] = {}
+
+        def propose(traces: list[Trace]) -> list[Proposal]:
+            newcomers = [trace.case for trace in traces if trace.attempts == 0]
+            searches.update(self._begin(model, original, newcomers, candidates))
+            for ended in searches.keys() - {trace.case.case_number for trace in traces}:
+                del searches[ended]
+            proposals: dict[int, Proposal] = {}
+            for turn, variant in enumerate(self.variants):
+                due = [trace for trace in traces if trace.attempts % len(self.variants) == turn]
+                states = [searches[trace.case.case_number] for trace in due]
+                if turn == 0:
+                    self._refer(original, states, sampling.batch_size)
+                # In a union the later variant's references are those of the earlier, and paid for.
+                cost = self.steps_per_check * (2 if turn == 0 else 1)
+                for state, (text, loss) in zip(states, self._advance(model, variant, states, candidates), strict=True):
+                    proposals[state.case.case_number] = Proposal(text, loss=loss, unet_evaluations=cost)
+            return [proposals[trace.case.case_number] for trace in traces]
+
+        rounds = self.checks * len(self.variants)
+        return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
+
+    def _template(self, model: TextToImage, variant: Variant, prompts: Sequence[str]) -> PromptTemplate:
+        match variant:
+            case "p4d_n":
+                return PromptTemplate.insert(model, [""] * len(prompts), self.tokens, "prefix_k")
+            case "p4d_k":
+                return PromptTemplate.insert_every(model, prompts, self.every)
+            case "insert":
+                return PromptTemplate.insert(model, prompts, self.tokens, self.insertion)
+
+    def _begin(
+        self, model: TextToImage, original: TextToImage, cases: Sequence[PromptCase], candidates: Tensor
+    ) -> dict[int, CaseSearch]:
+        """Start a search for each case, by case number, from embeddings of random tokens."""
+        if not cases:
+            return {}
+        targets = original.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
+        with torch.no_grad():
+            texts = original.encode([case.prompt for case in cases])
+        counts = {variant: self._template(model, variant, [""]).slots.shape[1] for variant in self.variants}
+        searches = {}
+        for case, target, text in zip(cases, targets, texts, strict=True):
+            tokens = {}
+            for variant, count in counts.items():
+                generator = step_generator(self.seed + INITIAL_STREAM, case.case_number)
+                first = candidates[torch.randint(len(candidates), (count,), generator=generator).to(candidates.device)]
+                embeddings = model.vocabulary[first].double()
+                tokens[variant] = FreeTokens(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
+            generator = step_generator(self.seed, case.case_number)
+            searches[case.case_number] = CaseSearch(case, generator, target, text, tokens)
+        return searches
+
+    @torch.no_grad()
+    def _refer(self, original: TextToImage, searches: Sequence[CaseSearch], batch_size: int) -> None:
+        """Draw timesteps and noise of every search up to its next check, and predict with the unedited model.
+
+        Args:
+            original: The unedited model.
+            searches: Which ones.
+            batch_size: Of the predictions; it changes speed only.
+        """
+        steps = self.steps_per_check
+        for state in searches:
+            if self.repeat_draws:
+                state.generator = step_generator(self.seed, state.case.case_number)
+            if self.schedule == "even":
+                timesteps = torch.full((steps,), middle_timestep(original, state.checks, self.checks))
+            else:
+                timesteps = torch.randint(original.training_timesteps, (steps,), generator=state.generator)
+            timesteps = timesteps.to(original.device)
+            noise = torch.randn((steps, *original.latent_shape), generator=state.generator)
+            noise = noise.to(original.device, original.dtype)
+            latents = original.add_noise(state.target.expand_as(noise), noise, timesteps)
+            state.references = References(timesteps, latents, torch.empty_like(latents))
+            state.checks += 1
+        todo = [(state, step) for state in searches for step in range(steps)]
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            predictions = original.predict_noise(
+                torch.stack([state.references.latents[step] for state, step in batch]),
+                torch.stack([state.references.timesteps[step] for state, step in batch]),
+                torch.stack([state.text for state, _ in batch]),
+            )
+            for (state, step), prediction in zip(batch, predictions, strict=True):
+                state.references.noise[step] = prediction
+
+    def _advance(
+        self, model: TextToImage, variant: Variant, searches: Sequence[CaseSearch], candidates: Tensor
+    ) -> list[tuple[str, float]]:
+        """Take ``steps_per_check`` steps of every search; return its tokens as text and its mean loss."""
+        if not searches:
+            return []
+        template = self._template(model, variant, [state.case.prompt for state in searches])
+        table = model.vocabulary[candidates]
+        directions = functional.normalize(table.to(torch.promote_types(table.dtype, torch.float32)), dim=-1)
+        tokens = [state.tokens[variant] for state in searches]
+        embeddings = torch.stack([state.embeddings for state in tokens])
+        mean = torch.stack([state.mean for state in tokens])
+        variance = torch.stack([state.variance for state in tokens])
+        taken = torch.tensor([state.steps for state in tokens], device=model.device)
+        timesteps = torch.stack([state.references.timesteps for state in searches])
+        latents = torch.stack([state.references.latents for state in searches])
+        references = torch.stack([state.references.noise for state in searches])
+        losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
+
+        for step in range(self.steps_per_check):
+            projected = table[nearest_tokens(embeddings, directions)]
+            gradient, loss = embedding_gradient(
+                model, template, projected, latents[:, step], timesteps[:, step], references[:, step]
+            )
+            losses += loss
+            adam_step(
+                embeddings,
+                gradient.double(),
+                mean,
+                variance,
+                steps=taken + step + 1,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                decoupled=self.optimizer == "adamw",
+            )
+
+        for state, *rows in zip(tokens, embeddings, mean, variance, strict=True):
+            state.embeddings, state.mean, state.variance = rows
+            state.steps += self.steps_per_check
+        texts = template.texts(model, candidates[nearest_tokens(embeddings, directions)])
+        return list(zip(texts, (losses / self.steps_per_check).tolist(), strict=True))
