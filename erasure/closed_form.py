@@ -1,0 +1,106 @@
+"""What closed-form erasers share: the least squares over keys and values of cross-attention, solved for all at once.
+
+Every matrix W of them is to send source embeddings c where W sends destinations c*, and to stay close to itself:
+
+    min over W' of  sum_i s_i || W' c_i - W c*_i ||^2 + lambda || W' - W ||^2   (Frobenius norm)
+
+The solution is W' = W T with one T for all matrices,
+
+    T = (lambda I + sum_i s_i c*_i c_i^T) (lambda I + sum_i s_i c_i c_i^T)^-1.
+
+Embeddings of what is to stay are their own destinations.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.finetuning import prune_after
+from erasure.parameters import UNetScope, scope_parameters
+from erasure.protocols import Eraser, Erasure, Pruning
+
+SCOPE: UNetScope = "xattn_kv"
+"""What closed-form erasers change."""
+
+_PROMPTS_AT_A_TIME = 64
+_ROWS_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class Term:
+    """One sum of the least squares: scale * sum_i || W' c_i - W c*_i ||^2.
+
+    Attributes:
+        sources: The c_i, float [n, width].
+        destinations: The c*_i, float [n, width].
+        scale: Their common weight s_i.
+    """
+
+    sources: Tensor
+    destinations: Tensor
+    scale: float
+
+    @classmethod
+    def keeping(cls, embeddings: Tensor, scale: float) -> "Term":
+        """The term that holds ``embeddings`` float [n, width] where they are."""
+        return cls(embeddings, embeddings, scale)
+
+
+def right_multiplication(terms: Sequence[Term], ridge: float) -> Tensor:
+    """T of the module's formula, float64 [width, width] on the CPU; ``ridge`` is lambda, above 0."""
+    identity = torch.eye(terms[0].sources.shape[1], dtype=torch.float64)
+    gram = ridge * identity
+    change = torch.zeros_like(identity)
+    for term in terms:
+        for sources, destinations in zip(
+            term.sources.split(_ROWS_AT_A_TIME), term.destinations.split(_ROWS_AT_A_TIME), strict=True
+        ):
+            c = sources.to("cpu", torch.float64)
+            gram += term.scale * c.T @ c
+            if term.destinations is not term.sources:
+                change += term.scale * (destinations.to("cpu", torch.float64) - c).T @ c
+    # T - I has the differences alone in its numerator, which keeps what stays exact.
+    return identity + torch.linalg.solve(gram, change, left=False)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def encode_all(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings of any number of prompts, float [n, tokens, width]."""
+    return torch.cat(
+        [
+            model.encode(prompts[start : start + _PROMPTS_AT_A_TIME])
+            for start in range(0, len(prompts), _PROMPTS_AT_A_TIME)
+        ]
+    )
+
+
+def key_value_weights(model: TextToImage) -> dict[str, Tensor]:
+    """The matrices that closed-form erasers change by parameter name, float [any, width]."""
+    return {name: weight.detach() for name, weight in scope_parameters(model, SCOPE).items() if weight.ndim == 2}
+
+
+def sum_of_squares(weights: Iterable[Tensor]) -> Tensor:
+    """The sum of W^T W over matrices float [any, width]; float64 [width, width] on the CPU."""
+    stacked = torch.cat([weight.to("cpu", torch.float64) for weight in weights])
+    return stacked.T @ stacked
+
+
+def erase_by_right_multiplication(
+    right: Tensor,
+    eraser: Eraser,
+    pruning: Pruning,
+    model: TextToImage,
+    concept: Concept,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+) -> Erasure:
+    """The erasure that multiplies keys and values by ``right``, float [width, width], pruned and described."""
+    erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model)), [], 0)
+    return prune_after(erasure, eraser, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)
