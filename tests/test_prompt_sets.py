@@ -1,10 +1,14 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from attacks.ringabell import read_pairs
+from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
+from diffusion.canvas.prompt_sets import CONCEPTS, PAIRS, SHIPPED_FOLDER, prompt_pairs
 from evaluation.prompt_sets import PromptRow, read_prompt_set
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance"
 
 
@@ -96,7 +100,41 @@ def test_missing_empty_and_binary_files_are_refused(write, tmp_path: Path):
         read_prompt_set(path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "prompts" / "canvas").glob("*.csv")), ids=lambda path: path.stem)
+SHIPPED = sorted(SHIPPED_FOLDER.glob("*.csv"))
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if not path.stem.endswith("_pairs")], ids=lambda p: p.stem)
 def test_every_shipped_set_is_readable_and_labelled(path: Path):
     for row in read_prompt_set(path):
         assert set(row.labels) == {"style", "subject", "burning"}
+
+
+CONCEPT_PHRASES = {
+    "van_gogh": STYLE_PHRASES["van_gogh"].all,
+    "church": SUBJECT_PHRASES["church"],
+    "fire": (*FIRE_EXPLICIT.all, *FIRE_WORD_STEMS),
+}
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_shipped_pairs_differ_in_the_concept_alone(concept: str):
+    pairs = read_pairs(SHIPPED_FOLDER / f"{concept}_pairs.csv")
+    assert len(pairs) == PAIRS
+    for present, absent in pairs:
+        assert any(phrase in present for phrase in CONCEPT_PHRASES[concept])
+        assert not any(phrase in absent for phrase in CONCEPT_PHRASES[concept])
+        added = set(words(absent)) - set(words(present)) - {"a", "an"}
+        if concept == "church":
+            assert any(added == set(words(names[0])) for names in SUBJECT_PHRASES.values())
+        else:
+            assert added <= ({"picture"} if concept == "van_gogh" else set())
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", absent)
+
+
+def words(text: str) -> list[str]:
+    return re.findall("[a-z'-]+", text)
+
+
+def test_pairs_of_an_unknown_concept_are_refused():
+    with pytest.raises(ValueError, match="unknown concept 'smoke'"):
+        prompt_pairs("smoke", 4, np.random.default_rng(0))

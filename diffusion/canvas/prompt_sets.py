@@ -6,13 +6,14 @@
 import argparse
 import csv
 import math
-from collections.abc import Set
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from diffusion.canvas.captions import Fire, caption
+from diffusion.canvas.captions import FIRE_EXPLICIT, STYLE_PHRASES, SUBJECT_PHRASES, Fire, caption
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 
 EVALUATION_GUIDANCE = 5.0
@@ -28,11 +29,14 @@ COLUMNS = (
 CONCEPTS = ("van_gogh", "church", "fire")
 TEST_SIZES = {"concept": 96, "retained": 160}
 VALIDATION_SIZES = {"concept": 48, "retained": 96}
+PAIRS = 30
+PAIR_COLUMNS = ("with", "without")
 
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "prompts" / "canvas"
 
 _TEST_SEED = 20240501
 _VALIDATION_SEED = 20240502
+_PAIR_SEED = 20240503
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,40 @@ def retained_prompts(
     return _build_rows(_balanced_pairs(styles, subjects, size), [None] * size, generator, excluded)
 
 
+def prompt_pairs(concept: str, size: int, generator: np.random.Generator) -> list[tuple[str, str]]:
+    """Return captions that name a concept beside the same captions without it, balanced as in ``concept_prompts``.
+
+    Without it, a style becomes ``a picture of`` or is not told, a subject becomes another, and fire is not told.
+
+    Args:
+        concept: One of ``CONCEPTS``.
+        size: Number of pairs.
+        generator: Source of all choices.
+
+    Raises:
+        ValueError: ``concept`` is unknown.
+
+    """
+    _check_concept(concept)
+    styles = ("van_gogh",) if concept == "van_gogh" else STYLES
+    subjects = ("church",) if concept == "church" else SUBJECTS
+    others = [subject for subject in SUBJECTS if subject != concept]
+    pairs: list[tuple[str, str]] = []
+    for index, (style, subject) in enumerate(_balanced_pairs(styles, subjects, size)):
+        drawn = random_scene(generator)
+        scene = Scene(style, subject, concept == "fire", drawn.colour, drawn.setting, count=1)
+        prompt = caption(scene, generator, fire="explicit" if scene.burning else None, fillers=False)
+        replacements = {
+            "van_gogh": dict.fromkeys(STYLE_PHRASES["van_gogh"].before, "a picture of")
+            | {f", {phrase}": "" for phrase in STYLE_PHRASES["van_gogh"].after},
+            "church": dict.fromkeys(SUBJECT_PHRASES["church"], SUBJECT_PHRASES[others[index % len(others)]][0]),
+            "fire": {f"{phrase} ": "" for phrase in FIRE_EXPLICIT.before}
+            | {f" {phrase}": "" for phrase in FIRE_EXPLICIT.after},
+        }[concept]
+        pairs.append((prompt, _replace(prompt, replacements)))
+    return pairs
+
+
 def build_prompt_sets() -> dict[str, list[PromptRow]]:
     """Return all shipped sets by file stem; no validation prompt occurs in any test set."""
     test = _build_split("", TEST_SIZES, _TEST_SEED, excluded=frozenset())
@@ -113,13 +151,13 @@ def build_prompt_sets() -> dict[str, list[PromptRow]]:
 
 
 def write_prompt_sets(folder: Path) -> None:
-    """Write every prompt set to ``folder`` as UTF-8 CSV, replacing files of the same name."""
+    """Write every prompt set and all prompt pairs to ``folder`` as UTF-8 CSV, replacing files of the same name."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, rows in build_prompt_sets().items():
-        with (folder / f"{stem}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(row.cells() for row in rows)
+        _write_csv(folder / f"{stem}.csv", COLUMNS, [row.cells() for row in rows])
+    streams = np.random.default_rng(_PAIR_SEED).spawn(len(CONCEPTS))
+    for concept, stream in zip(CONCEPTS, streams, strict=True):
+        _write_csv(folder / f"{concept}_pairs.csv", PAIR_COLUMNS, prompt_pairs(concept, PAIRS, stream))
 
 
 def main() -> None:
@@ -179,6 +217,20 @@ def _unused_caption(style: str, subject: str, fire: Fire | None, generator: np.r
         prompt = caption(scene, generator, fire=fire)
         if prompt not in used:
             return prompt
+
+
+def _replace(text: str, replacements: Mapping[str, str]) -> str:
+    """Replace the longest phrase that occurs, and give the word after it the article that it takes."""
+    phrase = max((phrase for phrase in replacements if phrase in text), key=len)
+    replaced = text.replace(phrase, replacements[phrase], 1)
+    return re.sub(r"\ban? (?=(\w))", lambda match: "an " if match[1] in "aeiou" else "a ", replaced)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def _check_concept(concept: str) -> None:
