@@ -26,6 +26,8 @@ SCHEDULERS: dict[str, type] = {
 SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
 """What Stable Diffusion asks of a sampler, whatever the checkpoint's own scheduler was."""
 
+_SCHEDULER_ORIGIN = {"_class_name", "_diffusers_version"}
+
 NoiseGuidance = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Replaces classifier-free guidance: (unconditional, conditional, timestep) -> guided noise, each [n, c, h, w]."""
 
@@ -258,7 +260,7 @@ class TextToImage:
 
     def make_scheduler(self, steps: int) -> Any:
         """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
-        config = {key: value for key, value in self._scheduler_config.items() if not key.startswith("_")}
+        config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
         options = {"prediction_type": "epsilon", **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
         scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
