@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Trace:
         checks: One per text tried, the plain prompt first.
         unet_evaluations: Spent so far.
         judged: Pictures by text and seed; the same text with the same seed is the same picture.
+        state: What an attack keeps of its search of the case; it goes with the case.
     """
 
     def __init__(self, case: PromptCase) -> None:
@@ -54,6 +56,7 @@ class Trace:
         self.checks: list[Check] = []
         self.unet_evaluations = 0
         self.judged: dict[tuple[str, int], JudgedPicture] = {}
+        self.state: Any = None
         self._last: JudgedPicture
 
     @property

@@ -18,16 +18,9 @@ class NoAttack:
     """Judge the picture of each plain prompt and try nothing more (pre-attack success rate)."""
 
     threat_model: ClassVar[ThreatModel] = "none"
-    needs_original: ClassVar[bool] = False
 
     def run(
-        self,
-        model: TextToImage,
-        cases: Sequence[PromptCase],
-        judge: Judge,
-        *,
-        sampling: Sampling,
-        original: TextToImage | None = None,
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
     ) -> Iterator[Outcome]:
         """Yield the outcome of each case, in order."""
         return search(model, cases, judge, lambda _: [], sampling=sampling, rounds=0, batch_size=sampling.batch_size)

@@ -21,6 +21,8 @@ from attacks.prompt_search import (
     embedding_gradient,
     middle_timestep,
     nearest_tokens,
+    require_targets,
+    target_latents,
 )
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
@@ -145,7 +147,7 @@ class P4D:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
-    needs_original: ClassVar[bool] = True
+    needs_original: ClassVar[Literal[True]] = True
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -177,24 +179,14 @@ class P4D:
             raise ValueError("original is None; P4D aims at the unedited model's predictions: give it that model.")
         for variant in self.variants:
             self._template(model, variant, [""])  # refuses a number of tokens that does not fit
-        for case in cases:
-            if case.target is None:
-                raise ValueError(
-                    f"case {case.case_number} has no target picture; P4D needs the unedited model's picture of every "
-                    "prompt."
-                )
+        require_targets(cases, "P4D")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special)
-        searches: dict[int, CaseSearch] = {}
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            newcomers = [trace.case for trace in traces if trace.attempts == 0]
-            searches.update(self._begin(model, original, newcomers, candidates))
-            for ended in searches.keys() - {trace.case.case_number for trace in traces}:
-                del searches[ended]
+            self._begin(model, original, [trace for trace in traces if trace.attempts == 0], candidates)
             proposals: dict[int, Proposal] = {}
             for turn, variant in enumerate(self.variants):
-                due = [trace for trace in traces if trace.attempts % len(self.variants) == turn]
-                states = [searches[trace.case.case_number] for trace in due]
+                states = [trace.state for trace in traces if trace.attempts % len(self.variants) == turn]
                 if turn == 0:
                     self._refer(original, states, sampling.batch_size)
                 # In a union the later variant's references are those of the earlier, and paid for.
@@ -215,18 +207,16 @@ class P4D:
             case "insert":
                 return PromptTemplate.insert(model, prompts, self.tokens, self.insertion)
 
-    def _begin(
-        self, model: TextToImage, original: TextToImage, cases: Sequence[PromptCase], candidates: Tensor
-    ) -> dict[int, CaseSearch]:
-        """Start a search for each case, by case number, from embeddings of random tokens."""
-        if not cases:
-            return {}
-        targets = original.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
-        with torch.no_grad():
-            texts = original.encode([case.prompt for case in cases])
+    def _begin(self, model: TextToImage, original: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> None:
+        """Start a search for each case from embeddings of random tokens."""
+        if not traces:
+            return
+        cases = [trace.case for trace in traces]
+        targets = target_latents(original, cases)
+        texts = original.encode_prompts([case.prompt for case in cases])
         counts = {variant: self._template(model, variant, [""]).slots.shape[1] for variant in self.variants}
-        searches = {}
-        for case, target, text in zip(cases, targets, texts, strict=True):
+        for trace, target, text in zip(traces, targets, texts, strict=True):
+            case = trace.case
             tokens = {}
             for variant, count in counts.items():
                 generator = step_generator(self.seed + INITIAL_STREAM, case.case_number)
@@ -234,8 +224,7 @@ class P4D:
                 embeddings = model.vocabulary[first].double()
                 tokens[variant] = FreeTokens(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
             generator = step_generator(self.seed, case.case_number)
-            searches[case.case_number] = CaseSearch(case, generator, target, text, tokens)
-        return searches
+            trace.state = CaseSearch(case, generator, target, text, tokens)
 
     @torch.no_grad()
     def _refer(self, original: TextToImage, searches: Sequence[CaseSearch], batch_size: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attacks.cases import PromptCase
 from diffusion.model import TextToImage
 
 Insertion = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
@@ -142,6 +143,25 @@ def candidate_tokens(model: TextToImage, *, exclude_special: bool = True, readab
         read_back = model.tokenizer(texts, add_special_tokens=False).input_ids
         tokens = [token for token, ids in zip(tokens, read_back, strict=True) if ids == [token]]
     return torch.tensor(tokens, device=model.vocabulary.device)
+
+
+def require_targets(cases: Sequence[PromptCase], attack: str) -> None:
+    """Refuse cases without the picture that an attack aims at.
+
+    Raises:
+        ValueError: A case has no target picture.
+    """
+    for case in cases:
+        if case.target is None:
+            raise ValueError(
+                f"case {case.case_number} has no target picture; {attack} needs the unedited model's picture of every "
+                "prompt."
+            )
+
+
+def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
+    """Encode the pictures of cases that all have one; float [n, c, h, w]."""
+    return model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
 
 
 def middle_timestep(model: TextToImage, share: int, shares: int) -> int:

@@ -1,6 +1,5 @@
 """Ring-A-Bell: tokens that encode as the prompt would with more of the concept, found by the text encoder alone."""
 
-import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from attacks.prompt_search import PromptTemplate, candidate_tokens
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
+from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
@@ -89,20 +89,13 @@ class RingABell:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "text_only"
-    needs_original: ClassVar[bool] = False
 
     def prompt_pairs(self) -> tuple[Pair, ...]:
         """Return the pairs, read from their file if they are in one."""
         return read_pairs(self.pairs) if isinstance(self.pairs, Path) else self.pairs
 
     def run(
-        self,
-        model: TextToImage,
-        cases: Sequence[PromptCase],
-        judge: Judge,
-        *,
-        sampling: Sampling,
-        original: TextToImage | None = None,
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its picture is judged.
 
@@ -115,8 +108,7 @@ class RingABell:
         def propose(traces: list[Trace]) -> list[Proposal]:
             prompts = [trace.case.prompt for trace in traces]
             generators = [step_generator(self.seed, trace.case.case_number) for trace in traces]
-            with torch.no_grad():
-                targets = model.encode(prompts) + self.eta * vector
+            targets = model.encode_prompts(prompts) + self.eta * vector
             rows, distances = zip(*self.evolve(model, targets, generators), strict=True)
             texts = read_as_text(model, rows, targets)
             return [Proposal(text, loss=distance) for text, distance in zip(texts, distances, strict=True)]
@@ -170,30 +162,22 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; pairs takes a CSV file with the columns with,without.")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in PAIR_COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them.")
-            pairs = []
-            for row in reader:
-                prompts = tuple((row[column] or "").strip() for column in PAIR_COLUMNS)
-                if not all(prompts):
-                    raise ValueError(f"{path} lacks a prompt in line {reader.line_num}; every row needs two.")
-                pairs.append((prompts[0], prompts[1]))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    pairs = []
+    with csv_rows(path, PAIR_COLUMNS) as reader:
+        for row in reader:
+            present, absent = ((row[column] or "").strip() for column in PAIR_COLUMNS)
+            if not (present and absent):
+                raise ValueError(f"{path} lacks a prompt in line {reader.line_num}; every row needs two.")
+            pairs.append((present, absent))
     if not pairs:
         raise ValueError(f"{path} has no pairs below its first line.")
     return tuple(pairs)
 
 
-@torch.no_grad()
 def concept_vector(model: TextToImage, pairs: Sequence[Pair]) -> Tensor:
     """Compute the concept's direction, float [positions, width]: mean of text(with) - text(without)."""
     present, absent = zip(*pairs, strict=True)
-    return (model.encode(present) - model.encode(absent)).mean(dim=0)
+    return (model.encode_prompts(present) - model.encode_prompts(absent)).mean(dim=0)
 
 
 def crossover(parents: Sequence[Individual], rate: float, generator: torch.Generator) -> list[Individual]:

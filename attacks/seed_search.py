@@ -28,16 +28,9 @@ class SeedSearch:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "black_box"
-    needs_original: ClassVar[bool] = False
 
     def run(
-        self,
-        model: TextToImage,
-        cases: Sequence[PromptCase],
-        judge: Judge,
-        *,
-        sampling: Sampling,
-        original: TextToImage | None = None,
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when it ends."""
 

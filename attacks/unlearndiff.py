@@ -20,6 +20,8 @@ from attacks.prompt_search import (
     embedding_gradient,
     middle_timestep,
     project_to_simplex,
+    require_targets,
+    target_latents,
 )
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
@@ -102,16 +104,9 @@ class UnlearnDiffAtk:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
-    needs_original: ClassVar[bool] = False
 
     def run(
-        self,
-        model: TextToImage,
-        cases: Sequence[PromptCase],
-        judge: Judge,
-        *,
-        sampling: Sampling,
-        original: TextToImage | None = None,
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.
 
@@ -122,43 +117,31 @@ class UnlearnDiffAtk:
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         if self.timesteps > model.training_timesteps:
             raise ValueError(f"timesteps is {self.timesteps}; the model has {model.training_timesteps}: use fewer.")
-        for case in cases:
-            if case.target is None:
-                raise ValueError(
-                    f"case {case.case_number} has no target picture; UnlearnDiffAtk needs the unedited model's picture "
-                    "of every prompt."
-                )
+        require_targets(cases, "UnlearnDiffAtk")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
-        searches: dict[int, TokenSearch] = {}
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            searches.update(
-                self._begin(model, [trace.case for trace in traces if trace.attempts == 0], len(candidates))
-            )
-            for ended in searches.keys() - {trace.case.case_number for trace in traces}:
-                del searches[ended]
-            return self._advance(model, [searches[trace.case.case_number] for trace in traces], candidates)
+            self._begin(model, [trace for trace in traces if trace.attempts == 0], len(candidates))
+            return self._advance(model, [trace.state for trace in traces], candidates)
 
         return search(
             model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
         )
 
-    def _begin(self, model: TextToImage, cases: Sequence[PromptCase], candidates: int) -> dict[int, TokenSearch]:
-        """Start a search for each case, by case number."""
-        if not cases:
-            return {}
-        targets = model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
-        searches = {}
-        for case, target in zip(cases, targets, strict=True):
-            generator = step_generator(self.seed, case.case_number)
+    def _begin(self, model: TextToImage, traces: Sequence[Trace], candidates: int) -> None:
+        """Start a search for each case."""
+        if not traces:
+            return
+        targets = target_latents(model, [trace.case for trace in traces])
+        for trace, target in zip(traces, targets, strict=True):
+            generator = step_generator(self.seed, trace.case.case_number)
             shape = (self.tokens, candidates)
             probabilities = torch.full(shape, 1 / candidates, dtype=torch.float64)
             if self.initialization == "random":
                 probabilities = project_to_simplex(torch.rand(shape, generator=generator, dtype=torch.float64))
             probabilities = probabilities.to(model.device)
             mean, variance = torch.zeros_like(probabilities), torch.zeros_like(probabilities)
-            searches[case.case_number] = TokenSearch(case, generator, target, probabilities, mean, variance)
-        return searches
+            trace.state = TokenSearch(trace.case, generator, target, probabilities, mean, variance)
 
     def _advance(self, model: TextToImage, searches: Sequence[TokenSearch], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and read off its most probable tokens as text."""

@@ -122,6 +122,12 @@ class TextToImage:
         """Text embeddings of ``prompts``, float [n, tokens, width]."""
         return self.encode_ids(self.tokenize(prompts))
 
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Text embeddings of any number of prompts without gradients, float [n, tokens, width]."""
+        starts = range(0, len(prompts), batch_size)
+        return torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
+
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
@@ -308,10 +314,7 @@ class TextToImage:
         """Prompts to pictures: encode, sample, decode; uint8 [n, 3, H, W]."""
         if not prompts:
             return self.decode(self.initial_latents([]))
-        with torch.no_grad():
-            text = torch.cat(
-                [self.encode(prompts[start : start + batch_size]) for start in range(0, len(prompts), batch_size)]
-            )
+        text = self.encode_prompts(prompts, batch_size=batch_size)
         latents = self.sample(text, seeds=seeds, steps=steps, guidance=guidance, batch_size=batch_size)
         return self.decode(latents, batch_size=batch_size)
 

@@ -11,9 +11,11 @@ The solution is W' = W T with one T for all matrices,
 Embeddings of what is to stay are their own destinations.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,12 +25,11 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.finetuning import prune_after
 from erasure.parameters import UNetScope, scope_parameters
-from erasure.protocols import Eraser, Erasure, Pruning
+from erasure.protocols import Erasure, Pruning
 
 SCOPE: UNetScope = "xattn_kv"
 """What closed-form erasers change."""
 
-_PROMPTS_AT_A_TIME = 64
 _ROWS_AT_A_TIME = 4096
 
 
@@ -69,17 +70,6 @@ def right_multiplication(terms: Sequence[Term], ridge: float) -> Tensor:
     return identity + torch.linalg.solve(gram, change, left=False)  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def encode_all(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings of any number of prompts, float [n, tokens, width]."""
-    return torch.cat(
-        [
-            model.encode(prompts[start : start + _PROMPTS_AT_A_TIME])
-            for start in range(0, len(prompts), _PROMPTS_AT_A_TIME)
-        ]
-    )
-
-
 def key_value_weights(model: TextToImage) -> dict[str, Tensor]:
     """The matrices that closed-form erasers change by parameter name, float [any, width]."""
     return {name: weight.detach() for name, weight in scope_parameters(model, SCOPE).items() if weight.ndim == 2}
@@ -91,16 +81,19 @@ def sum_of_squares(weights: Iterable[Tensor]) -> Tensor:
     return stacked.T @ stacked
 
 
-def erase_by_right_multiplication(
-    right: Tensor,
-    eraser: Eraser,
-    pruning: Pruning,
-    model: TextToImage,
-    concept: Concept,
-    *,
-    seed: int,
-    checkpoint: Path | None,
-) -> Erasure:
-    """The erasure that multiplies keys and values by ``right``, float [width, width], pruned and described."""
-    erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model)), [], 0)
-    return prune_after(erasure, eraser, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)
+class ClosedForm(ABC):
+    """An eraser that multiplies all keys and values of cross-attention by one matrix, found without training."""
+
+    has_objective: ClassVar[bool] = False
+
+    @abstractmethod
+    def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
+        """T of W' = W T, float64 [width, width]."""
+
+    def erase(
+        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Eraser`."""
+        right = self.right_multiplication(model, concept)
+        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model)), [], 0)
+        return prune_after(erasure, self, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)

@@ -59,6 +59,11 @@ class Concept:
         return _filled([self.anchor], self.templates)
 
     @property
+    def target_anchors(self) -> list[str]:
+        """For every target prompt the anchor in the same template."""
+        return self.anchor_prompts * len(self.targets)
+
+    @property
     def preserved_prompts(self) -> list[str]:
         """Every preserved phrase in every one of its templates, phrase by phrase."""
         return _filled(self.preserved, self.preserved_templates)

@@ -16,7 +16,7 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, stage, text_table
+from erasure.trajectories import FrozenSamples, Trajectories, stage
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps that a killed run may lose."""
@@ -75,7 +75,7 @@ class Retaining:
         spent = self._objective.prepare(model, concept, scope=scope, steps=steps, seed=seed, checkpoint=checkpoint)
         self._samples = FrozenSamples(
             model,
-            text_table(model, concept.preserved_prompts),
+            model.encode_prompts(concept.preserved_prompts),
             self._trajectories,
             target_guidance=1.0,
             steps=steps,

@@ -53,12 +53,6 @@ class NoiseSamples:
         return NoiseSamples(self.latents[index], self.timesteps[index], self.prompts[index], self.targets[index])
 
 
-def text_table(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings without gradients, float [n, tokens, width]."""
-    with torch.no_grad():
-        return model.encode(list(prompts))
-
-
 def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
     """Where the trajectories of training step ``step`` stop, int64 [batch_size] in 0 .. steps - 1, and their seeds."""
     generator = step_generator(seed, step)
@@ -130,8 +124,7 @@ class FrozenSamples:
         self.unet_evaluations = 0
         self._batch_size = batch_size
         self._checkpoint = checkpoint
-        with torch.no_grad():
-            unconditional = model.encode([""])[0]
+        unconditional = model.encode_prompts([""])[0]
         fill = self._own_trajectories if settings.pool is None else self._shared_trajectories
         self._order, self._samples = fill(model, settings, unconditional, target_guidance, steps, seed)
 

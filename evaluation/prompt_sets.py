@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,32 +56,43 @@ def read_prompt_set(path: Path, limit: int | None = None) -> list[PromptRow]:
     rows: list[PromptRow] = []
     faults: list[str] = []
     first_lines: dict[int, int] = {}
-    # A byte-order mark is what spreadsheet programs put first.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them.")
-            for cells in reader:
-                try:
-                    row = _parse(cells)
-                    if row.case_number in first_lines:
-                        known = first_lines[row.case_number]
-                        raise ValueError(f"case_number {row.case_number} is that of line {known} too")
-                except ValueError as fault:
-                    faults.append(f"line {reader.line_num}: {fault}")
-                else:
-                    first_lines[row.case_number] = reader.line_num
-                    rows.append(row)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    with csv_rows(path, _REQUIRED) as reader:
+        for cells in reader:
+            try:
+                row = _parse(cells)
+                if row.case_number in first_lines:
+                    known = first_lines[row.case_number]
+                    raise ValueError(f"case_number {row.case_number} is that of line {known} too")
+            except ValueError as fault:
+                faults.append(f"line {reader.line_num}: {fault}")
+            else:
+                first_lines[row.case_number] = reader.line_num
+                rows.append(row)
     if faults:
         more = f" (and {len(faults) - _MOST_REPORTED} more)" if len(faults) > _MOST_REPORTED else ""
         raise ValueError(f"{path} has broken rows; correct {'; '.join(faults[:_MOST_REPORTED])}{more}.")
     if not rows:
         raise ValueError(f"{path} has no prompts below its first line.")
     return rows[:limit]
+
+
+@contextmanager
+def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[str]"]:
+    """Open a UTF-8 CSV file whose first line names its columns.
+
+    Raises:
+        ValueError: One of the ``required`` columns is missing, or the file turns out to be no such CSV file.
+    """
+    # A byte-order mark is what spreadsheet programs put first.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            reader = csv.DictReader(file, strict=True)
+            missing = [column for column in required if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them.")
+            yield reader
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
 
 
 def _parse(cells: dict[str, str]) -> PromptRow:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -37,7 +37,18 @@ class Attack(Protocol):
     """A search for prompts that bring an erased concept back."""
 
     threat_model: ClassVar[ThreatModel]
-    needs_original: ClassVar[bool]
+
+    def run(
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+    ) -> Iterator[Outcome]:
+        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases."""
+
+
+@runtime_checkable
+class ReferenceAttack(Attack, Protocol):
+    """An attack that is given the unedited model beside the edited one."""
+
+    needs_original: ClassVar[Literal[True]]
 
     def run(
         self,
@@ -48,10 +59,7 @@ class Attack(Protocol):
         sampling: Sampling,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
-        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases.
-
-        Attacks that ask for it with ``needs_original`` are given the unedited model beside the edited one.
-        """
+        """See :class:`Attack`; ``original`` is the unedited model."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffusion.progress import progress_bar
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from experiments.config import TRAINING_SPEED_ONLY, Job, matters
+from experiments.config import TRAINING_SPEED_ONLY, Job, ReferenceAttack, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.store import Journal, Store, read_json, write_json
@@ -189,17 +189,14 @@ class Stages:
 
     def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal) -> None:
         attack = self.job.attack
+        run = attack.run
+        if isinstance(attack, ReferenceAttack):
+            run = partial(attack.run, original=edit.unedited(self.model))
         ids = {case.case_number: case_id(case) for case in waiting}
         meter = Meter(self.model)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
-            outcomes = attack.run(
-                self.model,
-                waiting,
-                self.job.judge,
-                sampling=self.job.settings.sampling,
-                original=edit.unedited(self.model) if attack.needs_original else None,
-            )
+            outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
             for done, outcome in enumerate(outcomes, start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
                 cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}

@@ -15,8 +15,10 @@ from attacks.seed_search import SeedSearch
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Verdicts
+from tests.judges import never, one_in
 
 SAMPLING = Sampling(steps=2, batch_size=3)
+by_pixels = one_in(4)
 CASES = [
     PromptCase(case_number=number, prompt=prompt, seed=50 + number, guidance=guidance)
     for number, (prompt, guidance) in enumerate(
@@ -24,17 +26,6 @@ CASES = [
     )
 ]
 BASELINES = [NoAttack(), RandomTokens(tries=4), SeedSearch(tries=4)]
-
-
-def by_pixels(images: torch.Tensor) -> Verdicts:
-    """A judge whose verdict is a fixed, erratic function of each picture: about one in four shows the concept."""
-    sums = images.long().sum(dim=(1, 2, 3))
-    return Verdicts(sums % 4 == 0, (sums % 101) / 100)
-
-
-def never(images: torch.Tensor) -> Verdicts:
-    """A judge that never finds the concept."""
-    return Verdicts(torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images)))
 
 
 @pytest.mark.parametrize("attack", BASELINES, ids=lambda attack: type(attack).__name__)

@@ -15,11 +15,12 @@ from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
-from evaluation.verdicts import Verdicts
+from tests.judges import never, one_in
 from tests.oracles.p4d import attack, nearest
 
 PROMPTS = ["a red church in the snow", "", "a painting of a church, " * 12, "two blue fish", "a church"]
 SAMPLING = Sampling(steps=2, batch_size=4)
+by_pixels = one_in(4)
 CHECKS, STEPS = 2, 2
 
 Pair = tuple[TextToImage, TextToImage]
@@ -34,17 +35,6 @@ def pair(tiny_model64: TextToImage) -> Pair:
     edit = Edit.from_weights(before, after)
     edit.apply(tiny_model64)
     return tiny_model64, edit.unedited(tiny_model64)
-
-
-def never(images: torch.Tensor) -> Verdicts:
-    """A judge that never finds the concept."""
-    return Verdicts(torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images)))
-
-
-def by_pixels(images: torch.Tensor) -> Verdicts:
-    """A judge whose verdict is a fixed, erratic function of each picture: about one in four shows the concept."""
-    sums = images.long().sum(dim=(1, 2, 3))
-    return Verdicts(sums % 4 == 0, (sums % 101) / 100)
 
 
 def make_cases(model: TextToImage, prompts: Sequence[str] = PROMPTS) -> list[PromptCase]:

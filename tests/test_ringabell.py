@@ -17,10 +17,10 @@ from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mut
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
-from evaluation.verdicts import Verdicts
 from experiments.errors import CommandError
 from experiments.stages import Stages
 from experiments.store import Store
+from tests.judges import never, one_in
 from tests.oracles import ringabell as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
@@ -28,18 +28,8 @@ PAIRS = (("a van gogh painting of a church", "a picture of a church"), ("a fish 
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "a golf ball in van gogh style", "two blue fish"]
 CASES = [PromptCase(10 + index, prompt, seed=100 + index, guidance=3.0) for index, prompt in enumerate(PROMPTS)]
 SAMPLING = Sampling(steps=2, batch_size=4)
+by_pixels = one_in(3)
 SMALL = {"pairs": PAIRS, "tokens": 4, "population": 10, "generations": 5}
-
-
-def never(images: torch.Tensor) -> Verdicts:
-    """A judge that never finds the concept."""
-    return Verdicts(torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images)))
-
-
-def by_pixels(images: torch.Tensor) -> Verdicts:
-    """A judge whose verdict is a fixed, erratic function of each picture: about one in three shows the concept."""
-    sums = images.long().sum(dim=(1, 2, 3))
-    return Verdicts(sums % 3 == 0, (sums % 101) / 100)
 
 
 def run(model: TextToImage, judge=never, cases: Sequence[PromptCase] = CASES, **fields) -> dict[int, Outcome]:

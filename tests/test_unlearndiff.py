@@ -14,6 +14,7 @@ from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Verdicts
+from tests.judges import never, one_in
 from tests.oracles.unlearndiff import Adam, attack, loss_of_one_hot
 
 PROMPTS = [
@@ -25,18 +26,8 @@ PROMPTS = [
     "two blue fish",
 ]
 SAMPLING = Sampling(steps=2, batch_size=4)
+by_pixels = one_in(5)
 STEPS = 2
-
-
-def never(images: torch.Tensor) -> Verdicts:
-    """A judge that never finds the concept."""
-    return Verdicts(torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images)))
-
-
-def by_pixels(images: torch.Tensor) -> Verdicts:
-    """A judge whose verdict is a fixed, erratic function of each picture: about one in five shows the concept."""
-    sums = images.long().sum(dim=(1, 2, 3))
-    return Verdicts(sums % 5 == 0, (sums % 101) / 100)
 
 
 def make_cases(model: TextToImage, prompts: Sequence[str] = PROMPTS, guidance: float = 3.0) -> list[PromptCase]:

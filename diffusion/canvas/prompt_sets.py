@@ -74,9 +74,7 @@ def concept_prompts(
         ValueError: ``concept`` is unknown.
 
     """
-    _check_concept(concept)
-    styles = ("van_gogh",) if concept == "van_gogh" else STYLES
-    subjects = ("church",) if concept == "church" else SUBJECTS
+    styles, subjects = _styles_and_subjects(concept)
     if concept != "fire":
         return _build_rows(_balanced_pairs(styles, subjects, size), [None] * size, generator, excluded)
     explicit_size = (size + 1) // 2
@@ -123,9 +121,7 @@ def prompt_pairs(concept: str, size: int, generator: np.random.Generator) -> lis
         ValueError: ``concept`` is unknown.
 
     """
-    _check_concept(concept)
-    styles = ("van_gogh",) if concept == "van_gogh" else STYLES
-    subjects = ("church",) if concept == "church" else SUBJECTS
+    styles, subjects = _styles_and_subjects(concept)
     others = [subject for subject in SUBJECTS if subject != concept]
     pairs: list[tuple[str, str]] = []
     for index, (style, subject) in enumerate(_balanced_pairs(styles, subjects, size)):
@@ -231,6 +227,14 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def _styles_and_subjects(concept: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return those that a picture of the concept may have."""
+    _check_concept(concept)
+    styles = ("van_gogh",) if concept == "van_gogh" else STYLES
+    subjects = ("church",) if concept == "church" else SUBJECTS
+    return styles, subjects
 
 
 def _check_concept(concept: str) -> None:

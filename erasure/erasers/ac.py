@@ -14,7 +14,7 @@ from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective, Pruning
-from erasure.trajectories import Trajectories, remembered, text_table
+from erasure.trajectories import Trajectories, remembered
 
 PICTURE_STREAM = 2**32
 """Added to the seed of the anchor's pictures, so that their noise is not the training's."""
@@ -87,8 +87,8 @@ class ACObjective:
         config = self._config
         self._seed = seed
         templates = len(concept.templates)
-        self._targets = text_table(model, concept.target_prompts).unflatten(0, (-1, templates))
-        self._anchors = text_table(model, concept.anchor_prompts)
+        self._targets = model.encode_prompts(concept.target_prompts).unflatten(0, (-1, templates))
+        self._anchors = model.encode_prompts(concept.anchor_prompts)
         self._template = torch.arange(config.images) % templates
         seeds = torch.randint(2**31, (config.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
 

@@ -13,7 +13,7 @@ from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
 from erasure.parameters import UNetScope, scope_parameters, substituted
 from erasure.protocols import Erasure, Objective, Pruning
-from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise, text_table
+from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -99,23 +99,22 @@ class ESDObjective:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
         self._seed = seed
-        self._text = text_table(model, concept.target_prompts)
-        anchored = config.reference == "anchor"
-        references = concept.anchor_prompts * len(concept.targets) if anchored else [""] * len(self._text)
+        self._text = model.encode_prompts(concept.target_prompts)
+        references = model.encode_prompts(concept.target_anchors) if config.reference == "anchor" else None
         if config.trajectory == "frozen":
             self._samples = FrozenSamples(
                 model,
                 self._text,
                 config.settings,
                 target_guidance=-config.eta,
-                reference=text_table(model, references) if anchored else None,
+                reference=references,
                 steps=steps,
                 batch_size=config.batch_size,
                 seed=seed,
                 checkpoint=checkpoint,
             )
             return self._samples.unet_evaluations
-        self._reference = text_table(model, references)
+        self._reference = model.encode_prompts([""]).expand_as(self._text) if references is None else references
         self._base = {name: value.detach().clone() for name, value in scope_parameters(model, scope).items()}
         return 0
 

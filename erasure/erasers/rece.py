@@ -1,7 +1,6 @@
 """RECE: UCE, then the embeddings that still bring the concept back are found and erased in turn, in closed form."""
 
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -10,20 +9,18 @@ from torch import Tensor
 
 from diffusion.model import TextToImage
 from erasure.closed_form import (
+    ClosedForm,
     Term,
-    encode_all,
-    erase_by_right_multiplication,
     key_value_weights,
     right_multiplication,
     sum_of_squares,
 )
 from erasure.concept import Concept
 from erasure.erasers.uce import UCE
-from erasure.protocols import Erasure, Pruning
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class RECE:
+class RECE(ClosedForm):
     """Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
     W T_0 are UCE's keys and values. Every epoch derives for each embedding c of the targets the adversarial one
@@ -42,8 +39,6 @@ class RECE:
         preserve_scale: Weight of the preserved prompts and of the empty one in S.
     """
 
-    has_objective: ClassVar[bool] = False
-
     uce: UCE = Field(default_factory=UCE)
     epochs: Annotated[int, Field(ge=1)] = 1
     adversarial_ridge: Annotated[float, Field(gt=0)] = 1e-1
@@ -52,21 +47,13 @@ class RECE:
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] = 0.1
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
-        right = self.right_multiplication(model, concept)
-        return erase_by_right_multiplication(right, self, pruning, model, concept, seed=seed, checkpoint=checkpoint)
-
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
-        """T of W' = W T, float64 [width, width]."""
+        """See :class:`erasure.closed_form.ClosedForm`."""
         gram = sum_of_squares(key_value_weights(model).values())
-        targets = encode_all(model, concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
-        anchors = concept.anchor_prompts * len(concept.targets)
-        wanted = anchors if self.destination == "anchor" else [""] * len(concept.target_prompts)
-        destinations = encode_all(model, wanted).flatten(0, 1)
-        kept = Term.keeping(encode_all(model, ["", *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
+        targets = model.encode_prompts(concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
+        wanted = concept.target_anchors if self.destination == "anchor" else [""] * len(concept.target_prompts)
+        destinations = model.encode_prompts(wanted).flatten(0, 1)
+        kept = Term.keeping(model.encode_prompts(["", *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
         right = self.uce.right_multiplication(model, concept)
         for _ in range(self.epochs):
             adversarial = Term(targets @ self._attack(gram, right).T, destinations, self.erase_scale)

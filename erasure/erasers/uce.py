@@ -1,8 +1,7 @@
 """UCE: keys and values of the concept become the anchor's, in closed form."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -10,18 +9,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
-from erasure.closed_form import (
-    Term,
-    encode_all,
-    erase_by_right_multiplication,
-    right_multiplication,
-)
+from erasure.closed_form import ClosedForm, Term, right_multiplication
 from erasure.concept import Concept
-from erasure.protocols import Erasure, Pruning
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class UCE:
+class UCE(ClosedForm):
     """Unified Concept Editing (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024).
 
     For every key and value matrix W of cross-attention (their equation 7, solved in :mod:`erasure.closed_form`):
@@ -38,27 +31,18 @@ class UCE:
             code of 2023.
     """
 
-    has_objective: ClassVar[bool] = False
-
     tokens: Literal["last", "from_last"] = "last"
     ridge: Annotated[float, Field(gt=0)] = 0.5
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] | None = 1.0
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
-        right = self.right_multiplication(model, concept)
-        return erase_by_right_multiplication(right, self, pruning, model, concept, seed=seed, checkpoint=checkpoint)
-
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
-        """T of W' = W T, float64 [width, width]."""
+        """See :class:`erasure.closed_form.ClosedForm`."""
         return right_multiplication([self._erasing(model, concept), *self._keeping(model, concept)], self.ridge)
 
     def _erasing(self, model: TextToImage, concept: Concept) -> Term:
         targets = _from_last_subject_token(model, concept.target_prompts)
-        anchors = _from_last_subject_token(model, concept.anchor_prompts) * len(concept.targets)
+        anchors = _from_last_subject_token(model, concept.target_anchors)
         lengths = [
             1 if self.tokens == "last" else min(len(target), len(anchor))
             for target, anchor in zip(targets, anchors, strict=True)
@@ -73,7 +57,7 @@ class UCE:
         prompts = concept.preserved_prompts
         scale = max(0.1, 1 / (1 + len(prompts))) if self.preserve_scale is None else self.preserve_scale
         if self.tokens == "from_last":
-            return [Term.keeping(encode_all(model, ["", *prompts]).flatten(0, 1), scale)]
+            return [Term.keeping(model.encode_prompts(["", *prompts]).flatten(0, 1), scale)]
         if not prompts:
             return []
         kept = [tokens[:1] for tokens in _from_last_subject_token(model, prompts)]
@@ -83,4 +67,4 @@ class UCE:
 def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
     """Embeddings of each prompt from the token before its end token on, float [any, width]; from the start if empty."""
     ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(encode_all(model, prompts), ends, strict=True)]
+    return [text[end - 1 :] for text, end in zip(model.encode_prompts(prompts), ends, strict=True)]
