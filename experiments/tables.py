@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from experiments.sweep import sweep_jobs
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
+_NOT_MEASURES = ("_base", "_n")
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -39,9 +41,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per run: its choices, every number with its interval in columns of its own, and the run itself."""
     rows = []
     for summary in summaries:
-        row: dict[str, Any] = {"concept": summary["concept"]}
-        row |= {group: summary["choices"].get(group, "") for group in GROUPS}
-        row |= {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
+        row = _names(summary) | {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
         for name, value in (summary["rates"] | summary["measures"]).items():
             row |= _numbers(name, value)
         for stage, cost in summary["costs"].items():
@@ -55,12 +55,12 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per run for readers: numbers with their intervals as text."""
     rows = []
     for summary in summaries:
-        row = {"concept": summary["concept"]} | {group: summary["choices"].get(group, "") for group in GROUPS}
+        row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
         row |= {
             name.replace("_", " "): measure_text(value)
             for name, value in summary["measures"].items()
-            if not name.endswith(("_base", "_n"))
+            if not name.endswith(_NOT_MEASURES)
         }
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
     return pd.DataFrame(rows)
@@ -72,8 +72,25 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for pruned, unpruned in pruning_pairs(summaries):
         comparison = compare(pruned, unpruned)
         texts = {rate: str(PairedComparison(**comparison[rate])) for rate in ("erased", "attacked")}
-        names = {group: pruned["choices"].get(group, "") for group in GROUPS}
-        rows.append({"concept": pruned["concept"]} | names | texts | {"runs": f"{pruned['run']} - {unpruned['run']}"})
+        runs = f"{pruned['run']} - {unpruned['run']}"
+        rows.append(_names(pruned) | {"seed": pruned["seed"]} | texts | {"runs": runs})
+    return pd.DataFrame(rows)
+
+
+def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per choices that ran with several seeds: the mean of each number over the runs, lowest and highest."""
+    repeated: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        repeated.setdefault(tuple(_names(summary).values()), []).append(summary)
+    rows = []
+    for runs in repeated.values():
+        seeds = sorted({run["seed"] for run in runs})
+        if len(seeds) > 1:
+            row = _names(runs[0]) | {"seeds": ", ".join(map(str, seeds))}
+            row |= {label: _spread([run["rates"][name] for run in runs]) for name, label in RATES.items()}
+            measures = [name for name in runs[0]["measures"] if not name.endswith(_NOT_MEASURES)]
+            row |= {name.replace("_", " "): _spread([run["measures"][name] for run in runs]) for name in measures}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -82,7 +99,7 @@ def write_tables(
 ) -> list[Path]:
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    reading, comparison = reading_table(summaries), comparison_table(summaries)
+    reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
     parts = [f"# {name}", reading.to_markdown(index=False)]
     parts += [
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
@@ -93,6 +110,12 @@ def write_tables(
             "## Pruning on minus pruning off, prompt by prompt",
             comparison.to_markdown(index=False),
             "Percentage points with Newcombe's 95 % interval for paired proportions and McNemar's exact p.",
+        ]
+    if len(seeds):
+        parts += [
+            "## Over seeds",
+            seeds.to_markdown(index=False),
+            "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
         ]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
@@ -131,6 +154,20 @@ def main() -> None:
 def _job_name(job: Mapping[str, Any]) -> str:
     classes = [f"{group} {job[group]['_target_'].rpartition('.')[2]}" for group in GROUPS]
     return ", ".join([str(job["concept"]["name"]), *classes])
+
+
+def _names(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {"concept": summary["concept"]} | {group: summary["choices"].get(group, "") for group in GROUPS}
+
+
+def _spread(values: Sequence[Any]) -> str:
+    """Mean, lowest and highest of one measure of several runs, rates in percent."""
+    if isinstance(values[0], Mapping) and "rate" in values[0]:
+        numbers, form = [100 * value["rate"] for value in values], "{:.1f} %"
+    else:
+        numbers, form = [value["mean"] if isinstance(value, Mapping) else value for value in values], "{:.2f}"
+    mean, lowest, highest = fmean(numbers), min(numbers), max(numbers)
+    return " ".join([form.format(mean), f"({lowest:.4g} - {highest:.4g})"])
 
 
 def _numbers_config(config: Mapping[str, Any]) -> Any:

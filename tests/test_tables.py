@@ -98,6 +98,23 @@ def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str
     assert r"75.0 \%" in latex.read_text()
 
 
+def test_runs_with_several_seeds_have_their_mean_and_spread(table1: list[dict[str, Any]], tmp_path: Path) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    runs = [
+        summary({**table1[0], "seed": seed}, esd, run=str(seed), attacked=[True] * hits + [False] * (4 - hits))
+        for seed, hits in enumerate((1, 2, 4))
+    ]
+    other = summary(table1[0], esd | {"pruning": "on"}, run="other", attacked=[True] * 4)
+    table = tables.seeds_table([*runs, other])
+    assert len(table) == 1  # one seed has no spread
+    assert table["seeds"][0] == "0, 1, 2"
+    assert table["under attack"][0] == "58.3 % (25 - 100)"
+    assert table["fid"][0] == "1.25 (1.25 - 1.25)"
+    assert table["clip score"][0] == "25.00 (25 - 25)"
+    text = tables.write_tables([*runs, other], "seeds", tmp_path)[0].read_text()
+    assert "58.3 % (25 - 100)" in text
+
+
 def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
     for age, run in enumerate(("newest", "older")):
         (tmp_path / "runs" / run).mkdir(parents=True)
