@@ -21,7 +21,6 @@ from experiments.sweep import sweep_jobs
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
-_NOT_MEASURES = ("_base", "_n")
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -57,11 +56,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
-        row |= {
-            name.replace("_", " "): measure_text(value)
-            for name, value in summary["measures"].items()
-            if not name.endswith(_NOT_MEASURES)
-        }
+        row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
     return pd.DataFrame(rows)
 
@@ -88,8 +83,8 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         if len(seeds) > 1:
             row = _names(runs[0]) | {"seeds": ", ".join(map(str, seeds))}
             row |= {label: _spread([run["rates"][name] for run in runs]) for name, label in RATES.items()}
-            measures = [name for name in runs[0]["measures"] if not name.endswith(_NOT_MEASURES)]
-            row |= {name.replace("_", " "): _spread([run["measures"][name] for run in runs]) for name in measures}
+            measures = [_measures(run) for run in runs]
+            row |= {label: _spread([values[label] for values in measures]) for label in measures[0]}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -158,6 +153,12 @@ def _job_name(job: Mapping[str, Any]) -> str:
 
 def _names(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"concept": summary["concept"]} | {group: summary["choices"].get(group, "") for group in GROUPS}
+
+
+def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the evaluators say of the edited model, by a reader's name."""
+    measures = summary["measures"].items()
+    return {name.replace("_", " "): value for name, value in measures if not name.endswith(("_base", "_n"))}
 
 
 def _spread(values: Sequence[Any]) -> str:
