@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,8 +28,14 @@ from erasure.parameters import named_parameters
 SCHEMA = 1
 """Version of the file format."""
 
-Fill = Literal["zero", "mean"]
-"""What pruned weights become: exactly zero, or the mean of the weights that are left in their tensor."""
+Fill = Literal["zero", "mean", "resampled"]
+"""What pruned weights become; zeros tell whoever holds the model where the concept was (arXiv 2603.06640).
+
+- ``zero``: exactly zero.
+- ``mean``: the mean of the weights that are left in their tensor.
+- ``resampled``: (a - b) / sqrt(2) with a and b two weights that are left in their tensor, drawn by the entry's seed:
+  as large as those, and the same to the bit on every machine.
+"""
 
 Replaced = dict[str, Tensor]
 
@@ -43,12 +50,14 @@ class Entry:
         parts: What is stored, by part name; the part named "" is stored under the parameter's own name. Entries that
             hold the same dict share it on disk as well.
         fill: For masks, what pruned weights become.
+        seed: Of what is drawn in that.
     """
 
     kind: str
     shape: tuple[int, ...]
     parts: dict[str, Tensor]
     fill: Fill = "zero"
+    seed: int = 0
 
     def value(self, original: Tensor) -> Tensor:
         """The parameter's new value, of the original's shape, dtype and device."""
@@ -81,8 +90,16 @@ class Entry:
 
 def _masked(entry: Entry, original: Tensor) -> Tensor:
     kept = entry.mask().to(original.device)
-    fill = original[kept].float().mean().nan_to_num() if entry.fill == "mean" else torch.zeros(())
-    return torch.where(kept, original, fill.to(original.device, original.dtype))
+    left = original[kept]
+    if entry.fill == "zero" or not len(left):
+        return torch.where(kept, original, 0)
+    if entry.fill == "mean":
+        return torch.where(kept, original, left.float().mean().to(original.dtype))
+    generator = torch.Generator().manual_seed(entry.seed)
+    drawn = torch.randint(len(left), (2, kept.numel() - len(left)), generator=generator).to(original.device)
+    filled = original.clone()
+    filled[~kept] = ((left[drawn[0]].double() - left[drawn[1]].double()) / math.sqrt(2)).to(original.dtype)
+    return filled
 
 
 def _right_multiplied(entry: Entry, original: Tensor) -> Tensor:
@@ -101,13 +118,13 @@ _DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
 _MASKS = ("bits", "indices")
 
 
-def _encode_mask(kept: Tensor, fill: Fill) -> Entry:
+def _encode_mask(kept: Tensor, fill: Fill, seed: int) -> Entry:
     flat = kept.cpu().reshape(-1)
     pruned = (~flat).nonzero().reshape(-1).to(torch.int32)
     bits = torch.from_numpy(np.packbits(flat.numpy()))
     if pruned.nbytes < bits.nbytes:
-        return Entry("indices", tuple(kept.shape), {"pruned": pruned}, fill)
-    return Entry("bits", tuple(kept.shape), {"bits": bits}, fill)
+        return Entry("indices", tuple(kept.shape), {"pruned": pruned}, fill, seed)
+    return Entry("bits", tuple(kept.shape), {"bits": bits}, fill, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +181,12 @@ class Edit:
 
     @classmethod
     def from_mask(
-        cls, masks: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, fill: Fill = "zero"
+        cls,
+        masks: Mapping[str, Tensor],
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        fill: Fill = "zero",
+        seed: int = 0,
     ) -> "Edit":
         """Pruned weights: bits or the indices of what is pruned, whichever is smaller for a tensor.
 
@@ -172,8 +194,14 @@ class Edit:
             masks: bool tensors by parameter name, True where the weight is kept.
             metadata: See the class.
             fill: What pruned weights become.
+            seed: Of what is drawn in that; every tensor is given its own.
         """
-        entries = {name: _encode_mask(kept, fill) for name, kept in masks.items() if not bool(kept.all())}
+        seeds = torch.randint(2**31, (len(masks),), generator=torch.Generator().manual_seed(seed)).tolist()
+        entries = {
+            name: _encode_mask(kept, fill, own)
+            for (name, kept), own in zip(masks.items(), seeds, strict=True)
+            if not bool(kept.all())
+        }
         return cls(entries, dict(metadata or {}))
 
     def with_metadata(self, metadata: Mapping[str, Any]) -> "Edit":
@@ -293,6 +321,7 @@ class Edit:
                     "kind": entry.kind,
                     "shape": entry.shape,
                     "fill": entry.fill,
+                    "seed": entry.seed,
                     "parts_of": owners[id(entry.parts)],
                 }
                 for name, entry in self.entries.items()
@@ -340,11 +369,12 @@ class Edit:
                 tuple(described["shape"]),
                 parts.get(described.get("parts_of", name), {}),
                 described["fill"],
+                described.get("seed", 0),
             )
             for name, described in header.pop("entries").items()
         }
         for name, entry in entries.items():
-            if entry.kind not in _DECODERS or not entry.is_sound():
+            if entry.kind not in _DECODERS or entry.fill not in get_args(Fill) or not entry.is_sound():
                 raise ValueError(f"{path} is damaged at {name!r} (kind {entry.kind!r}); make the edit again.")
         return cls(entries, header)
 

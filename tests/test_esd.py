@@ -14,6 +14,7 @@ from erasure.parameters import scope_parameters
 from erasure.protocols import check_pair
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.oracles import esd as oracle
@@ -367,7 +368,7 @@ def test_a_template_without_a_place_is_refused():
 
 def test_scored_pruning_acts_on_the_erased_weights(tiny_model):
     erased = make().erase(tiny_model, CONCEPT, Off(), seed=0).edit
-    both = make().erase(tiny_model, CONCEPT, Magnitude(fraction=0.5), seed=0).edit
+    both = make().erase(tiny_model, CONCEPT, Magnitude(Sparsity(0.5)), seed=0).edit
     with erased.applied(tiny_model):
         weights = {name: weight.clone() for name, weight in scope_parameters(tiny_model, "xattn").items()}
     matrices = torch.cat([weight.flatten() for weight in weights.values() if weight.ndim > 1])

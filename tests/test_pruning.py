@@ -10,7 +10,7 @@ from erasure.erasers.none import NoEraser
 from erasure.parameters import named_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
-from erasure.pruning.masks import cut_lowest, maskable_parameters
+from erasure.pruning.masks import Sparsity, cut_lowest, maskable_parameters
 from erasure.pruning.random import Random
 from tests.oracles import masks as oracle
 
@@ -199,7 +199,7 @@ def test_pruning_has_its_own_scope_or_the_erasers(tiny_model):
 
 
 def test_magnitude_prunes_the_smallest_weights_of_the_scope(tiny_model):
-    edit = NoEraser(scope="xattn_kv").erase(tiny_model, CONCEPT, Magnitude(fraction=0.25), seed=0).edit
+    edit = NoEraser(scope="xattn_kv").erase(tiny_model, CONCEPT, Magnitude(Sparsity(0.25)), seed=0).edit
     weights = maskable_parameters(tiny_model, "xattn_kv")
     masks = edit.masks()
     size = sum(weight.numel() for weight in weights.values())
@@ -212,7 +212,7 @@ def test_magnitude_prunes_the_smallest_weights_of_the_scope(tiny_model):
 
 def test_random_pruning_depends_on_the_seed_alone_and_takes_the_exact_fraction(tiny_model):
     def masks(seed):
-        return NoEraser().erase(tiny_model, CONCEPT, Random(fraction=0.1), seed=seed).edit
+        return NoEraser().erase(tiny_model, CONCEPT, Random(Sparsity(0.1)), seed=seed).edit
 
     first, again, other = masks(0), masks(0), masks(1)
 

@@ -12,6 +12,7 @@ from erasure.erasers.uce import UCE
 from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from tests.oracles import rece as oracle
 from tests.tiny_job import make_job
@@ -85,7 +86,7 @@ def test_scored_pruning_acts_on_the_erased_weights(tiny_model):
     with RECE().erase(tiny_model, CONCEPT, Off(), seed=0).edit.applied(tiny_model):
         weights = {name: weight.clone() for name, weight in scope_parameters(tiny_model, "xattn_kv").items()}
 
-    with RECE().erase(tiny_model, CONCEPT, Magnitude(fraction=0.5), seed=0).edit.applied(tiny_model):
+    with RECE().erase(tiny_model, CONCEPT, Magnitude(Sparsity(0.5)), seed=0).edit.applied(tiny_model):
         pruned = {name: weight == 0 for name, weight in scope_parameters(tiny_model, "xattn_kv").items()}
         for name, weight in scope_parameters(tiny_model, "xattn_kv").items():
             assert torch.equal(weight, weights[name].masked_fill(pruned[name], 0))

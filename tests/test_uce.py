@@ -15,6 +15,7 @@ from erasure.erasers.uce import UCE
 from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.pruning.random import Random
 from evaluation.prompt_sets import read_prompt_set
@@ -135,7 +136,7 @@ def test_a_hundred_concepts_at_the_width_of_stable_diffusion_take_2_seconds_and_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pruning", [Magnitude(fraction=0.5), Random(fraction=0.5)], ids=["magnitude", "random"])
+@pytest.mark.parametrize("pruning", [Magnitude(Sparsity(0.5)), Random(Sparsity(0.5))], ids=["magnitude", "random"])
 def test_scored_pruning_acts_on_the_erased_weights(tiny_model, pruning):
     erased = UCE().erase(tiny_model, CONCEPT, Off(), seed=0).edit
     with erased.applied(tiny_model):

@@ -3,25 +3,24 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edit import Fill
 from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision
 from erasure.parameters import UNetScope, substituted
 from erasure.protocols import Erasure, Objective
-from erasure.pruning.masks import cut_lowest, mask_counts, maskable_parameters
+from erasure.pruning.masks import Masks, cut_lowest, mask_counts, maskable_parameters, pruned_by
 from erasure.trajectories import stage
 
 Relaxation = Literal["straight_through", "hard_concrete", "annealed"]
-Masks = dict[str, Tensor]
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch of the hard-concrete distribution (Louizos et al., 2018, section 4)."""
@@ -40,7 +39,7 @@ class Learned:
       0, 1) with u uniform, open with probability sigmoid(s - beta log(-gamma / zeta)).
     - ``annealed``: m = sigmoid(s / T), T falling geometrically from 1 to ``final_temperature``.
 
-    All of them end with m = 1[s > 0]: a weight is the base model's or exactly zero.
+    All of them end with m = 1[s > 0]: a weight is the base model's or pruned.
 
     Attributes:
         relaxation: See above.
@@ -51,6 +50,7 @@ class Learned:
         sparsity_weight: Pressure against pruning, the penalty on the expected fraction pruned.
         budget: Largest fraction of the scope's weights pruned; those of the lowest scores go. None for no limit.
         final_temperature: Where ``annealed`` ends.
+        fill: What pruned weights become once the mask is learned, which takes them as zero.
         finetune: ``after`` trains what the mask has left, under the same objective; pruned weights stay zero.
         finetune_steps: Optimiser steps of that.
         finetune_learning_rate: Adam's in that.
@@ -66,9 +66,19 @@ class Learned:
     sparsity_weight: Annotated[float, Field(ge=0)] = 0.0
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     final_temperature: Annotated[float, Field(gt=0, le=1)] = 0.05
+    fill: Fill = "zero"
     finetune: Literal["none", "after"] = "none"
     finetune_steps: Annotated[int, Field(ge=1)] = 100
     finetune_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fill != "zero" and self.finetune != "none":
+            raise ValueError(
+                f"fill is {self.fill!r} and finetune {self.finetune!r}, which holds pruned weights at zero; "
+                "set fill=zero or finetune=none."
+            )
+        return self
 
     def prune(
         self,
@@ -110,10 +120,9 @@ class Learned:
             checkpoint=stage(checkpoint, "mask"),
         )
         masks = self.binary_masks(scores)
-        metadata = {"scope": scope, **mask_counts(masks)}
-        erasure = Erasure(Edit.from_mask(masks, metadata), losses, prepared + spent)
         if self.finetune == "none":
-            return erasure
+            pruned = pruned_by(masks, scope=scope, fill=self.fill, seed=seed)
+            return Erasure(pruned.edit, losses, prepared + spent)
         tuned = fine_tune(
             model,
             objective,
@@ -123,9 +132,9 @@ class Learned:
             kept=masks,
         )
         return Erasure(
-            tuned.edit.with_metadata(metadata),
+            tuned.edit.with_metadata({"scope": scope, **mask_counts(masks)}),
             [*losses, *tuned.losses],
-            erasure.unet_evaluations + tuned.unet_evaluations,
+            prepared + spent + tuned.unet_evaluations,
         )
 
     def binary_masks(self, scores: Mapping[str, Tensor]) -> Masks:

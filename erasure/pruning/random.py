@@ -1,7 +1,7 @@
 """Random pruning: any weights go."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -9,9 +9,10 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
+from erasure.edit import Fill
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
-from erasure.pruning.masks import maskable_parameters, prune_fraction
+from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -19,14 +20,16 @@ class Random:
     """Prunes weights of the scope chosen by the seed alone: the control of what sparsity itself does.
 
     Attributes:
-        fraction: Of the scope's weights, rounded down.
+        sparsity: How many are pruned, and among which.
         scope: Whose matrices and kernels are pruned; None for the eraser's.
+        fill: What pruned weights become.
     """
 
     needs_objective: ClassVar[bool] = False
 
-    fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    sparsity: Sparsity = Field(default_factory=Sparsity)
     scope: UNetScope | None = None
+    fill: Fill = "zero"
 
     def prune(
         self,
@@ -42,5 +45,6 @@ class Random:
         scope = self.scope or scope
         generator = torch.Generator().manual_seed(seed)
         weights = maskable_parameters(model, scope)
+        self.sparsity.check(weights)
         scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
-        return prune_fraction(scores, self.fraction, scope)
+        return pruned_by(self.sparsity.kept(scores), scope=scope, fill=self.fill, seed=seed)
