@@ -1,0 +1,93 @@
+"""CAD: the weights that the concept's prediction is attributed to go."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+from erasure.edit import Fill
+from erasure.finetuning import noise_error
+from erasure.parameters import UNetScope
+from erasure.protocols import Erasure, Objective
+from erasure.pruning.calibration import gradient
+from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+from erasure.trajectories import FrozenSamples, Trajectories
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class CAD:
+    """Component attribution (Nguyen et al., "Unveiling Concept Attribution in Diffusion Models", 2024).
+
+    J = sum_t || eps_theta(x_t, c, t) - sg[eps_theta(x_t, 0, t)] ||^2 says how far the concept's prompt c moves the
+    prediction from the empty prompt's, along guided trajectories of c. To first order zeroing a weight changes J by
+    -S with S = W * grad J; the weights of the highest S are pruned, if it is positive.
+
+    Attributes:
+        sparsity: How many are pruned, if so many are positive, and among which.
+        scope: Whose matrices and kernels are pruned; the authors' are the feed-forwards.
+        fill: What pruned weights become.
+        trajectories: How many; the targets' prompts are spread evenly over them. Every t lies on the same ones, where
+            the authors start anew for each.
+        sampling_steps: Sampler steps of a trajectory, all of which are looked at.
+        trajectory_guidance: Guidance scale of a trajectory.
+        batch_size: Points at a time when there are gradients; it changes speed and memory only.
+        sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
+    """
+
+    needs_objective: ClassVar[bool] = False
+
+    sparsity: Sparsity = Field(default_factory=lambda: Sparsity(0.001, "row"))
+    scope: UNetScope | None = "ffn"
+    fill: Fill = "zero"
+    trajectories: Annotated[int, Field(ge=1)] = 1
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    def prune(
+        self,
+        model: TextToImage,
+        concept: Concept,
+        objective: Objective | None,
+        *,
+        scope: UNetScope,
+        seed: int,
+        checkpoint: Path | None,
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Pruning`."""
+        scope = self.scope or scope
+        weights = maskable_parameters(model, scope)
+        self.sparsity.check(weights)
+        samples = FrozenSamples(
+            model,
+            model.encode_prompts(concept.target_prompts),
+            Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size),
+            target_guidance=0.0,
+            steps=1,
+            batch_size=self.trajectories * len(model.sampling_timesteps(self.sampling_steps)),
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+        points, text = samples.batch(0)
+        before = model.unet_evaluations
+        with model.trainable(list(weights.values())):
+            parts = (
+                noise_error(model, x, t, c, without) * len(x)
+                for x, t, c, without in zip(
+                    *(
+                        column.split(self.batch_size)
+                        for column in (points.latents, points.timesteps, text, points.targets)
+                    ),
+                    strict=True,
+                )
+            )
+            gradients = gradient(parts, weights)
+        scores = {name: value * weights[name].detach() for name, value in gradients.items()}
+        highest = self.sparsity.kept({name: -value for name, value in scores.items()})
+        masks = {name: kept | (scores[name] <= 0) for name, kept in highest.items()}
+        spent = samples.unet_evaluations + model.unet_evaluations - before
+        return pruned_by(masks, scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)

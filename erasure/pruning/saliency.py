@@ -1,0 +1,82 @@
+"""Saliency: the weights that the concept's denoising depends on most go."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+from erasure.edit import Fill
+from erasure.parameters import UNetScope
+from erasure.protocols import Erasure, Objective
+from erasure.pruning.calibration import DenoisingLoss, Pictures, gradient
+from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Saliency:
+    """Gradient saliency under the concept's denoising loss, the highest pruned.
+
+    g = grad of sum_t || eps - eps_theta(x_t, c, t) ||^2 with x_t noised pictures that the model made of the concept's
+    prompts c. S = |g W| is SNIP's connection sensitivity (Lee et al., ICLR 2019), by which Scissorhands (Wu and
+    Harandi, ECCV 2024) finds what forgetting must change; S = |g| is SalUn's (Fan et al., ICLR 2024).
+
+    Attributes:
+        score: ``snip`` is |g W|, ``salun`` is |g|.
+        sparsity: How many are pruned, and among which.
+        scope: Whose matrices and kernels are pruned; None for the eraser's.
+        fill: What pruned weights become.
+        pictures: How many, the prompts spread evenly over them.
+        timesteps: Number of t, evenly spread over the noise schedule.
+        sampling_steps: Sampler steps of a picture.
+        guidance: Guidance scale of a picture.
+        batch_size: Pictures at a time when there are gradients; it changes speed and memory only.
+        sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
+    """
+
+    needs_objective: ClassVar[bool] = False
+
+    score: Literal["snip", "salun"] = "snip"
+    sparsity: Sparsity = Field(default_factory=lambda: Sparsity(0.01))
+    scope: UNetScope | None = None
+    fill: Fill = "zero"
+    pictures: Annotated[int, Field(ge=1)] = 32
+    timesteps: Annotated[int, Field(ge=1, le=1000)] = 10
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    def prune(
+        self,
+        model: TextToImage,
+        concept: Concept,
+        objective: Objective | None,
+        *,
+        scope: UNetScope,
+        seed: int,
+        checkpoint: Path | None,
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Pruning`."""
+        scope = self.scope or scope
+        weights = maskable_parameters(model, scope)
+        self.sparsity.check(weights)
+        loss = DenoisingLoss(
+            model,
+            concept.target_prompts,
+            Pictures(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
+            timesteps=self.timesteps,
+            batch_size=self.batch_size,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+        before = model.unet_evaluations
+        with model.trainable(list(weights.values())):
+            parts = (part for place in range(self.timesteps) for part in loss.parts(model, place))
+            gradients = gradient(parts, weights)
+        factors = weights if self.score == "snip" else dict.fromkeys(weights, 1)
+        masks = self.sparsity.kept({name: -(value * factors[name]).abs() for name, value in gradients.items()})
+        spent = loss.unet_evaluations + model.unet_evaluations - before
+        return pruned_by(masks, scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)
