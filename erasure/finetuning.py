@@ -67,7 +67,7 @@ class Retaining:
         self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
     ) -> int:
         """See :class:`erasure.protocols.Objective`."""
-        if not concept.preserved:
+        if not concept.preserved_prompts:
             raise ValueError(
                 f"retain_weight is {self._weight} and concept {concept.name!r} names no preserved phrases; "
                 "add some to concept.preserved or set retain_weight to 0."
