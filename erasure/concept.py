@@ -54,7 +54,7 @@ class Concept:
 
     @property
     def parts(self) -> tuple["Concept", ...]:
-        """This concept and those erased together with it, one by one."""
+        """The concept itself and those erased together with it, one by one."""
         return (replace(self, also=()), *(part for concept in self.also for part in concept.parts))
 
     @property
@@ -70,9 +70,7 @@ class Concept:
     @property
     def target_anchors(self) -> list[str]:
         """For every target prompt its concept's anchor in the same template."""
-        return [
-            prompt for part in self.parts for prompt in _filled([part.anchor], part.templates) * len(part.targets)
-        ]
+        return [prompt for part in self.parts for prompt in _filled([part.anchor], part.templates) * len(part.targets)]
 
     @property
     def turns(self) -> list[tuple[str, str]]:

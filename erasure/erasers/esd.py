@@ -44,7 +44,8 @@ class ESD:
             in batches; or the ``current`` model's, the one being edited (the paper), sampled at every step.
         trajectories: None gives every training sample a trajectory of its own, as in the paper. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
-        published_offset: x_t lags behind t as in the authors' CompVis code (:class:`erasure.trajectories.Trajectories`).
+        published_offset: x_t is less noisy than t says, as in the authors' CompVis code; see ``lagging`` in
+            :class:`erasure.trajectories.Trajectories`.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
     """
@@ -75,8 +76,8 @@ class ESD:
             )
         if self.published_offset and self.trajectories is not None:
             raise ValueError(
-                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a trajectory "
-                "for every training sample, so set trajectories=null."
+                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a "
+                "trajectory for every training sample, so set trajectories=null."
             )
         return self
 
@@ -128,8 +129,8 @@ class ESDObjective:
         if config.erase_from is not None:
             if concept.also:
                 raise ValueError(
-                    f"erase_from is {config.erase_from!r} and concept {concept.name!r} consists of several; an attribute "
-                    "is erased from one thing at a time, so set concept.also=[] or erase_from=null."
+                    f"erase_from is {config.erase_from!r} and concept {concept.name!r} consists of several; an "
+                    "attribute is erased from one thing at a time, so set concept.also=[] or erase_from=null."
                 )
             self._attribute = self._text
             self._text = model.encode_prompts(replace(concept, anchor=config.erase_from).target_anchors)
