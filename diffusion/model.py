@@ -206,6 +206,7 @@ class TextToImage:
         seeds: Sequence[int],
         steps: int,
         guidance: float | Sequence[float],
+        start: int = 0,
         until: int | None = None,
         batch_size: int = 64,
     ) -> Tensor:
@@ -216,6 +217,7 @@ class TextToImage:
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
             guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
+            start: The step that takes the noise; those before it are left out.
             until: If given, stop before step ``until``: what the U-Net would be given at timestep
                 ``sampling_timesteps(steps)[until]`` (the initial noise for 0).
             batch_size: Pictures at a time; it changes speed and memory only.
@@ -233,24 +235,33 @@ class TextToImage:
         chunks = [self.initial_latents([])]
         chunks += [
             self._denoise(
-                text[start : start + batch_size],
-                self.initial_latents(seeds[start : start + batch_size]),
+                text[first : first + batch_size],
+                self.initial_latents(seeds[first : first + batch_size]),
                 unconditional,
-                scales[start : start + batch_size].to(self.device, self.dtype),
+                scales[first : first + batch_size].to(self.device, self.dtype),
                 steps=steps,
+                start=start,
                 until=until,
             )
-            for start in range(0, len(text), batch_size)
+            for first in range(0, len(text), batch_size)
         ]
         return torch.cat(chunks)
 
     def _denoise(
-        self, text: Tensor, latents: Tensor, unconditional: Tensor, scales: Tensor, *, steps: int, until: int | None
+        self,
+        text: Tensor,
+        latents: Tensor,
+        unconditional: Tensor,
+        scales: Tensor,
+        *,
+        steps: int,
+        start: int,
+        until: int | None,
     ) -> Tensor:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
         guided = self.noise_guidance is not None or bool((scales != 1).any())
-        for timestep in scheduler.timesteps[:until]:
+        for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
             model_timestep = timestep.to(self.device)
             noise = (

@@ -1,6 +1,7 @@
 """What is to be erased, what it should become, and what must stay."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,8 @@ class Concept:
         retained_prompts: CSV of prompts that must keep working.
         pairs: CSV of prompts with the concept beside the same prompts without it; attacks that need its direction
             among text embeddings use them.
+        also: Concepts that are erased together with this one, each with targets, anchor, templates and preserved
+            phrases of its own; their files are not read.
     """
 
     name: str
@@ -47,26 +50,38 @@ class Concept:
     prompts: Path | None = None
     retained_prompts: Path | None = None
     pairs: Path | None = None
+    also: tuple["Concept", ...] = ()
+
+    @property
+    def parts(self) -> tuple["Concept", ...]:
+        """The concept itself and those erased together with it, one by one."""
+        return (replace(self, also=()), *(part for concept in self.also for part in concept.parts))
 
     @property
     def target_prompts(self) -> list[str]:
-        """Every target in every template, target by target."""
-        return _filled(self.targets, self.templates)
+        """Every target in every template, concept by concept and target by target."""
+        return [prompt for part in self.parts for prompt in _filled(part.targets, part.templates)]
 
     @property
     def anchor_prompts(self) -> list[str]:
-        """The anchor in every template."""
-        return _filled([self.anchor], self.templates)
+        """The anchor in every template, concept by concept."""
+        return [prompt for part in self.parts for prompt in _filled([part.anchor], part.templates)]
 
     @property
     def target_anchors(self) -> list[str]:
-        """For every target prompt the anchor in the same template."""
-        return self.anchor_prompts * len(self.targets)
+        """For every target prompt its concept's anchor in the same template."""
+        return [prompt for part in self.parts for prompt in _filled([part.anchor], part.templates) * len(part.targets)]
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Target prompts with their anchors as training takes them: concepts in turn, each starting over at its end."""
+        pairs = [list(zip(part.target_prompts, part.target_anchors, strict=True)) for part in self.parts]
+        return [part[number % len(part)] for number in range(max(map(len, pairs))) for part in pairs]
 
     @property
     def preserved_prompts(self) -> list[str]:
-        """Every preserved phrase in every one of its templates, phrase by phrase."""
-        return _filled(self.preserved, self.preserved_templates)
+        """Every preserved phrase in every one of its templates, concept by concept and phrase by phrase."""
+        return [prompt for part in self.parts for prompt in _filled(part.preserved, part.preserved_templates)]
 
 
 def _filled(phrases: Sequence[str], templates: Sequence[str]) -> list[str]:

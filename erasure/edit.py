@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -78,6 +78,12 @@ class Entry:
         size = int(np.prod(self.shape))
         if self.kind == "dense":
             return set(self.parts) == {""} and tuple(self.parts[""].shape) == self.shape
+        if self.kind == "rows":
+            rows, values = self.parts.get("rows"), self.parts.get("values")
+            if rows is None or values is None or rows.dtype != torch.int64 or rows.ndim != 1:
+                return False
+            fits = tuple(values.shape) == (len(rows), *self.shape[1:])
+            return fits and bool(((rows >= 0) & (rows < self.shape[0])).all())
         if self.kind == "right_multiplied":
             square = self.parts.get("T")
             return square is not None and len(self.shape) == 2 and tuple(square.shape) == (self.shape[1],) * 2
@@ -107,13 +113,20 @@ def _right_multiplied(entry: Entry, original: Tensor) -> Tensor:
     return original.double() @ entry.parts["T"].to(original.device, torch.float64)
 
 
+def _with_rows(entry: Entry, original: Tensor) -> Tensor:
+    rows, values = (entry.parts[part].to(original.device) for part in ("rows", "values"))
+    return original.index_copy(0, rows, values.to(original.dtype))
+
+
 _DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
     "dense": lambda entry, original: entry.parts[""],
+    "rows": _with_rows,
     "right_multiplied": _right_multiplied,
     "bits": _masked,
     "indices": _masked,
 }
-"""The new value of a parameter by kind of entry: the tensor itself; W T; a mask as bits; a mask as what it prunes."""
+"""The new value of a parameter by kind of entry: the tensor itself; some rows of it; W T; a mask as bits, or as what it
+prunes."""
 
 _MASKS = ("bits", "indices")
 
@@ -161,6 +174,27 @@ class Edit:
             if not torch.equal(value, before[name])
         }
         return cls(entries, dict(metadata or {}))
+
+    @classmethod
+    def from_rows(
+        cls,
+        name: str,
+        rows: Tensor,
+        values: Tensor,
+        shape: Sequence[int],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "Edit":
+        """Some rows of one parameter become others.
+
+        Args:
+            name: The parameter's name.
+            rows: Which rows, int64 [k].
+            values: What they become, float [k, ...].
+            shape: The parameter's shape.
+            metadata: See the class.
+        """
+        parts = {"rows": rows.cpu().contiguous(), "values": values.detach().cpu().contiguous()}
+        return cls({name: Entry("rows", tuple(shape), parts)}, dict(metadata or {}))
 
     @classmethod
     def from_right_multiplication(

@@ -14,7 +14,7 @@ from diffusion.model import TextToImage
 from diffusion.training import fit
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.parameters import UNetScope, scope_parameters
+from erasure.parameters import UNetScope, scope_parameters, substituted
 from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, stage
 
@@ -35,6 +35,7 @@ class FineTuning:
         learning_rate: Of Adam, or of AdamW where weights decay.
         weight_decay: Decoupled weight decay.
         clip_norm: Largest norm of the gradient, None for any.
+        token_rows: If given, the rows of the token embedding table, int64 [k], that are trained in place of the scope.
     """
 
     scope: UNetScope
@@ -42,6 +43,7 @@ class FineTuning:
     learning_rate: float
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    token_rows: Tensor | None = None
 
 
 class Retaining:
@@ -67,7 +69,7 @@ class Retaining:
         self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
     ) -> int:
         """See :class:`erasure.protocols.Objective`."""
-        if not concept.preserved:
+        if not concept.preserved_prompts:
             raise ValueError(
                 f"retain_weight is {self._weight} and concept {concept.name!r} names no preserved phrases; "
                 "add some to concept.preserved or set retain_weight to 0."
@@ -203,6 +205,32 @@ def fine_tune(
                 parameter.copy_(base[name])
 
 
+def fine_tune_tokens(
+    model: TextToImage, objective: Objective, training: FineTuning, rows: Tensor, *, checkpoint: Path | None
+) -> Erasure:
+    """Train ``rows`` int64 [k] of the token embedding table on a prepared objective; ``model`` is left as it was."""
+    require_trainable_precision(model)
+    [(name, table)] = scope_parameters(model, "token_embedding").items()
+    embeddings = table.detach()[rows].requires_grad_()
+
+    def loss(step: int) -> Tensor:
+        with substituted(model, {name: table.detach().index_copy(0, rows, embeddings)}):
+            return objective.loss(model, step)
+
+    losses, spent = minimise(
+        model,
+        loss,
+        [embeddings],
+        torch.optim.AdamW([embeddings], lr=training.learning_rate, weight_decay=training.weight_decay),
+        steps=training.steps,
+        label="fine-tuning",
+        checkpoint=checkpoint,
+        clip_norm=training.clip_norm,
+    )
+    edit = Edit.from_rows(name, rows, embeddings, table.shape, {"scope": "token_embedding"})
+    return Erasure(edit, losses, spent)
+
+
 def erase_by_training(
     eraser: Eraser,
     objective: Objective,
@@ -232,7 +260,12 @@ def erase_by_training(
     spent = objective.prepare(
         model, concept, scope=training.scope, steps=training.steps, seed=seed, checkpoint=checkpoint
     )
-    trained = fine_tune(model, objective, training, checkpoint=stage(checkpoint, "weights"))
+    weights = stage(checkpoint, "weights")
+    trained = (
+        fine_tune(model, objective, training, checkpoint=weights)
+        if training.token_rows is None
+        else fine_tune_tokens(model, objective, training, training.token_rows, checkpoint=weights)
+    )
     erasure = Erasure(trained.edit, trained.losses, spent + trained.unet_evaluations)
     return prune_after(erasure, eraser, pruning, model, concept, scope=training.scope, seed=seed, checkpoint=checkpoint)
 

@@ -34,11 +34,12 @@ UNetScope = Literal[
 - ``full``: everything, 859.5 M.
 """
 
-Scope = UNetScope | Literal["text_encoder"]
-"""A U-Net scope, or ``text_encoder``: the layers of the text encoder without its embedding tables."""
+Scope = UNetScope | Literal["text_encoder", "token_embedding"]
+"""A U-Net scope, ``text_encoder``, the layers of the text encoder without its embedding tables, or ``token_embedding``,
+its table of tokens."""
 
 UNET_SCOPES: tuple[UNetScope, ...] = get_args(UNetScope)
-SCOPES: tuple[Scope, ...] = (*UNET_SCOPES, "text_encoder")
+SCOPES: tuple[Scope, ...] = (*UNET_SCOPES, "text_encoder", "token_embedding")
 
 TEXT_ENCODER_PREFIX = "text_encoder."
 """Marks the names of text encoder parameters; U-Net parameters go by their diffusers names."""
@@ -81,6 +82,8 @@ def scope_parameters(model: TextToImage, scope: Scope) -> dict[str, nn.Parameter
             for name, parameter in model.text_encoder.named_parameters()
             if "embedding" not in name
         }
+    elif scope == "token_embedding":
+        selected = {name: value for name, value in named_parameters(model).items() if value is model.vocabulary}
     else:
         selects = _SELECTORS[scope]
         selected = {
@@ -103,15 +106,15 @@ def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def substituted(model: TextToImage, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the U-Net compute with ``tensors`` in place of its parameters of these names, for the length of the context.
+    """Let the model compute with ``tensors`` in place of its parameters of these names, for the length of the context.
 
     Gradients flow into ``tensors``; the parameters themselves stay where they are. Contexts may be nested.
 
     Args:
-        model: Whose U-Net.
-        tensors: Stand-ins by diffusers parameter name, of the parameters' shapes.
+        model: Whose U-Net and text encoder.
+        tensors: Stand-ins by parameter name, of the parameters' shapes.
     """
-    owners = {name: (model.unet.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors}
+    owners = {name: _owner(model, name) for name in tensors}
     replaced = {name: module._parameters[leaf] for name, (module, leaf) in owners.items()}
     try:
         for name, (module, leaf) in owners.items():
@@ -121,3 +124,10 @@ def substituted(model: TextToImage, tensors: Mapping[str, Tensor]) -> Iterator[N
     finally:
         for name, (module, leaf) in owners.items():
             module._parameters[leaf] = replaced[name]
+
+
+def _owner(model: TextToImage, name: str) -> tuple[nn.Module, str]:
+    """The module that has the parameter, and the parameter's name in it."""
+    whole = model.text_encoder if name.startswith(TEXT_ENCODER_PREFIX) else model.unet
+    path, _, leaf = name.removeprefix(TEXT_ENCODER_PREFIX).rpartition(".")
+    return whole.get_submodule(path), leaf

@@ -24,12 +24,16 @@ class Trajectories:
             A number: so many whole trajectories, every step of which is a training sample (approximate: samples of
             one trajectory depend on each other, and are used again when training outlasts them; far cheaper).
         batch_size: Trajectories sampled at a time; it changes speed and memory only.
+        lagging: x_t as in the published CompVis code of ESD: the sampler leaves out its first step and stops two steps
+            further than the timestep that x_t is scored at, which is any of the stop's interval. Of 50 steps, x_t is
+            39 to 58 timesteps less noisy than its t says. For DDIM, and without a pool.
     """
 
     steps: int
     guidance: float
     pool: int | None
     batch_size: int
+    lagging: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,45 @@ def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tu
 def latents_before(
     model: TextToImage, text: Tensor, seeds: Sequence[int], stop: int, settings: Trajectories
 ) -> tuple[Tensor, Tensor]:
-    """x_t as the U-Net takes it before sampler step ``stop``, float [n, c, h, w], and its t, int64 scalar."""
+    """x_t as the U-Net takes it before sampler step ``stop``, float [n, c, h, w], and their t, int64 [n]."""
+    if settings.lagging and model.scheduler_name != "ddim":
+        raise ValueError(f"scheduler is {model.scheduler_name!r}; the published sampler of ESD is ddim.")
     latents = model.sample(
         text,
         seeds=seeds,
         steps=settings.steps,
         guidance=settings.guidance,
-        until=stop,
+        start=1 if settings.lagging else 0,
+        until=min(stop + 2, settings.steps) if settings.lagging else stop,
         batch_size=settings.batch_size,
     )
-    return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device)
+    if not settings.lagging:
+        return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device).expand(len(seeds))
+    interval = settings.steps - 1 - stop
+    first, last = (round(model.training_timesteps * end / settings.steps) for end in (interval, interval + 1))
+    scored = [int(torch.randint(first, last, (), generator=step_generator(seed, 1))) for seed in seeds]
+    return latents, torch.tensor(scored, device=model.device)
 
 
 def target_noise(
-    model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, reference: Tensor, guidance: float
+    model: TextToImage,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    reference: Tensor,
+    guidance: float,
+    attribute: Tensor | None = None,
 ) -> Tensor:
-    """e_r + guidance * (e_c - e_r) without gradients, float [n, c, h, w]; guidance 1 costs no evaluation of e_r."""
+    """e_r + guidance * (e_c - e_r) without gradients, float [n, c, h, w]; guidance 1 costs no evaluation of e_r.
+
+    With the text of an attribute a, e_c + guidance * (e_a - e_r).
+    """
     with torch.no_grad():
+        if attribute is not None:
+            texts = torch.cat([text, attribute, reference])
+            noise = model.predict_noise(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts).to(latents.dtype)
+            whole, added, without = noise.chunk(3)
+            return whole + guidance * (added - without)
         if guidance == 1:
             return model.predict_noise(latents, timesteps, text).to(latents.dtype)
         return model.guided_noise(latents, timesteps, text, reference, guidance).to(latents.dtype)
@@ -97,6 +123,8 @@ class FrozenSamples:
         settings: How trajectories are sampled.
         target_guidance: Targets are e_r + target_guidance * (e_c - e_r).
         reference: float [prompts, tokens, width], the text of e_r for every prompt; None for the empty prompt.
+        attribute: float [prompts, tokens, width], for every prompt the text of an e_a that makes the targets
+            e_c + target_guidance * (e_a - e_r); None for the targets above.
         steps: Training steps.
         batch_size: Samples per training step.
         seed: Of stops, noise and order.
@@ -114,6 +142,7 @@ class FrozenSamples:
         *,
         target_guidance: float,
         reference: Tensor | None = None,
+        attribute: Tensor | None = None,
         steps: int,
         batch_size: int,
         seed: int,
@@ -121,6 +150,7 @@ class FrozenSamples:
     ) -> None:
         self.text = text
         self._reference = reference
+        self._attribute = attribute
         self.unet_evaluations = 0
         self._batch_size = batch_size
         self._checkpoint = checkpoint
@@ -148,20 +178,22 @@ class FrozenSamples:
         seeds = [number for _, numbers in draws for number in numbers]
         groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
 
-        def sample(group: Tensor) -> NoiseSamples:
-            prompts = (group % len(self.text)).to(model.device)
+        def sample(chunk: Tensor) -> NoiseSamples:
+            prompts = (chunk % len(self.text)).to(model.device)
             text = self.text[prompts]
-            latents, timestep = latents_before(
-                model, text, [seeds[place] for place in group], int(stops[group[0]]), settings
+            latents, timesteps = latents_before(
+                model, text, [seeds[place] for place in chunk], int(stops[chunk[0]]), settings
             )
             reference = unconditional.expand_as(text) if self._reference is None else self._reference[prompts]
-            timesteps = timestep.expand(len(group))
-            columns = (rows.split(settings.batch_size) for rows in (latents, timesteps, text, reference))
-            targets = [target_noise(model, x, t, c, r, target_guidance) for x, t, c, r in zip(*columns, strict=True)]
-            return NoiseSamples(latents, timesteps, prompts, torch.cat(targets))
+            attribute = None if self._attribute is None else self._attribute[prompts]
+            targets = target_noise(model, latents, timesteps, text, reference, target_guidance, attribute)
+            return NoiseSamples(latents, timesteps, prompts, targets)
+
+        def sample_all(group: Tensor) -> NoiseSamples:
+            return _joined([sample(chunk) for chunk in group.split(settings.batch_size)])
 
         parts = [
-            self._remembered(f"stop-{int(stops[group[0]])}", partial(sample, group), model)
+            self._remembered(f"stop-{int(stops[group[0]])}", partial(sample_all, group), model)
             for group in track(groups, "trajectories", len(groups))
         ]
         return torch.cat(groups).argsort(), _joined(parts)
@@ -184,8 +216,7 @@ class FrozenSamples:
             prompts = (chunk * len(self.text) // pool).to(model.device)
             text = self.text[prompts]
             conditions = [unconditional.expand_as(text), text]
-            if self._reference is not None:
-                conditions.append(self._reference[prompts])
+            conditions += [extra[prompts] for extra in (self._reference, self._attribute) if extra is not None]
             conditioning = torch.cat(conditions)
             scheduler = model.make_scheduler(settings.steps)
             latents = model.initial_latents([seeds[place] for place in chunk]) * scheduler.init_noise_sigma
@@ -195,8 +226,9 @@ class FrozenSamples:
                 stacked = scaled.repeat(len(conditions), 1, 1, 1)
                 noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(latents.dtype)
                 without, conditional, *others = noise.chunk(len(conditions))
-                reference = others[0] if others else without
-                target = reference + target_guidance * (conditional - reference)
+                reference = without if self._reference is None else others[0]
+                start, end = (reference, conditional) if self._attribute is None else (conditional, others[-1])
+                target = start + target_guidance * (end - reference)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
                 guided = without + settings.guidance * (conditional - without)
                 latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)

@@ -35,8 +35,16 @@ def right_multiplied(model):
     return Edit.from_right_multiplication(near_identity(), scope_parameters(model, "xattn_kv"))
 
 
-@pytest.fixture(params=["dense", "bits", "indices", "text_encoder", "right_multiplied"])
+def some_rows(model):
+    [(name, table)] = scope_parameters(model, "token_embedding").items()
+    rows = torch.tensor([3, 70, 8])
+    return Edit.from_rows(name, rows, table[rows] + 1, table.shape)
+
+
+@pytest.fixture(params=["dense", "bits", "indices", "text_encoder", "right_multiplied", "rows"])
 def edit(request, tiny_model):
+    if request.param == "rows":
+        return some_rows(tiny_model)
     if request.param == "right_multiplied":
         return right_multiplied(tiny_model)
     if request.param == "bits":
@@ -154,6 +162,29 @@ def test_mask_over_all_cross_attention_of_stable_diffusion_takes_6_mb_at_most(tm
 
     assert sum(mask.numel() for mask in masks.values()) > 43.9e6
     assert (tmp_path / "edit.safetensors").stat().st_size <= 6_000_000
+
+
+def test_rows_change_alone_and_are_all_that_is_stored(tiny_model):
+    edit = some_rows(tiny_model)
+    before = tiny_model.vocabulary.clone()
+
+    with edit.applied(tiny_model):
+        changed = (tiny_model.vocabulary != before).any(dim=1).nonzero().flatten().tolist()
+        assert torch.equal(tiny_model.vocabulary[[3, 70, 8]], before[[3, 70, 8]] + 1)
+
+    assert changed == [3, 8, 70]
+    assert edit.size_bytes == 3 * (8 + 32 * 4)
+
+
+@pytest.mark.parametrize("broken", [{"rows": torch.tensor([10**6])}, {"values": torch.zeros(2, 32)}])
+def test_rows_that_do_not_fit_the_parameter_are_refused(tiny_model, tmp_path, broken):
+    edit = some_rows(tiny_model)
+    [parts] = [entry.parts for entry in edit.entries.values()]
+    parts.update(broken)
+    edit.save(tmp_path / "edit.safetensors")
+
+    with pytest.raises(ValueError, match="damaged at"):
+        Edit.load(tmp_path / "edit.safetensors")
 
 
 def test_unchanged_tensors_are_not_stored(tiny_model):

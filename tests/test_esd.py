@@ -78,6 +78,138 @@ def test_loss_is_the_papers_formula(tiny_model64, trajectory, reference):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reference", ["unconditional", "anchor"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"trajectory": "current"}, {"trajectories": 2}], ids=["frozen", "current", "pool"]
+)
+def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(tiny_model64, changes, reference):
+    config = make(erase_from="a picture of a man", reference=reference, **changes)
+    objective = ESDObjective(config)
+    concept = dataclasses.replace(CONCEPT, templates=("{}", "a house, {}"))
+    objective.prepare(tiny_model64, concept, scope="xattn", steps=4, seed=7, checkpoint=None)
+    edited = changed(tiny_model64)
+    timesteps = tiny_model64.sampling_timesteps(4).tolist()
+    empty = tiny_model64.encode([""])[0]
+    rows = []
+
+    for step in range(4):
+        if config.trajectories:
+            samples, _ = objective._samples.batch(step)
+            columns = zip(samples.latents, samples.timesteps, samples.prompts, strict=True)
+            drawn = [(x[None], int(t), int(prompt)) for x, t, prompt in columns]
+        else:
+            stops, seeds = draw_stops(7, step, 2, 4)
+            drawn = []
+            for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
+                prompt = (2 * step + place) % 4
+                whole = tiny_model64.encode([concept.templates[prompt % 2].format(config.erase_from)])[0]
+                source = edited if config.trajectory == "current" else tiny_model64
+                alphas = tiny_model64.alphas_cumprod.tolist()
+                x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, whole, empty, 3.0)
+                drawn.append((x, timesteps[stop], prompt))
+        rows = []
+        for x, t, prompt in drawn:
+            phrases = (config.erase_from, concept.targets[prompt // 2], concept.anchor)
+            whole, attribute, anchor = tiny_model64.encode([concept.templates[prompt % 2].format(p) for p in phrases])
+            r = anchor if reference == "anchor" else empty
+            wanted = oracle.attribute_target(tiny_model64.unet, x, t, whole, attribute, r, config.eta)
+            rows.append((x, t, whole, wanted))
+
+        loss = objective.loss(edited, step).item()
+
+        assert loss == pytest.approx(oracle.mean_squared_error(edited.unet, rows), rel=1e-5)
+        assert loss > 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trajectory", ["frozen", "current"])
+def test_published_offset_scores_the_published_codes_latents(tiny_model64, trajectory):
+    config = make(published_offset=True, trajectory=trajectory, sampling_steps=5)
+    objective = ESDObjective(config)
+    objective.prepare(tiny_model64, CONCEPT, scope="xattn", steps=12, seed=7, checkpoint=None)
+    ascending = sorted(tiny_model64.sampling_timesteps(5).tolist())
+    alphas, empty = tiny_model64.alphas_cumprod.tolist(), tiny_model64.encode([""])[0]
+    tills = set()
+
+    for step in range(12):
+        stops, seeds = draw_stops(7, step, 2, 5)
+        if trajectory == "frozen":
+            samples, _ = objective._samples.batch(step)
+            latents, timesteps = samples.latents, samples.timesteps
+        else:
+            latents, timesteps, _ = objective._current_latents(tiny_model64, step)
+        for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
+            till = 4 - stop
+            text = tiny_model64.encode([CONCEPT.targets[place]])[0]
+            x = oracle.published_point(tiny_model64.unet, alphas, ascending, till, seed, SHAPE, text, empty, 3.0)
+            torch.testing.assert_close(latents[place], x[0], rtol=0, atol=1e-5)
+            assert 200 * till <= timesteps[place] < 200 * (till + 1)
+            tills.add(till)
+            if trajectory == "frozen":
+                wanted = oracle.target(tiny_model64.unet, x, int(timesteps[place]), text, empty, config.eta)
+                torch.testing.assert_close(samples.targets[place], wanted[0], rtol=0, atol=1e-5)
+    assert {0, 1, 4} <= tills
+
+
+def test_published_offset_costs_one_step_more_than_the_formula_but_for_the_last(tiny_model):
+    config = make(published_offset=True)
+    stops = torch.cat([draw_stops(5, step, 2, 4)[0] for step in range(3)])
+
+    erasure = config.erase(tiny_model, CONCEPT, Off(), seed=5)
+
+    assert erasure.unet_evaluations == sum(2 * min(int(stop) + 1, 3) for stop in stops) + 6 * (2 + 1)
+
+
+def test_published_offset_needs_the_published_sampler(tiny_model):
+    tiny_model.scheduler_name = "pndm"
+
+    with pytest.raises(ValueError, match="scheduler is 'pndm'; the published sampler of ESD is ddim"):
+        make(published_offset=True).erase(tiny_model, CONCEPT, Off(), seed=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trajectory", ["frozen", "current"])
+def test_several_concepts_take_turns_each_with_its_own_anchor(tiny_model64, trajectory):
+    church = Concept("church", "object", targets=("church",), anchor="house", templates=("{}", "a red {}", "big {}"))
+    both = dataclasses.replace(CONCEPT, also=(church,))
+    objective = ESDObjective(make(trajectory=trajectory, reference="anchor"))
+    objective.prepare(tiny_model64, both, scope="xattn", steps=3, seed=7, checkpoint=None)
+    prompts = [
+        ("van gogh style", "a picture"),
+        ("church", "house"),
+        ("by vincent", "a picture"),
+        ("a red church", "a red house"),
+        ("van gogh style", "a picture"),
+        ("big church", "big house"),
+    ]
+    edited = changed(tiny_model64)
+    empty = tiny_model64.encode([""])[0]
+    timesteps = tiny_model64.sampling_timesteps(4).tolist()
+
+    for step in range(3):
+        stops, seeds = draw_stops(7, step, 2, 4)
+        rows = []
+        for (target, anchor), stop, seed in zip(prompts[2 * step : 2 * step + 2], stops.tolist(), seeds, strict=True):
+            text, reference = tiny_model64.encode([target, anchor])
+            source = edited if trajectory == "current" else tiny_model64
+            alphas = tiny_model64.alphas_cumprod.tolist()
+            x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, text, empty, 3.0)
+            wanted = oracle.target(tiny_model64.unet, x, timesteps[stop], text, reference, 1.5)
+            rows.append((x, timesteps[stop], text, wanted))
+
+        assert objective.loss(edited, step).item() == pytest.approx(
+            oracle.mean_squared_error(edited.unet, rows), rel=1e-5
+        )
+
+
+def test_an_attribute_of_several_concepts_is_refused(tiny_model):
+    both = dataclasses.replace(CONCEPT, also=(dataclasses.replace(CONCEPT, name="church"),))
+
+    with pytest.raises(ValueError, match="erase_from is 'a man' and concept 'van_gogh' consists of several"):
+        make(erase_from="a man").erase(tiny_model, both, Off(), seed=0)
+
+
+@torch.no_grad()
 def test_frozen_samples_and_targets_are_the_papers(tiny_model64):
     config = make()
     objective = ESDObjective(config)
@@ -176,6 +308,8 @@ def test_retain_term_without_preserved_phrases_is_refused(tiny_model):
         {"trajectories": 3},
         {"trajectories": 3, "reference": "anchor"},
         {"reference": "anchor"},
+        {"erase_from": "a man"},
+        {"erase_from": "a man", "trajectories": 3},
         {"retain_weight": 1.0},
         {"retain_weight": 1.0, "trajectories": 3},
     ],
@@ -187,10 +321,11 @@ def test_cost_is_exactly_the_formulas(tiny_model, changes):
     retained = [draw_stops(5 + finetuning.RETAIN_STREAM, step, 2, 4)[0] for step in range(3)]
     halves = 1 if config.trajectory_guidance == 1 else 2
     if config.trajectories:
-        predictions = 3 if config.reference == "anchor" else 2
+        predictions = 2 + (config.reference == "anchor") + (config.erase_from is not None)
         expected = predictions * 3 * 4 + 3 * 2 + bool(config.retain_weight) * (2 * 3 * 4 + 3 * 2)
     else:
-        expected = sum(halves * int(stops.sum()) for stops in drawn) + 6 * (2 + 1)
+        expected = sum(halves * int(stops.sum()) for stops in drawn)
+        expected += 6 * (2 + (config.erase_from is not None) + 1)
         if config.retain_weight:
             expected += sum(2 * int(stops.sum()) for stops in retained) + 6 * (1 + 1)
 
@@ -324,6 +459,8 @@ def test_half_precision_weights_are_refused(tiny_model):
         ({"steps": -1}, "greater than or equal to 1"),
         ({"scope": "cross"}, "'xattn'"),
         ({"trajectory": "current", "trajectories": 4}, "set trajectory=frozen"),
+        ({"published_offset": True, "trajectories": 4}, "set trajectories=null"),
+        ({"erase_from": ""}, "at least 1 character"),
         ({"trajectory": "frosen"}, "'frozen' or 'current'"),
         ({"lr": 1.0}, "Unexpected keyword"),
     ],

@@ -68,6 +68,28 @@ def test_text_encoder_scope_is_prefixed_and_has_no_embedding_tables(tiny_model):
     assert set(names) <= set(named_parameters(tiny_model))
 
 
+def test_token_embedding_scope_is_the_table_of_tokens(tiny_model):
+    [(name, table)] = scope_parameters(tiny_model, "token_embedding").items()
+
+    assert table is tiny_model.vocabulary
+    assert named_parameters(tiny_model)[name] is table
+
+
+def test_text_encoder_parameters_are_substituted_too(tiny_model):
+    [(name, table)] = scope_parameters(tiny_model, "token_embedding").items()
+    before = tiny_model.encode(["a church"])
+    scale = torch.tensor(2.0, requires_grad=True)
+
+    with substituted(tiny_model, {name: scale * table}):
+        doubled = tiny_model.encode(["a church"])
+    doubled.square().sum().backward()
+
+    assert not torch.equal(doubled, before)
+    assert scale.grad is not None and scale.grad != 0
+    assert torch.equal(tiny_model.encode(["a church"]), before)
+    assert tiny_model.vocabulary is table
+
+
 def test_unknown_scope_is_refused_by_name(tiny_model):
     with pytest.raises(ValueError, match="scope is 'cross'; it must be one of xattn, xattn_kv"):
         scope_parameters(tiny_model, "cross")

@@ -1,23 +1,23 @@
 """AC: make the concept's prompts predict what their anchor's predict."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
 from erasure.parameters import UNetScope
+from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Erasure, Objective, Pruning
-from erasure.trajectories import Trajectories, remembered
-
-PICTURE_STREAM = 2**32
-"""Added to the seed of the anchor's pictures, so that their noise is not the training's."""
+from erasure.trajectories import Trajectories
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -26,10 +26,16 @@ class AC:
 
     L = || eps_theta(x_t, c*, t) - sg[eps_theta(x_t, c, t)] ||^2 (mean), their model-based variant: c* names the
     target, c the anchor in the same template, x_t is a noised picture that the model made of c, t is uniform, and sg
-    stops the gradient of the current model's own prediction. The defaults are the authors', on one GPU.
+    stops the gradient of the current model's own prediction. Their noise-based variant predicts the noise in x_t
+    instead: || eps_theta(x_t, c*, t) - eps ||^2. With prior preservation, lambda || eps_theta(x_t', c', t') - eps' ||^2
+    is added, x_t' another noised picture and c' what it was made of. Several concepts take turns, each with pictures
+    of its own anchor. The defaults are the authors', on one GPU.
 
     Attributes:
-        scope: What is trained.
+        scope: What is trained. ``token_embedding`` is the embeddings of tokens that the concept's target prompts alone
+            have, none of which any anchor or preserved prompt has; pruning that names no scope then acts on
+            ``xattn_kv``.
+        variant: ``model`` or ``noise``.
         steps: Optimiser steps (AdamW).
         learning_rate: AdamW's.
         batch_size: Noised pictures per step; several targets take turns.
@@ -38,13 +44,18 @@ class AC:
         image_guidance: Guidance scale of a picture.
         weight_decay: AdamW's.
         clip_norm: Largest norm of the gradient.
+        prior_weight: lambda.
+        detach_first_token: Keys and values of the first token get no gradient, as in the authors' code.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0 for none.
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
+        cache: Folder that keeps the anchor's pictures for every concept that has this anchor in these templates; it
+            changes speed only: their cost is counted all the same.
     """
 
     has_objective: ClassVar[bool] = True
 
-    scope: UNetScope = "xattn_kv"
+    scope: UNetScope | Literal["token_embedding"] = "xattn_kv"
+    variant: Literal["model", "noise"] = "model"
     steps: Annotated[int, Field(ge=1)] = 200
     learning_rate: Annotated[float, Field(gt=0)] = 8e-6
     batch_size: Annotated[int, Field(ge=1)] = 4
@@ -53,8 +64,21 @@ class AC:
     image_guidance: Annotated[float, Field(ge=0)] = 6.0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    prior_weight: Annotated[float, Field(ge=0)] = 0.0
+    detach_first_token: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("prior_weight", "retain_weight"):
+            if self.scope == "token_embedding" and getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and scope 'token_embedding', which leaves every prompt but the "
+                    f"target's as it is; set {name}=0 or choose another scope."
+                )
+        return self
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
@@ -68,14 +92,16 @@ class AC:
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
-        training = FineTuning(self.scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm)
+        rows = target_token_rows(model, concept) if self.scope == "token_embedding" else None
+        scope = "xattn_kv" if self.scope == "token_embedding" else self.scope
+        training = FineTuning(scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm, rows)
         return erase_by_training(
             self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
         )
 
 
 class ACObjective:
-    """The loss of :class:`AC` and the anchor's pictures that it needs."""
+    """The loss of :class:`AC` and the anchors' pictures that it needs."""
 
     def __init__(self, config: AC) -> None:
         self._config = config
@@ -86,39 +112,99 @@ class ACObjective:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
         self._seed = seed
-        templates = len(concept.templates)
-        self._targets = model.encode_prompts(concept.target_prompts).unflatten(0, (-1, templates))
-        self._anchors = model.encode_prompts(concept.anchor_prompts)
-        self._template = torch.arange(config.images) % templates
-        seeds = torch.randint(2**31, (config.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
-
-        def paint() -> dict[str, Tensor]:
-            latents = model.sample(
-                self._anchors[self._template],
-                seeds=seeds,
-                steps=config.sampling_steps,
-                guidance=config.image_guidance,
-                batch_size=config.sampling_batch_size,
-            )
-            return {"latents": latents}
-
-        pictures, spent = remembered(checkpoint, "anchors", paint, model)
-        self._pictures = pictures["latents"]
+        painting = Painting(
+            config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size, config.cache
+        )
+        painted: dict[tuple[str, ...], Pictures] = {}
+        anchors, latents, prompts, spent, rows_before = [], [], [], 0, 0
+        for part in concept.parts:
+            anchor = tuple(part.anchor_prompts)
+            text = model.encode_prompts(anchor)
+            if anchor not in painted:
+                name = f"anchors-{len(painted)}"
+                painted[anchor], cost = paint(
+                    model, anchor, text, painting, seed=seed, part=name, checkpoint=checkpoint
+                )
+                spent += cost
+            latents.append(painted[anchor].latents)
+            prompts.append(painted[anchor].prompts + rows_before)
+            anchors.append(text)
+            rows_before += len(text)
+        self._anchors = torch.cat(anchors)
+        self._pictures = Pictures(torch.cat(latents), torch.cat(prompts))
+        self._target_ids = model.tokenize(concept.target_prompts)
+        self._targets = model.encode_prompts(concept.target_prompts)
+        sizes = [len(part.target_prompts) for part in concept.parts]
+        # Which row of the targets has a phrase in a template, concept by concept.
+        self._rows = [
+            rows.reshape(-1, len(part.templates))
+            for rows, part in zip(torch.arange(sum(sizes)).split(sizes), concept.parts, strict=True)
+        ]
         return spent
 
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
-        size = self._config.batch_size
+        config = self._config
         generator = step_generator(self._seed, step)
-        picks = torch.randint(len(self._pictures), (size,), generator=generator)
-        timesteps = torch.randint(model.training_timesteps, (size,), generator=generator)
-        noise = torch.randn((size, *model.latent_shape), generator=generator).to(self._pictures)
-        phrases = torch.arange(step * size, (step + 1) * size) % len(self._targets)
-
-        timesteps = timesteps.to(model.device)
-        latents = model.add_noise(self._pictures[picks], noise, timesteps)
-        with torch.no_grad():
-            anchored = model.predict_noise(latents, timesteps, self._anchors[self._template[picks]])
-        return noise_error(
-            model, latents, timesteps, self._targets[phrases, self._template[picks]], anchored.to(latents.dtype)
+        concepts = len(self._rows)
+        places = range(step * config.batch_size, (step + 1) * config.batch_size)
+        picks = torch.randint(config.images, (config.batch_size,), generator=generator)
+        turns = torch.tensor([place % concepts for place in places])
+        batch = self._pictures.noised(model, picks + turns * config.images, generator)
+        tables = [self._rows[turn] for turn in turns]
+        rows = torch.stack(
+            [
+                table[place // concepts % len(table), pick % table.shape[1]]
+                for table, place, pick in zip(tables, places, picks, strict=True)
+            ]
         )
+        learns_text = config.scope == "token_embedding"
+        text = model.encode_ids(self._target_ids[rows]) if learns_text else self._targets[rows]
+        with first_token_detached(model, enabled=config.detach_first_token):
+            if config.variant == "noise":
+                wanted = batch.noise
+            else:
+                with torch.no_grad():
+                    wanted = model.predict_noise(batch.latents, batch.timesteps, self._anchors[batch.prompts])
+            loss = noise_error(model, batch.latents, batch.timesteps, text, wanted.to(batch.latents.dtype))
+            if not config.prior_weight:
+                return loss
+            others = torch.randint(len(self._pictures.latents), (config.batch_size,), generator=generator)
+            prior = self._pictures.noised(model, others, generator)
+            text = self._anchors[prior.prompts]
+            return loss + config.prior_weight * noise_error(model, prior.latents, prior.timesteps, text, prior.noise)
+
+
+def target_token_rows(model: TextToImage, concept: Concept) -> Tensor:
+    """Tokens that the concept's target prompts have and none of its anchor and preserved prompts has, int64 [k].
+
+    Raises:
+        ValueError: There are none.
+    """
+    others = ["", *concept.anchor_prompts, *concept.preserved_prompts]
+    targets, kept = (set(model.tokenize(prompts).flatten().tolist()) for prompts in (concept.target_prompts, others))
+    if not targets - kept:
+        raise ValueError(
+            f"scope is 'token_embedding' and every token of concept {concept.name!r}'s targets is in its anchor or "
+            "preserved prompts too; change those or choose another scope."
+        )
+    return torch.tensor(sorted(targets - kept), device=model.vocabulary.device)
+
+
+@contextmanager
+def first_token_detached(model: TextToImage, *, enabled: bool) -> Iterator[None]:
+    """Cut the gradient at the first token's keys and values of every cross-attention, for the length of the context."""
+
+    def cut(_module: nn.Module, _inputs: object, projected: Tensor) -> Tensor:
+        return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1)
+
+    hooks = [
+        module.register_forward_hook(cut)
+        for name, module in model.unet.named_modules()
+        if enabled and name.endswith((".attn2.to_k", ".attn2.to_v"))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,5 +1,6 @@
 """ESD: fine-tune the concept away with the model's own negative guidance as the teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -22,13 +23,18 @@ class ESD:
 
     L = || eps_theta(x_t, c, t) - [eps*(x_t, r, t) - eta (eps*(x_t, c, t) - eps*(x_t, r, t))] ||^2 (mean), with r the
     empty prompt in their equations 7 and 8; eps* is the frozen model, c the concept's text. x_t lies on a guided
-    sampling trajectory of c that stops at a random step. The defaults are the paper's.
+    sampling trajectory of c that stops at a random step. The defaults are the paper's. Several concepts take turns.
+
+    With ``erase_from``, the phrase f of something that c is an attribute of ("cowboy" for "a cowboy hat"), f takes c's
+    place in all but the guidance, and x_t lies on trajectories of f:
+    L = || eps_theta(x_t, f, t) - [eps*(x_t, f, t) - eta (eps*(x_t, c, t) - eps*(x_t, r, t))] ||^2.
 
     Attributes:
         scope: What is trained: ``xattn`` is ESD-x, ``noxattn`` ESD-u.
         eta: Strength of the negative guidance, relative to the prediction for r.
         reference: What r is: ``unconditional``, the empty prompt, as in the paper; or ``anchor``, the concept's anchor
             in the same template as c, which leaves alone what the template says besides the concept.
+        erase_from: f in every template of c; None trains on c itself.
         steps: Optimiser steps (Adam).
         learning_rate: Adam's.
         batch_size: Trajectory points per step; several targets take turns.
@@ -38,6 +44,8 @@ class ESD:
             in batches; or the ``current`` model's, the one being edited (the paper), sampled at every step.
         trajectories: None gives every training sample a trajectory of its own, as in the paper. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
+        published_offset: x_t is less noisy than t says, as in the authors' CompVis code; see ``lagging`` in
+            :class:`erasure.trajectories.Trajectories`.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
     """
@@ -47,6 +55,7 @@ class ESD:
     scope: UNetScope = "xattn"
     eta: Annotated[float, Field(gt=0)] = 1.0
     reference: Literal["unconditional", "anchor"] = "unconditional"
+    erase_from: Annotated[str, Field(min_length=1)] | None = None
     steps: Annotated[int, Field(ge=1)] = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -54,6 +63,7 @@ class ESD:
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
+    published_offset: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
@@ -64,17 +74,30 @@ class ESD:
                 f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
                 "the frozen model, so set trajectory=frozen or trajectories=null."
             )
+        if self.published_offset and self.trajectories is not None:
+            raise ValueError(
+                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a "
+                "trajectory for every training sample, so set trajectories=null."
+            )
         return self
 
     @property
     def settings(self) -> Trajectories:
         """How trajectories are sampled."""
-        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+        return Trajectories(
+            self.sampling_steps,
+            self.trajectory_guidance,
+            self.trajectories,
+            self.sampling_batch_size,
+            lagging=self.published_offset,
+        )
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
         esd = ESDObjective(self)
-        return Retaining(esd, self.retain_weight, self.settings, self.batch_size) if self.retain_weight else esd
+        if not self.retain_weight:
+            return esd
+        return Retaining(esd, self.retain_weight, replace(self.settings, lagging=False), self.batch_size)
 
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
@@ -99,8 +122,18 @@ class ESDObjective:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
         self._seed = seed
-        self._text = model.encode_prompts(concept.target_prompts)
-        references = model.encode_prompts(concept.target_anchors) if config.reference == "anchor" else None
+        targets, anchors = zip(*concept.turns, strict=True)
+        self._text = model.encode_prompts(targets)
+        references = model.encode_prompts(anchors) if config.reference == "anchor" else None
+        self._attribute: Tensor | None = None
+        if config.erase_from is not None:
+            if concept.also:
+                raise ValueError(
+                    f"erase_from is {config.erase_from!r} and concept {concept.name!r} consists of several; an "
+                    "attribute is erased from one thing at a time, so set concept.also=[] or erase_from=null."
+                )
+            self._attribute = self._text
+            self._text = model.encode_prompts(replace(concept, anchor=config.erase_from).target_anchors)
         if config.trajectory == "frozen":
             self._samples = FrozenSamples(
                 model,
@@ -108,6 +141,7 @@ class ESDObjective:
                 config.settings,
                 target_guidance=-config.eta,
                 reference=references,
+                attribute=self._attribute,
                 steps=steps,
                 batch_size=config.batch_size,
                 seed=seed,
@@ -125,8 +159,10 @@ class ESDObjective:
             return noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
         latents, timesteps, prompts = self._current_latents(model, step)
         text = self._text[prompts]
+        reference = self._reference[prompts]
+        attribute = None if self._attribute is None else self._attribute[prompts]
         with substituted(model, self._base):
-            targets = target_noise(model, latents, timesteps, text, self._reference[prompts], -self._config.eta)
+            targets = target_noise(model, latents, timesteps, text, reference, -self._config.eta, attribute)
         return noise_error(model, latents, timesteps, text, targets)
 
     def _current_latents(self, model: TextToImage, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,4 +175,4 @@ class ESDObjective:
             latents_before(model, text[place : place + 1], seeds[place : place + 1], int(stop), settings)
             for place, stop in enumerate(stops)
         ]
-        return torch.cat([latents for latents, _ in points]), torch.stack([t for _, t in points]), prompts
+        return torch.cat([latents for latents, _ in points]), torch.cat([t for _, t in points]), prompts

@@ -1,0 +1,136 @@
+"""Pictures that the model itself makes of prompts, and noise on them: what losses on pictures train on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.progress import track
+from diffusion.training import step_generator
+from erasure.trajectories import remembered
+
+PICTURE_STREAM = 2**32
+"""Added to the seed of pictures, so that their noise is not the training's."""
+
+PICTURES_PER_FILE = 64
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How pictures are made.
+
+    Attributes:
+        images: How many.
+        steps: Sampler steps from noise to picture.
+        guidance: Guidance scale.
+        batch_size: Pictures at a time; it changes speed and memory only.
+        cache: Folder that keeps pictures for every job that makes the same ones; None for the job's checkpoint.
+    """
+
+    images: int
+    steps: int
+    guidance: float
+    batch_size: int
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class NoisedPictures:
+    """Rows of training data.
+
+    Attributes:
+        latents: float [n, c, h, w], x_t.
+        timesteps: int64 [n], t.
+        noise: float [n, c, h, w], what was added to the pictures.
+        prompts: int64 [n], which prompt each picture was made of.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    prompts: Tensor
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and what they were made of.
+
+    Attributes:
+        latents: float [n, c, h, w].
+        prompts: int64 [n], which prompt each was made of.
+    """
+
+    latents: Tensor
+    prompts: Tensor
+
+    def noised(self, model: TextToImage, picks: Tensor, generator: torch.Generator) -> NoisedPictures:
+        """The pictures ``picks``, int64 [n], each with noise of its own at a timestep of its own, uniform."""
+        timesteps = torch.randint(model.training_timesteps, (len(picks),), generator=generator)
+        noise = torch.randn((len(picks), *model.latent_shape), generator=generator).to(self.latents)
+        timesteps = timesteps.to(model.device)
+        latents = model.add_noise(self.latents[picks], noise, timesteps)
+        return NoisedPictures(latents, timesteps, noise, self.prompts[picks])
+
+
+def paint(
+    model: TextToImage,
+    prompts: Sequence[str],
+    text: Tensor,
+    painting: Painting,
+    *,
+    seed: int,
+    part: str,
+    checkpoint: Path | None,
+) -> tuple[Pictures, int]:
+    """Let the model make pictures; prompts take turns.
+
+    Args:
+        model: The unedited model.
+        prompts: What the pictures are of.
+        text: Their embeddings, float [prompts, tokens, width].
+        painting: How.
+        seed: Of the pictures' seeds.
+        part: What these pictures are called in the names of the checkpoint's files.
+        checkpoint: Finished pictures are kept in files whose names start with this one, and found again.
+
+    Returns:
+        The pictures, and the U-Net evaluations that they cost, whoever made them.
+    """
+    order = torch.arange(painting.images) % len(text)
+    seeds = torch.randint(2**31, (painting.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
+    made_by = {
+        "model": "" if painting.cache is None else model.fingerprint(),
+        "sampler": [model.scheduler_name, str(model.autocast), painting.steps, painting.guidance],
+    }
+
+    def paint_some(chunk: Tensor) -> tuple[dict[str, Tensor], int]:
+        chosen = [seeds[place] for place in chunk]
+
+        def sample() -> dict[str, Tensor]:
+            latents = model.sample(
+                text[order[chunk]],
+                seeds=chosen,
+                steps=painting.steps,
+                guidance=painting.guidance,
+                batch_size=painting.batch_size,
+            )
+            return {"latents": latents}
+
+        if painting.cache is None:
+            return remembered(checkpoint, f"{part}-{int(chunk[0])}", sample, model)
+        content = {**made_by, "prompts": [prompts[place] for place in order[chunk]], "seeds": chosen}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        painting.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(painting.cache / f".{digest[:16]}.lock"):
+            return remembered(painting.cache / digest[:16], "pictures", sample, model)
+
+    chunks = torch.arange(painting.images).split(PICTURES_PER_FILE)
+    painted = [paint_some(chunk) for chunk in track(chunks, "pictures", len(chunks))]
+    latents = torch.cat([tensors["latents"] for tensors, _ in painted])
+    return Pictures(latents, order), sum(spent for _, spent in painted)
