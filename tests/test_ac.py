@@ -43,7 +43,7 @@ def test_loss_is_the_papers_formula(tiny_model64):
         for place, (pick, t) in enumerate(zip(picks, timesteps, strict=True)):
             phrases = [CONCEPT.targets[place % 2], CONCEPT.anchor]
             texts = [tiny_model64.encode([TEMPLATES[pick % 2].replace("{}", phrase)])[0] for phrase in phrases]
-            rows.append((objective._pictures[pick], noise[place], t, *texts))
+            rows.append((objective._pictures.latents[pick], noise[place], t, *texts))
 
         expected = oracle.loss(tiny_model64.unet, tiny_model64.alphas_cumprod.tolist(), rows)
         assert objective.loss(tiny_model64, step).item() == pytest.approx(expected, rel=1e-5)

@@ -13,11 +13,9 @@ from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
 from erasure.parameters import UNetScope
+from erasure.pictures import Painting, paint
 from erasure.protocols import Erasure, Objective, Pruning
-from erasure.trajectories import Trajectories, remembered
-
-PICTURE_STREAM = 2**32
-"""Added to the seed of the anchor's pictures, so that their noise is not the training's."""
+from erasure.trajectories import Trajectories
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -89,36 +87,16 @@ class ACObjective:
         templates = len(concept.templates)
         self._targets = model.encode_prompts(concept.target_prompts).unflatten(0, (-1, templates))
         self._anchors = model.encode_prompts(concept.anchor_prompts)
-        self._template = torch.arange(config.images) % templates
-        seeds = torch.randint(2**31, (config.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
-
-        def paint() -> dict[str, Tensor]:
-            latents = model.sample(
-                self._anchors[self._template],
-                seeds=seeds,
-                steps=config.sampling_steps,
-                guidance=config.image_guidance,
-                batch_size=config.sampling_batch_size,
-            )
-            return {"latents": latents}
-
-        pictures, spent = remembered(checkpoint, "anchors", paint, model)
-        self._pictures = pictures["latents"]
+        painting = Painting(config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size)
+        self._pictures, spent = paint(model, self._anchors, painting, seed=seed, part="anchors", checkpoint=checkpoint)
         return spent
 
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
         size = self._config.batch_size
-        generator = step_generator(self._seed, step)
-        picks = torch.randint(len(self._pictures), (size,), generator=generator)
-        timesteps = torch.randint(model.training_timesteps, (size,), generator=generator)
-        noise = torch.randn((size, *model.latent_shape), generator=generator).to(self._pictures)
+        batch = self._pictures.draw(model, size, step_generator(self._seed, step))
         phrases = torch.arange(step * size, (step + 1) * size) % len(self._targets)
-
-        timesteps = timesteps.to(model.device)
-        latents = model.add_noise(self._pictures[picks], noise, timesteps)
         with torch.no_grad():
-            anchored = model.predict_noise(latents, timesteps, self._anchors[self._template[picks]])
-        return noise_error(
-            model, latents, timesteps, self._targets[phrases, self._template[picks]], anchored.to(latents.dtype)
-        )
+            anchored = model.predict_noise(batch.latents, batch.timesteps, self._anchors[batch.prompts])
+        text = self._targets[phrases, batch.prompts]
+        return noise_error(model, batch.latents, batch.timesteps, text, anchored.to(batch.latents.dtype))

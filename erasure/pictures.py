@@ -1,0 +1,113 @@
+"""Pictures that the model itself makes of prompts, and noise on them: what losses on pictures train on."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.progress import track
+from diffusion.training import step_generator
+from erasure.trajectories import remembered
+
+PICTURE_STREAM = 2**32
+"""Added to the seed of pictures, so that their noise is not the training's."""
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How pictures are made.
+
+    Attributes:
+        images: How many.
+        steps: Sampler steps from noise to picture.
+        guidance: Guidance scale.
+        batch_size: Pictures at a time; it changes speed and memory only.
+    """
+
+    images: int
+    steps: int
+    guidance: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class NoisedPictures:
+    """Rows of training data.
+
+    Attributes:
+        latents: float [n, c, h, w], x_t.
+        timesteps: int64 [n], t.
+        noise: float [n, c, h, w], what was added to the pictures.
+        prompts: int64 [n], which prompt each picture was made of.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    prompts: Tensor
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and what they were made of.
+
+    Attributes:
+        latents: float [n, c, h, w].
+        prompts: int64 [n], which prompt each was made of.
+    """
+
+    latents: Tensor
+    prompts: Tensor
+
+    def draw(self, model: TextToImage, size: int, generator: torch.Generator) -> NoisedPictures:
+        """``size`` of the pictures, any, with noise."""
+        return self.noised(model, torch.randint(len(self.latents), (size,), generator=generator), generator)
+
+    def noised(self, model: TextToImage, picks: Tensor, generator: torch.Generator) -> NoisedPictures:
+        """The pictures ``picks``, int64 [n], each with noise of its own at a timestep of its own, uniform."""
+        timesteps = torch.randint(model.training_timesteps, (len(picks),), generator=generator)
+        noise = torch.randn((len(picks), *model.latent_shape), generator=generator).to(self.latents)
+        timesteps = timesteps.to(model.device)
+        latents = model.add_noise(self.latents[picks], noise, timesteps)
+        return NoisedPictures(latents, timesteps, noise, self.prompts[picks])
+
+
+def paint(
+    model: TextToImage, text: Tensor, painting: Painting, *, seed: int, part: str, checkpoint: Path | None
+) -> tuple[Pictures, int]:
+    """Let the model make pictures; prompts take turns.
+
+    Args:
+        model: The unedited model.
+        text: float [prompts, tokens, width].
+        painting: How.
+        seed: Of the pictures' seeds.
+        part: What these pictures are called in the names of the files that keep them.
+        checkpoint: Finished batches are kept in files whose names start with this one, and found again.
+
+    Returns:
+        The pictures, and the U-Net evaluations that they cost, in an interrupted run as well.
+    """
+    prompts = torch.arange(painting.images) % len(text)
+    seeds = torch.randint(2**31, (painting.images,), generator=step_generator(seed + PICTURE_STREAM, 0))
+
+    def sample(chunk: Tensor) -> dict[str, Tensor]:
+        latents = model.sample(
+            text[prompts[chunk]],
+            seeds=seeds[chunk].tolist(),
+            steps=painting.steps,
+            guidance=painting.guidance,
+            batch_size=painting.batch_size,
+        )
+        return {"latents": latents}
+
+    chunks = torch.arange(painting.images).split(painting.batch_size)
+    painted = [
+        remembered(checkpoint, f"{part}-{int(chunk[0])}-{int(chunk[-1])}", partial(sample, chunk), model)
+        for chunk in track(chunks, "pictures", len(chunks))
+    ]
+    latents = torch.cat([tensors["latents"] for tensors, _ in painted])
+    return Pictures(latents, prompts), sum(spent for _, spent in painted)
