@@ -69,11 +69,7 @@ class Retaining:
         self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
     ) -> int:
         """See :class:`erasure.protocols.Objective`."""
-        if not concept.preserved_prompts:
-            raise ValueError(
-                f"retain_weight is {self._weight} and concept {concept.name!r} names no preserved phrases; "
-                "add some to concept.preserved or set retain_weight to 0."
-            )
+        require_preserved(concept, self._weight)
         spent = self._objective.prepare(model, concept, scope=scope, steps=steps, seed=seed, checkpoint=checkpoint)
         self._samples = FrozenSamples(
             model,
@@ -92,6 +88,19 @@ class Retaining:
         samples, text = self._samples.batch(step)
         kept = noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
         return self._objective.loss(model, step) + self._weight * kept
+
+
+def require_preserved(concept: Concept, retain_weight: float) -> None:
+    """Refuse a retain term on nothing.
+
+    Raises:
+        ValueError: The concept names no preserved phrases.
+    """
+    if not concept.preserved_prompts:
+        raise ValueError(
+            f"retain_weight is {retain_weight} and concept {concept.name!r} names no preserved phrases; "
+            "add some to concept.preserved or set retain_weight to 0."
+        )
 
 
 def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:

@@ -77,6 +77,10 @@ class Pictures:
         latents = model.add_noise(self.latents[picks], noise, timesteps)
         return NoisedPictures(latents, timesteps, noise, self.prompts[picks])
 
+    def draw(self, model: TextToImage, size: int, generator: torch.Generator) -> NoisedPictures:
+        """``size`` of the pictures, any, with noise."""
+        return self.noised(model, torch.randint(len(self.latents), (size,), generator=generator), generator)
+
 
 def paint(
     model: TextToImage,

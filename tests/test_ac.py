@@ -13,6 +13,7 @@ from erasure.erasers.ac import AC, ACObjective, first_token_detached, target_tok
 from erasure.parameters import named_parameters, scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from experiments.config import TRAINING_SPEED_ONLY, matters
 from tests.oracles import ac as oracle
@@ -250,7 +251,7 @@ def test_first_step_of_embedding_training_is_adamws_on_the_gradient_of_those_row
         torch.testing.assert_close(named_parameters(tiny_model)[name][rows], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("pruning", [Learned(steps=2, scope=None), Magnitude(fraction=0.5)], ids=["learned", "scored"])
+@pytest.mark.parametrize("pruning", [Learned(steps=2, scope=None), Magnitude(Sparsity(0.5))], ids=["learned", "scored"])
 def test_pruning_beside_trained_embeddings_acts_on_keys_and_values(tiny_model, pruning):
     edit = make(scope="token_embedding").erase(tiny_model, EMBEDDING, pruning, seed=0).edit
 

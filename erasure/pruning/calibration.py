@@ -28,7 +28,7 @@ def prompts_of(concept: Concept, which: Prompts) -> list[str]:
     Raises:
         ValueError: It has none.
     """
-    if which == "preserved" and not concept.preserved:
+    if which == "preserved" and not concept.preserved_prompts:
         raise ValueError(
             f"Concept {concept.name!r} names no preserved phrases; add some to concept.preserved or set "
             "prompts=anchors."

@@ -1,0 +1,85 @@
+"""Cross-attention: its probabilities while the U-Net runs, and which of their columns belong to a concept."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.model import TextToImage
+from erasure.concept import Concept
+
+
+class AttentionRecord:
+    """What the cross-attention layers computed, layer by layer in the order of the U-Net's evaluations."""
+
+    def __init__(self) -> None:
+        self._heads: list[tuple[int, float]] = []
+        self._queries: list[Tensor] = []
+        self._keys: list[Tensor] = []
+
+    def probabilities(self) -> Iterator[Tensor]:
+        """softmax(scale q k^T) of every layer, float [n, heads, pixels, tokens]; rows sum to 1."""
+        for (heads, scale), query, key in zip(self._heads, self._queries, self._keys, strict=True):
+            q, k = (rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (query, key))
+            scores = scale * (q @ k.transpose(-1, -2))
+            # Under autocast the products are in half precision, whose softmax is too coarse for a loss.
+            yield scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+
+    def watch(self, layer: nn.Module, hooks: ExitStack) -> None:
+        """Keep what ``layer`` computes until ``hooks`` closes."""
+
+        def keep_query(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._heads.append((layer.heads, layer.scale))  # type: ignore[arg-type]
+            self._queries.append(output)
+
+        def keep_key(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._keys.append(output)
+
+        hooks.callback(layer.to_q.register_forward_hook(keep_query).remove)  # type: ignore[union-attr, operator]
+        hooks.callback(layer.to_k.register_forward_hook(keep_key).remove)  # type: ignore[union-attr, operator]
+
+
+@contextmanager
+def recorded_attention(model: TextToImage) -> Iterator[AttentionRecord]:
+    """Record cross-attention for the length of the context, differentiably and without changing what is computed."""
+    record = AttentionRecord()
+    with ExitStack() as hooks:
+        for name, layer in model.unet.named_modules():
+            if name.endswith(".attn2"):
+                record.watch(layer, hooks)
+        yield record
+
+
+def concept_columns(model: TextToImage, concept: Concept, *, end_tokens: bool = False) -> Tensor:
+    """Which tokens of every target prompt belong to the target, bool [prompts, tokens].
+
+    Args:
+        model: Whose tokenizer.
+        concept: Whose targets and templates, in the order of ``target_prompts``.
+        end_tokens: Count the end token and the padding after it as well.
+
+    Raises:
+        ValueError: A target lies beyond the last token that the text encoder reads.
+    """
+    columns = torch.zeros((len(concept.target_prompts), model.max_tokens), dtype=torch.bool)
+    prompts = ((target, template) for part in concept.parts for target in part.targets for template in part.templates)
+    for row, (target, template) in zip(columns, prompts, strict=True):
+        text, *rest = template.split("{}")
+        for context in rest:
+            start, end = _ends(model, [text, text + target])
+            row[start:end] = True
+            text += target + context
+        if not row.any():
+            raise ValueError(
+                f"{target!r} in the template {template!r} lies beyond the {model.max_tokens} tokens that "
+                f"{model.name!r} reads; shorten the template."
+            )
+        if end_tokens:
+            row[_ends(model, [text])[0] :] = True
+    return columns
+
+
+def _ends(model: TextToImage, texts: list[str]) -> list[int]:
+    """Where the end token of each text is."""
+    return [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(texts).tolist()]

@@ -1,0 +1,116 @@
+"""FMN: take the cross-attention away from the concept's tokens."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from diffusion.training import step_generator
+from erasure.attention import concept_columns, recorded_attention
+from erasure.concept import Concept
+from erasure.finetuning import FineTuning, Retaining, erase_by_training
+from erasure.parameters import UNetScope
+from erasure.pictures import Painting, paint
+from erasure.protocols import Erasure, Objective, Pruning
+from erasure.trajectories import Trajectories
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FMN:
+    """Forget-Me-Not (Zhang et al., "Learning to Forget in Text-to-Image Diffusion Models", CVPR workshops 2024).
+
+    Attention re-steering: L = || A ||_F, where A holds the cross-attention probabilities of all layers, heads and
+    pixels at the columns of the concept's tokens, while the U-Net looks at x_t under the concept's prompt. x_t is a
+    noised picture of the concept that the model made of that prompt, t is uniform; a batch takes the mean over its
+    samples. The textual inversion that can precede it is left out. The defaults are the authors'.
+
+    Attributes:
+        scope: What is trained.
+        norm: ``joint``, one norm over all layers; or ``layers``, the sum of a norm per layer (MACE).
+        end_tokens: Whether the end token and the padding after it count as the concept's ("use_pooler").
+        steps: Optimiser steps (AdamW).
+        learning_rate: AdamW's.
+        batch_size: Noised pictures per step.
+        images: Pictures of the concept, made once; targets and templates take turns.
+        sampling_steps: Sampler steps of a picture, and of the retain term's trajectories.
+        image_guidance: Guidance scale of a picture.
+        weight_decay: AdamW's.
+        clip_norm: Largest norm of the gradient.
+        retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
+        retain_batch_size: Preserved samples per step.
+        retain_trajectories: Of the retain term; see :class:`erasure.trajectories.Trajectories`.
+        sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
+    """
+
+    has_objective: ClassVar[bool] = True
+
+    scope: UNetScope = "full"
+    norm: Literal["joint", "layers"] = "joint"
+    end_tokens: bool = False
+    steps: Annotated[int, Field(ge=1)] = 35
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-6
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    images: Annotated[int, Field(ge=1)] = 8
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    image_guidance: Annotated[float, Field(ge=0)] = 7.5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    retain_weight: Annotated[float, Field(ge=0)] = 0.0
+    retain_batch_size: Annotated[int, Field(ge=1)] = 8
+    retain_trajectories: Annotated[int, Field(ge=1)] | None = None
+    sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    def objective(self) -> Objective:
+        """The loss, with the retain term if it has weight."""
+        steering = FMNObjective(self)
+        if not self.retain_weight:
+            return steering
+        trajectories = Trajectories(
+            self.sampling_steps, self.image_guidance, self.retain_trajectories, self.sampling_batch_size
+        )
+        return Retaining(steering, self.retain_weight, trajectories, self.retain_batch_size)
+
+    def erase(
+        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Eraser`."""
+        training = FineTuning(self.scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm)
+        return erase_by_training(
+            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
+        )
+
+
+class FMNObjective:
+    """The loss of :class:`FMN`, the concept's pictures and the columns of its tokens."""
+
+    def __init__(self, config: FMN) -> None:
+        self._config = config
+
+    def prepare(
+        self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
+    ) -> int:
+        """See :class:`erasure.protocols.Objective`."""
+        config = self._config
+        self._seed = seed
+        self._columns = concept_columns(model, concept, end_tokens=config.end_tokens).to(model.device)
+        prompts = concept.target_prompts
+        self._text = model.encode_prompts(prompts)
+        painting = Painting(config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size)
+        self._pictures, spent = paint(
+            model, prompts, self._text, painting, seed=seed, part="concept", checkpoint=checkpoint
+        )
+        return spent
+
+    def loss(self, model: TextToImage, step: int) -> Tensor:
+        """See :class:`erasure.protocols.Objective`."""
+        batch = self._pictures.draw(model, self._config.batch_size, step_generator(self._seed, step))
+        with recorded_attention(model) as attention:
+            model.predict_noise(batch.latents, batch.timesteps, self._text[batch.prompts])
+        columns = self._columns[batch.prompts][:, None, None, :]
+        squares = torch.stack([(A.square() * columns).sum((1, 2, 3)) for A in attention.probabilities()])
+        norms = squares.sqrt().sum(0) if self._config.norm == "layers" else squares.sum(0).sqrt()
+        return norms.mean()
