@@ -37,10 +37,11 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_SECONDS = 3.0
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, ImportError),
     *(SafetensorError, UnpicklingError),
 )
+"""What the libraries raise on files that are damaged or of another kind."""
 
 Precision = Literal["fp32", "fp16", "bf16", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -136,8 +137,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     _check_index(folder)
     try:
         return _from_pretrained(str(folder), dtype)
-    except _LOADING_ERRORS as error:
-        raise ValueError(f"The model in {folder} cannot be read; restore its files: {_in_short(error)}.") from error
+    except LOADING_ERRORS as error:
+        raise ValueError(f"The model in {folder} cannot be read; restore its files: {in_short(error)}.") from error
 
 
 def _check_index(folder: Path) -> None:
@@ -148,7 +149,7 @@ def _check_index(folder: Path) -> None:
         parts = json.loads(index.read_text(encoding="utf-8"))
         present = {name for name, value in parts.items() if isinstance(value, list) and value[0] is not None}
     except (ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{index} cannot be read; restore it: {_in_short(error)}.") from error
+        raise ValueError(f"{index} cannot be read; restore it: {in_short(error)}.") from error
     missing = [part for part in PARTS if part not in present]
     if missing or "text_encoder_2" in present:
         problem = f"it lacks {', '.join(missing)}" if missing else "it has a second text encoder"
@@ -175,7 +176,7 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Sta
         _check_index(Path(config).expanduser())
         config = str(Path(config).expanduser())
     try:
-        with _lightning_names_allowed(path):
+        with lightning_names_allowed(path):
             return StableDiffusionPipeline.from_single_file(
                 str(path),
                 config=config,
@@ -185,14 +186,14 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Sta
                 requires_safety_checker=False,
                 local_files_only=config is not None or not _hub_answers(),
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         remedy = "the file may be damaged or of another kind of model"
         if config is None and not _hub_answers():
             remedy = (
                 "a single file needs configuration and tokenizer from the Hub, which does not answer; point "
                 "model.config to a diffusers folder of the same architecture"
             )
-        raise ValueError(f"The model in {path} cannot be read; {remedy}: {_in_short(error)}.") from error
+        raise ValueError(f"The model in {path} cannot be read; {remedy}: {in_short(error)}.") from error
 
 
 @contextmanager
@@ -214,17 +215,15 @@ class _Inert:
     """What a name in a pickled checkpoint stands for when only the weights are of interest."""
 
 
-def _lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
+def lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
     """Let ``torch.load(weights_only=True)`` pass over the trainer classes that Stable Diffusion's own .ckpt names.
 
     They resolve to an empty class: neither PyTorch Lightning nor any code of the file is run, and every other name
     is still refused.
     """
-    if path.suffix != ".ckpt":
-        return nullcontext()
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except _LOADING_ERRORS:
+    except LOADING_ERRORS:
         return nullcontext()
     lightning = [name for name in names if name.split(".")[0] in {"pytorch_lightning", "lightning"}]
     return torch.serialization.safe_globals([(type(_Inert.__name__, (), {}), name) for name in lightning])
@@ -233,7 +232,7 @@ def _lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
 def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
         return _from_pretrained(source, dtype)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         log.debug("%s is not in the cache: %s", source, error)
     if not _hub_answers():
         raise FileNotFoundError(
@@ -243,10 +242,10 @@ def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         )
     try:
         return _from_pretrained(source, dtype, local_files_only=False)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise FileNotFoundError(
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
-            f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {_in_short(error)}."
+            f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {in_short(error)}."
         ) from error
 
 
@@ -261,7 +260,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """The first line of an error's message, without its last full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__

@@ -44,13 +44,14 @@ def run_job(job: Job, folder: str | Path) -> Path:
 
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model)
+        erased = stages.edit()
+        tracker.log_losses(erased.losses)
+
         base = stages.pictures(rows, "base pictures")
         base_retained = stages.pictures(retained, "base pictures of retained prompts")
         base_present = stages.verdicts(base)
         log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
 
-        erased = stages.edit()
-        tracker.log_losses(erased.losses)
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.pictures(retained, "retained prompts after erasing", erased.key)

@@ -17,7 +17,7 @@ from evaluation.quality import Measures
 from experiments.config import TRAINING_SPEED_ONLY, Job, ReferenceAttack, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
-from experiments.store import Journal, Store, read_json, write_json
+from experiments.store import Journal, Store, canonical_json, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,13 @@ class Stages:
 
     @cached_property
     def attack_key(self) -> dict[str, Any]:
-        """The attack and its settings; a file among them counts by its content, wherever it lies."""
-        files = {name: path for name, path in vars(self.job.attack).items() if isinstance(path, Path)}
-        contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-        return {**matters(self.job.config["attack"]), **contents}
+        """The attack and its settings."""
+        return {**matters(self.job.config["attack"]), **_contents(self.job.attack)}
+
+    @cached_property
+    def eraser_key(self) -> dict[str, Any]:
+        """The eraser and its settings."""
+        return {**matters(self.job.config["eraser"], TRAINING_SPEED_ONLY), **_contents(self.job.eraser)}
 
     def edit(self) -> StoredEdit:
         """Erase the concept, or find that it was done; a killed training goes on from its checkpoint."""
@@ -94,7 +97,7 @@ class Stages:
         key = {
             "model": self.model_key,
             "concept": {name: value for name, value in config["concept"].items() if name not in CONCEPT_FILES},
-            "eraser": matters(config["eraser"], TRAINING_SPEED_ONLY),
+            "eraser": self.eraser_key,
             "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
             "seed": job.settings.seed,
         }
@@ -204,6 +207,21 @@ class Stages:
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
+
+
+def _contents(settings: object) -> dict[str, str]:
+    """The hash of every file and folder among ``settings``: they count by their content, wherever they lie."""
+    return {name: _file_hash(path) for name, path in vars(settings).items() if isinstance(path, Path)}
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and hashes of all files in a folder."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = [[file.relative_to(path).as_posix(), _file_hash(file)] for file in files]
+        return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def case_id(case: PromptCase) -> str:

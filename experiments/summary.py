@@ -156,7 +156,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
     return {
         "model": stages.model_key,
         "concept": config["concept"]["name"],
-        "eraser": matters(config["eraser"], TRAINING_SPEED_ONLY),
+        "eraser": stages.eraser_key,
         "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
         "edit": edit,
         "judge": matters(config["judge"]),
