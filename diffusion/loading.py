@@ -38,7 +38,7 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_SECONDS = 3.0
 LOADING_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, ImportError),
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
     *(SafetensorError, UnpicklingError),
 )
 """What the libraries raise on files that are damaged or of another kind."""

@@ -250,7 +250,8 @@ def _folded(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
         factors = [weights[keys[part]].double().flatten(1) for part in LORA_FACTORS if part in keys]
         weight = model.unet.get_parameter(name).cpu() if name else None
         if (
-            weight is None
+            name is None
+            or weight is None
             or not {*LORA_FACTORS} <= keys.keys() <= {*LORA_FACTORS, "alpha"}
             or factors[0].shape[1] != (rank := factors[1].shape[0])
             or (len(factors[0]), factors[1].shape[1]) != tuple(weight.flatten(1).shape)

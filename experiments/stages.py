@@ -14,7 +14,7 @@ from diffusion.progress import progress_bar
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from experiments.config import TRAINING_SPEED_ONLY, Job, ReferenceAttack, matters
+from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, ReferenceAttack, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.store import Journal, Store, canonical_json, read_json, write_json
@@ -210,8 +210,9 @@ class Stages:
 
 
 def _contents(settings: object) -> dict[str, str]:
-    """The hash of every file and folder among ``settings``: they count by their content, wherever they lie."""
-    return {name: _file_hash(path) for name, path in vars(settings).items() if isinstance(path, Path)}
+    """The hash of every file and folder that results depend on: they count by their content, wherever they lie."""
+    paths = {name: path for name, path in vars(settings).items() if isinstance(path, Path) and name not in SPEED_ONLY}
+    return {name: _file_hash(path) for name, path in paths.items()}
 
 
 def _file_hash(path: Path) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -181,9 +182,14 @@ def test_every_choice_composes_and_builds(
 ) -> None:
     monkeypatch.chdir(ROOT)
     GlobalHydra.instance().clear()
-    extra = {"folder": [f"model.source={tmp_path}"], "sd14": ["model.device=cpu"]}.get(choice, [])
+    torch.save({"weight": torch.ones(1)}, tmp_path / "erased.pt")
+    needed = {
+        "folder": [f"model.source={tmp_path}"],
+        "sd14": ["model.device=cpu"],
+        "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
+    }
     plus = "+" if group == "method" else ""
-    job = make_job(f"{plus}{group}={choice}", *extra)
+    job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []))
     assert job.choices[group] == choice
 
 

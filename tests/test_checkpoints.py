@@ -1,0 +1,298 @@
+"""Published erased checkpoints: every format gives the erased model, and what is none is refused in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from erasure.checkpoints import edit_of, read_checkpoint
+from erasure.concept import Concept
+from erasure.edit import Edit, export
+from erasure.erasers.imported import Imported
+from erasure.parameters import TEXT_ENCODER_PREFIX, named_parameters, scope_parameters
+from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.masks import Sparsity
+from erasure.pruning.off import Off
+from experiments.stages import _contents
+from tests.test_loading import Evil, unet_name
+
+CONCEPT = Concept(name="church", kind="object", targets=("a church",), anchor="a picture")
+Weights = dict[str, Tensor]
+
+
+def erased(model: TextToImage, *, scope: str = "xattn") -> Weights:
+    """Weights of a scope after some erasing, by our names."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: value.detach() + 0.05 * torch.randn(value.shape, generator=generator)
+        for name, value in scope_parameters(model, scope).items()
+    }
+
+
+def whole_unet(model: TextToImage, changed: Weights) -> Weights:
+    return {name: changed.get(name, value.detach()).clone() for name, value in model.unet.named_parameters()}
+
+
+def nested(weights: Weights) -> dict[str, Weights]:
+    modules: dict[str, Weights] = {}
+    for name, value in weights.items():
+        module, _, leaf = name.rpartition(".")
+        modules.setdefault(f"unet.{module}", {})[leaf] = value
+    return modules
+
+
+def compvis(weights: Weights) -> Weights:
+    return {unet_name(name): value for name, value in weights.items()}
+
+
+def pickled(content: Callable[[TextToImage, Weights], object]) -> Callable[[TextToImage, Weights, Path], Path]:
+    def write(model: TextToImage, changed: Weights, folder: Path) -> Path:
+        torch.save(content(model, changed), folder / "erased.bin")
+        return folder / "erased.bin"
+
+    return write
+
+
+def as_safetensors(model: TextToImage, changed: Weights, folder: Path) -> Path:
+    save_file(changed, folder / "esd.safetensors")
+    return folder / "esd.safetensors"
+
+
+def as_own_edit(model: TextToImage, changed: Weights, folder: Path) -> Path:
+    Edit.from_weights(dict(model.unet.named_parameters()), changed).save(folder / "edit.safetensors")
+    return folder / "edit.safetensors"
+
+
+def as_pipeline(model: TextToImage, changed: Weights, folder: Path) -> Path:
+    export(model, Edit.from_weights(dict(model.unet.named_parameters()), changed), folder / "pipeline")
+    return folder / "pipeline"
+
+
+def as_unet_folder(model: TextToImage, changed: Weights, folder: Path) -> Path:
+    return as_pipeline(model, changed, folder) / "unet"
+
+
+UNET_FORMATS = {
+    "ESD and UCE of today: some parameters": as_safetensors,
+    "SPEED: the same, pickled": pickled(lambda model, changed: changed),
+    "SalUn, RECE: the whole U-Net": pickled(whole_unet),
+    "STEREO: nested by module": pickled(lambda model, changed: nested(changed)),
+    "AC: nested by part": pickled(lambda model, changed: {"unet": changed}),
+    "ESD of 2023: CompVis names": pickled(lambda model, changed: compvis(whole_unet(model, changed))),
+    "SA: a Lightning checkpoint": pickled(
+        lambda model, changed: {"state_dict": compvis(whole_unet(model, changed)), "global_step": 3}
+    ),
+    "AC of CompVis: some of them": pickled(lambda model, changed: {"state_dict": compvis(changed)}),
+    "FMN, MACE: a pipeline's folder": as_pipeline,
+    "a U-Net's folder": as_unet_folder,
+    "an edit of this project": as_own_edit,
+}
+
+
+def assert_becomes(model: TextToImage, edit: Edit, changed: Weights) -> None:
+    before = {name: value.detach().clone() for name, value in named_parameters(model).items()}
+    with edit.applied(model):
+        for name, value in named_parameters(model).items():
+            assert torch.equal(value, changed.get(name, before[name])), name
+
+
+@pytest.mark.parametrize("write", UNET_FORMATS.values(), ids=UNET_FORMATS)
+def test_every_format_gives_the_erased_unet_bit_for_bit(tiny_model, tmp_path, write):
+    changed = erased(tiny_model)
+    edit = edit_of(write(tiny_model, changed, tmp_path), tiny_model)
+
+    assert edit.entries.keys() == changed.keys()
+    assert_becomes(tiny_model, edit, changed)
+
+
+def test_half_precision_files_change_what_was_erased_and_nothing_else(tiny_model, tmp_path):
+    changed = erased(tiny_model)
+    path = pickled(lambda model, changed: {k: v.half() for k, v in whole_unet(model, changed).items()})(
+        tiny_model, changed, tmp_path
+    )
+
+    edit = edit_of(path, tiny_model)
+
+    assert edit.entries.keys() == changed.keys()
+    assert_becomes(tiny_model, edit, {name: value.half().float() for name, value in changed.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_takes_a_full_precision_file(tiny_model, tmp_path, dtype):
+    path = pickled(whole_unet)(tiny_model, erased(tiny_model), tmp_path)
+    changed = {name: value.to(dtype) for name, value in erased(tiny_model).items()}
+    for part in (tiny_model.unet, tiny_model.text_encoder):
+        part.to(dtype)
+
+    edit = edit_of(path, tiny_model)
+
+    assert edit.entries.keys() == changed.keys()
+    assert_becomes(tiny_model, edit, changed)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_encoder.", "cond_stage_model.transformer."])
+def test_a_text_encoder_is_found_under_every_prefix(tiny_model, tmp_path, prefix):
+    changed = erased(tiny_model, scope="text_encoder")
+    torch.save(
+        {prefix + name.removeprefix(TEXT_ENCODER_PREFIX): value for name, value in changed.items()}, tmp_path / "te.pt"
+    )
+
+    assert_becomes(tiny_model, edit_of(tmp_path / "te.pt", tiny_model), changed)
+
+
+def test_a_text_encoders_folder_is_read(tiny_model, tmp_path):
+    changed = erased(tiny_model, scope="text_encoder")
+    with Edit.from_weights(named_parameters(tiny_model), changed).applied(tiny_model):
+        tiny_model.text_encoder.save_pretrained(tmp_path / "text_encoder_unlearned")
+
+    assert_becomes(tiny_model, edit_of(tmp_path / "text_encoder_unlearned", tiny_model), changed)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_low_rank_factors_are_folded_into_the_weights(tiny_model64, tmp_path, alpha):
+    factors, expected = {}, {}
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in scope_parameters(tiny_model64, "xattn_kv").items():
+        rows, columns = weight.shape
+        up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator)
+        layer = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        factors |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
+        if alpha is not None:
+            factors[f"{layer}.alpha"] = torch.tensor(alpha)
+        value = weight.detach().clone()
+        for row in range(rows):
+            for column in range(columns):
+                product = sum(float(up[row, k]) * float(down[k, column]) for k in range(2))
+                value[row, column] += (2 if alpha is None else alpha) / 2 * product
+        expected[name] = value
+    save_file(factors, tmp_path / "spm.safetensors")
+
+    edit = edit_of(tmp_path / "spm.safetensors", tiny_model64)
+
+    with edit.applied(tiny_model64):
+        for name, value in expected.items():
+            torch.testing.assert_close(named_parameters(tiny_model64)[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_what_sampling_does_not_use_is_passed_over(tiny_model, tmp_path):
+    changed = erased(tiny_model)
+    others = {
+        "first_stage_model.encoder.weight": torch.ones(2),
+        "model_ema.decay": torch.ones(()),
+        "betas": torch.ones(3),
+    }
+    torch.save({"state_dict": {**compvis(changed), **others}}, tmp_path / "whole.ckpt")
+
+    assert_becomes(tiny_model, edit_of(tmp_path / "whole.ckpt", tiny_model), changed)
+
+
+def test_keys_that_do_not_match_are_counted_and_named_not_dropped(tiny_model, tmp_path):
+    changed = erased(tiny_model)
+    torch.save({**changed, "mid_block.nothing.weight": torch.ones(2)}, tmp_path / "odd.pt")
+
+    with pytest.raises(ValueError, match=rf"does not fit 'tiny': 1 of {len(changed) + 1} entries \('mid_block.nothing"):
+        edit_of(tmp_path / "odd.pt", tiny_model)
+
+
+def test_shapes_that_do_not_match_are_named(tiny_model, tmp_path):
+    name, value = next(iter(erased(tiny_model).items()))
+    torch.save({name: value[:1]}, tmp_path / "small.pt")
+
+    with pytest.raises(ValueError, match=rf"does not fit .*{name}' \(\[1, \d+\] for \[\d+, \d+\]\)"):
+        edit_of(tmp_path / "small.pt", tiny_model)
+
+
+def test_code_in_a_file_is_refused_and_never_runs(tiny_model, tmp_path):
+    torch.save({**erased(tiny_model), "callbacks": Evil(tmp_path / "ran")}, tmp_path / "evil.pt")
+
+    with pytest.raises(ValueError, match=r"evil\.pt is damaged or holds more than tensors .*no code .* is ever run"):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def write_bytes(content: bytes) -> Callable[[Path, TextToImage], None]:
+    return lambda path, model: path.write_bytes(content) and None
+
+
+def write_half_a_file(path: Path, model: TextToImage) -> None:
+    torch.save(erased(model), path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_half_a_safetensors(path: Path, model: TextToImage) -> None:
+    save_file(erased(model), path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+REFUSED = {
+    "empty": (lambda path, model: path.touch(), "is empty"),
+    "text": (write_bytes(b"a church"), "is damaged"),
+    "truncated pickle": (write_half_a_file, "is damaged"),
+    "truncated safetensors": (write_half_a_safetensors, "is damaged or no checkpoint"),
+    "no tensors": (lambda path, model: torch.save({}, path), "holds no tensors"),
+    "numbers": (lambda path, model: torch.save({"lr": 0.1}, path), "'lr'.* are no tensors"),
+    "EcoDiff": (lambda path, model: torch.save([torch.ones(3)], path), "holds a list, as EcoDiff"),
+    "Receler": (
+        lambda path, model: torch.save({"down_blocks.0.attentions.0": {"down.weight": torch.ones(2, 3)}}, path),
+        "Receler",
+    ),
+    "CAD's gradients": (
+        lambda path, model: torch.save({k: torch.randn_like(v) for k, v in whole_unet(model, {}).items()}, path),
+        "gradients, such as CAD's",
+    ),
+    "not finite": (
+        lambda path, model: torch.save({k: v / 0 for k, v in erased(model).items()}, path),
+        "infinite values",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_erased_checkpoint_is_refused_in_one_sentence(tiny_model, tmp_path, write, sentence):
+    path = tmp_path / "given"
+    write(path, tiny_model)
+
+    with pytest.raises(ValueError, match=sentence) as raised:
+        edit_of(path, tiny_model)
+    assert str(path) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["nowhere.pt", "."])
+def test_a_missing_checkpoint_is_known_before_any_model_is_loaded(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Imported(path=Path(path))
+
+
+def test_imported_models_are_erasures_without_cost_and_scored_pruning_follows(tiny_model, tmp_path):
+    changed = erased(tiny_model)
+    eraser = Imported(path=as_safetensors(tiny_model, changed, tmp_path), scope="xattn_kv")
+
+    whole = eraser.erase(tiny_model, CONCEPT, Off(), seed=0)
+    pruned = eraser.erase(tiny_model, CONCEPT, Magnitude(Sparsity(0.5)), seed=0)
+
+    assert (whole.unet_evaluations, tiny_model.unet_evaluations, whole.losses) == (0, 0, [])
+    assert_becomes(tiny_model, whole.edit, changed)
+    with pruned.edit.applied(tiny_model):
+        values = [named_parameters(tiny_model)[name] for name in scope_parameters(tiny_model, "xattn_kv")]
+        zeros, size = sum(int((value == 0).sum()) for value in values), sum(value.numel() for value in values)
+    assert zeros == size // 2
+
+
+def test_a_checkpoint_counts_by_its_content_wherever_it_lies(tiny_model, tmp_path):
+    changed = erased(tiny_model)
+    (tmp_path / "elsewhere").mkdir()
+    here, there = (Imported(path=as_safetensors(tiny_model, changed, tmp_path / f)) for f in (".", "elsewhere"))
+    folder = Imported(path=as_pipeline(tiny_model, changed, tmp_path))
+    before = _contents(folder)
+
+    assert _contents(here) == _contents(there)
+    as_safetensors(tiny_model, {name: value + 1 for name, value in changed.items()}, tmp_path / "elsewhere")
+    assert _contents(here) != _contents(there)
+    (folder.path / "unet" / "config.json").write_text("{}")
+    assert _contents(folder) != before
