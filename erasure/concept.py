@@ -83,6 +83,12 @@ class Concept:
         """Every preserved phrase in every one of its templates, concept by concept and phrase by phrase."""
         return [prompt for part in self.parts for prompt in _filled(part.preserved, part.preserved_templates)]
 
+    @property
+    def in_preserved_contexts(self) -> "Concept":
+        """The same, with the targets in the templates of what is preserved."""
+        also = tuple(part.in_preserved_contexts for part in self.also)
+        return replace(self, templates=self.preserved_templates, also=also)
+
 
 def _filled(phrases: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{}", phrase) for phrase in phrases for template in templates]

@@ -32,6 +32,11 @@ def test_parts_are_the_concepts_one_by_one_however_deep():
     assert deep.parts == (GOGH, CHURCH, GOGH)
 
 
+def test_targets_move_into_the_contexts_of_what_is_preserved_concept_by_concept():
+    assert BOTH.in_preserved_contexts.target_prompts == ["van gogh", "vincent", "church", "a red church"]
+    assert BOTH.in_preserved_contexts.preserved_prompts == BOTH.preserved_prompts
+
+
 def test_concepts_take_turns_in_training_and_the_shorter_starts_over():
     assert [target for target, _ in BOTH.turns] == [
         "van gogh",

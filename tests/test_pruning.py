@@ -236,5 +236,5 @@ def test_bad_settings_are_refused(changes, message):
 
 
 def test_learned_without_an_objective_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="needs an eraser with an objective"):
+    with pytest.raises(ValueError, match="needs an eraser that trains"):
         Learned().prune(tiny_model, CONCEPT, None, scope="xattn", seed=0, checkpoint=None)

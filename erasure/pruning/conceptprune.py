@@ -1,6 +1,5 @@
 """ConceptPrune: the weights that a concept uses more than its absence go."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -70,7 +69,7 @@ class ConceptPrune:
         weights = maskable_parameters(model, scope)
         self.sparsity.check(weights)
         if self.context == "preserved_templates":
-            concept = replace(concept, templates=concept.preserved_templates)
+            concept = concept.in_preserved_contexts
         pictures = Pictures(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
         use, spent = {}, 0
         for kind, prompts in (("targets", concept.target_prompts), ("anchors", concept.target_anchors)):

@@ -92,7 +92,7 @@ class Learned:
     ) -> Erasure:
         """See :class:`erasure.protocols.Pruning`."""
         if objective is None:
-            raise ValueError("Pruning 'Learned' needs an eraser with an objective; choose eraser=esd or eraser=ac.")
+            raise ValueError("Pruning 'Learned' needs an eraser that trains; choose eraser=esd, ac, salun or fmn.")
         require_trainable_precision(model)
         scope = self.scope or scope
         extra_steps = self.finetune_steps if self.finetune == "after" else 0
