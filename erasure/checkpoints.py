@@ -57,6 +57,7 @@ _PASSED_OVER = {
 }
 _ADAPTER = re.compile(r".*\.(down|up)\.(weight|bias)")
 
+LORA_PREFIX = "lora_unet_"
 LORA_FACTORS = ("lora_up.weight", "lora_down.weight")
 NESTING = 3
 """Levels of dicts that are looked into."""
@@ -106,6 +107,8 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
         return Edit(content.entries, {"imported": content.metadata})
     skipped = Counter(reason for key in content if (reason := _skipped_as(key)))
     weights = {key: tensor for key, tensor in content.items() if _skipped_as(key) is None}
+    if not weights:
+        raise ValueError(f"{path} holds nothing of a U-Net or a text encoder, but {', '.join(skipped)}.")
     if any(key.startswith("lora_") for key in weights):
         fitting, strange = _folded(weights, model)
     else:
@@ -172,7 +175,7 @@ def _read_file(path: Path) -> Edit | Weights:
 
 
 def _state_dict(content: Any, path: Path) -> Weights:
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list | tuple):
         raise ValueError(
@@ -208,12 +211,13 @@ def _fitting(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
     """The tensors by our parameter names, and a description of each that has no place in the model."""
     parameters = named_parameters(model)
     diffusers_names = _diffusers_names([key for key in weights if key.startswith(LDM_UNET_KEY)], model)
-    fitting, strange = {}, []
+    fitting: Weights = {}
+    strange = []
     for key, tensor in weights.items():
         name = _WRAPPERS.sub("", diffusers_names.get(key, key))
         if TEXT_ENCODER_PREFIX + name in parameters:
             name = TEXT_ENCODER_PREFIX + name
-        if name not in parameters:
+        if name not in parameters or name in fitting:
             strange.append(f"{key!r}")
         elif tensor.shape != parameters[name].shape:
             strange.append(f"{key!r} ({list(tensor.shape)} for {list(parameters[name].shape)})")
@@ -239,29 +243,39 @@ def _diffusers_names(keys: Sequence[str], model: TextToImage) -> dict[str, str]:
 
 def _folded(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
     """W + alpha / rank * up down by parameter name, and what has no place in the model; alpha is the rank if absent."""
-    parameters = {name.replace(".", "_"): name for name in dict(model.unet.named_parameters())}
-    layers: dict[str, dict[str, str]] = {}
-    for key in weights:
+    parameters = {
+        LORA_PREFIX + name.removesuffix(".weight").replace(".", "_"): (name, weight.detach().cpu())
+        for name, weight in model.unet.named_parameters()
+        if name.endswith(".weight")
+    }
+    layers: dict[str, Weights] = {}
+    for key, tensor in weights.items():
         layer, _, part = key.partition(".")
-        layers.setdefault(layer, {})[part] = key
+        layers.setdefault(layer, {})[part] = tensor
     folded, strange = {}, []
-    for layer, keys in layers.items():
-        name = parameters.get(f"{layer.removeprefix('lora_unet_')}_weight")
-        factors = [weights[keys[part]].double().flatten(1) for part in LORA_FACTORS if part in keys]
-        weight = model.unet.get_parameter(name).cpu() if name else None
-        if (
-            name is None
-            or weight is None
-            or not {*LORA_FACTORS} <= keys.keys() <= {*LORA_FACTORS, "alpha"}
-            or factors[0].shape[1] != (rank := factors[1].shape[0])
-            or (len(factors[0]), factors[1].shape[1]) != tuple(weight.flatten(1).shape)
-        ):
-            strange += [f"{key!r} ({list(weights[key].shape)})" for key in keys.values()]
-            continue
-        alpha = weights[keys["alpha"]].item() if "alpha" in keys else rank
-        change = (alpha / rank * factors[0] @ factors[1]).reshape(weight.shape)
-        folded[name] = (weight.double() + change).to(weight.dtype)
+    for layer, parts in layers.items():
+        name, weight = parameters.get(layer, ("", torch.empty(0)))
+        if _is_low_rank(parts, weight):
+            up, down = (parts[factor].double().flatten(1) for factor in LORA_FACTORS)
+            scale = float(parts["alpha"]) / len(down) if "alpha" in parts else 1.0
+            folded[name] = (weight.double() + scale * (up @ down).reshape(weight.shape)).to(weight.dtype)
+        else:
+            strange += [f"'{layer}.{part}' ({list(tensor.shape)})" for part, tensor in parts.items()]
     return folded, strange
+
+
+def _is_low_rank(parts: Weights, weight: Tensor) -> bool:
+    """Whether these are two factors whose product has the shape of ``weight``, and one number at the most."""
+    if not {*LORA_FACTORS} <= parts.keys() <= {*LORA_FACTORS, "alpha"}:
+        return False
+    up, down = (parts[factor] for factor in LORA_FACTORS)
+    if min(up.ndim, down.ndim, weight.ndim) < 2 or not len(down):
+        return False
+    return (
+        up.flatten(1).shape == (len(weight), len(down))
+        and down.shape[1:] == weight.shape[1:]
+        and ("alpha" not in parts or parts["alpha"].numel() == 1)
+    )
 
 
 def _dense_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from diffusion.model import TextToImage
 from erasure.checkpoints import edit_of, read_checkpoint
@@ -18,6 +19,7 @@ from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from experiments.stages import _contents
+from tests import tiny_job
 from tests.test_loading import Evil, unet_name
 
 CONCEPT = Concept(name="church", kind="object", targets=("a church",), anchor="a picture")
@@ -178,6 +180,41 @@ def test_low_rank_factors_are_folded_into_the_weights(tiny_model64, tmp_path, al
             torch.testing.assert_close(named_parameters(tiny_model64)[name], value, rtol=1e-12, atol=1e-12)
 
 
+def test_low_rank_factors_of_a_convolution_do_what_the_layer_beside_it_does(tiny_model64, tmp_path):
+    layer = tiny_model64.unet.up_blocks[0].resnets[0].conv1
+    generator = torch.Generator().manual_seed(2)
+    outputs, inputs, *_ = layer.weight.shape
+    down = 0.02 * torch.randn(2, inputs, 3, 3, generator=generator, dtype=torch.float64)
+    up = torch.randn(outputs, 2, 1, 1, generator=generator, dtype=torch.float64)
+    name = "lora_unet_up_blocks_0_resnets_0_conv1"
+    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, tmp_path / "spm.safetensors")
+    images = torch.randn(1, inputs, 4, 5, generator=generator, dtype=torch.float64)
+    expected = layer(images) + functional.conv2d(functional.conv2d(images, down, padding=1), up)
+
+    with edit_of(tmp_path / "spm.safetensors", tiny_model64).applied(tiny_model64):
+        torch.testing.assert_close(layer(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_any_single_layer_of_compvis_names_finds_its_place(tiny_model, tmp_path):
+    for module in dict.fromkeys(name.rpartition(".")[0] for name, _ in tiny_model.unet.named_parameters()):
+        layer = tiny_model.unet.get_submodule(module).named_parameters(prefix=module)
+        changed = {name: value.detach() * 1.5 + 0.1 for name, value in layer}
+        torch.save(compvis(changed), tmp_path / "delta.ckpt")
+        assert_becomes(tiny_model, edit_of(tmp_path / "delta.ckpt", tiny_model), changed)
+
+
+def test_a_checkpoint_of_another_model_ends_the_job_before_any_picture_is_made(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_job.Float64Folder, "load", lambda self: tiny_model)
+    tiny_job.write_world(tmp_path)
+    torch.save({"mid_block.nothing.weight": torch.ones(2)}, tmp_path / "odd.pt")
+    command = tiny_job.overrides(tmp_path, tmp_path / "store")
+    command = [part for part in command if not part.startswith(("eraser.", "attack."))]
+
+    with pytest.raises(ValueError, match="1 of 1 entries"):
+        tiny_job.run([*command, "attack=none", "eraser=imported", f"eraser.path={tmp_path / 'odd.pt'}"], tmp_path / "r")
+    assert tiny_model.unet_evaluations == 0
+
+
 def test_what_sampling_does_not_use_is_passed_over(tiny_model, tmp_path):
     changed = erased(tiny_model)
     others = {
@@ -228,7 +265,43 @@ def write_half_a_safetensors(path: Path, model: TextToImage) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def write_looped_dict(path: Path, model: TextToImage) -> None:
+    content: dict[str, object] = {}
+    content["state_dict"] = content
+    torch.save(content, path)
+
+
+def write_factors(**changes: Tensor) -> Callable[[Path, TextToImage], None]:
+    """Low-rank factors of one layer, some of them replaced."""
+
+    def write(path: Path, model: TextToImage) -> None:
+        rows, columns = model.unet.get_parameter(f"{LAYER}.weight").shape
+        parts = {"up": torch.ones(rows, 2), "down": torch.ones(2, columns), **changes}
+        names = {"up": "lora_up.weight", "down": "lora_down.weight", "alpha": "alpha"}
+        layer = f"lora_unet_{LAYER.replace('.', '_')}"
+        torch.save({f"{layer}.{names[part]}": value for part, value in parts.items()}, path)
+
+    return write
+
+
+def write_twice(path: Path, model: TextToImage) -> None:
+    bias = model.unet.conv_in.bias.detach()
+    torch.save({"conv_in.bias": bias + 1, "unet.conv_in.bias": bias + 2}, path)
+
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
 REFUSED = {
+    "a dict in itself": (write_looped_dict, "are no tensors"),
+    "a parameter twice": (write_twice, r"1 of 2 entries \('unet.conv_in.bias'\)"),
+    "the autoencoder alone": (
+        lambda path, model: torch.save({"first_stage_model.x": torch.ones(2)}, path),
+        "nothing of a U-Net or a text encoder, but the autoencoder",
+    ),
+    "a factor that is a number": (write_factors(up=torch.tensor(1.0)), "2 of 2 entries"),
+    "two alphas": (write_factors(alpha=torch.ones(2)), "3 of 3 entries"),
+    "rank 0": (write_factors(down=torch.ones(0, 32), up=torch.ones(32, 0)), "2 of 2 entries"),
+    "factors of other ranks": (write_factors(down=torch.ones(3, 32)), "2 of 2 entries"),
     "empty": (lambda path, model: path.touch(), "is empty"),
     "text": (write_bytes(b"a church"), "is damaged"),
     "truncated pickle": (write_half_a_file, "is damaged"),
