@@ -105,8 +105,9 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
         if content.metadata.get("base") not in {None, model.fingerprint()}:
             log.warning("import: %s was made from other weights than those of %s", path, model.name)
         return Edit(content.entries, {"imported": content.metadata})
-    skipped = Counter(reason for key in content if (reason := _skipped_as(key)))
-    weights = {key: tensor for key, tensor in content.items() if _skipped_as(key) is None}
+    reasons = {key: reason for key in content if (reason := _skipped_as(key))}
+    skipped = Counter(reasons.values())
+    weights = {key: tensor for key, tensor in content.items() if key not in reasons}
     if not weights:
         raise ValueError(f"{path} holds nothing of a U-Net or a text encoder, but {', '.join(skipped)}.")
     if any(key.startswith("lora_") for key in weights):

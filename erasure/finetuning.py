@@ -1,13 +1,14 @@
 """What erasers that learn share: training weights under an objective, the retain term, and the way to an erasure."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.model import TextToImage
@@ -90,6 +91,11 @@ class Retaining:
         return self._objective.loss(model, step) + self._weight * kept
 
 
+def retaining(objective: Objective, weight: float, trajectories: Trajectories, batch_size: int) -> Objective:
+    """The objective with a retain term, if that has weight; see :class:`Retaining`."""
+    return Retaining(objective, weight, trajectories, batch_size) if weight else objective
+
+
 def require_preserved(concept: Concept, retain_weight: float) -> None:
     """Refuse a retain term on nothing.
 
@@ -106,6 +112,24 @@ def require_preserved(concept: Concept, retain_weight: float) -> None:
 def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar."""
     return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets.dtype), targets)
+
+
+def gradient(losses: Iterator[Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradient of the sum of ``losses`` by parameter name, summed in float32 at least.
+
+    Args:
+        losses: Scalars, each computed when its turn comes.
+        weights: Trainable parameters of the model.
+    """
+    total = {
+        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for name, weight in weights.items()
+    }
+    for loss in losses:
+        parts = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+        for name, part in zip(total, parts, strict=True):
+            total[name] += part
+    return total
 
 
 def require_trainable_precision(model: TextToImage) -> None:
@@ -240,43 +264,37 @@ def fine_tune_tokens(
     return Erasure(edit, losses, spent)
 
 
-def erase_by_training(
-    eraser: Eraser,
-    objective: Objective,
-    training: FineTuning,
-    model: TextToImage,
-    concept: Concept,
-    pruning: Pruning,
-    *,
-    seed: int,
-    checkpoint: Path | None,
-) -> Erasure:
-    """Erase by an objective: learned pruning optimises a mask under it, otherwise the weights are trained.
+class Trained(ABC):
+    """An eraser that minimises an objective: over weights, or over a mask if the pruning learns one."""
 
-    Args:
-        eraser: Whose objective it is.
-        objective: Not yet prepared.
-        training: How the weights are trained.
-        model: The model to erase from; it is left as it was.
-        concept: What to erase.
-        pruning: The pruning strategy.
-        seed: Of everything random.
-        checkpoint: A killed run continues from files whose names start with this one.
-    """
-    if pruning.needs_objective:
-        pruned = pruning.prune(model, concept, objective, scope=training.scope, seed=seed, checkpoint=checkpoint)
-        return described(pruned, eraser, pruning, model, concept, scope=training.scope, seed=seed)
-    spent = objective.prepare(
-        model, concept, scope=training.scope, steps=training.steps, seed=seed, checkpoint=checkpoint
-    )
-    weights = stage(checkpoint, "weights")
-    trained = (
-        fine_tune(model, objective, training, checkpoint=weights)
-        if training.token_rows is None
-        else fine_tune_tokens(model, objective, training, training.token_rows, checkpoint=weights)
-    )
-    erasure = Erasure(trained.edit, trained.losses, spent + trained.unet_evaluations)
-    return prune_after(erasure, eraser, pruning, model, concept, scope=training.scope, seed=seed, checkpoint=checkpoint)
+    has_objective: ClassVar[bool] = True
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What is minimised, not yet prepared."""
+
+    @abstractmethod
+    def training(self, model: TextToImage, concept: Concept) -> FineTuning:
+        """Which weights are trained and how, where the pruning learns no mask."""
+
+    def erase(
+        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Eraser`."""
+        objective, training = self.objective(), self.training(model, concept)
+        scope = training.scope
+        if pruning.needs_objective:
+            pruned = pruning.prune(model, concept, objective, scope=scope, seed=seed, checkpoint=checkpoint)
+            return described(pruned, self, pruning, model, concept, scope=scope, seed=seed)
+        spent = objective.prepare(model, concept, scope=scope, steps=training.steps, seed=seed, checkpoint=checkpoint)
+        weights = stage(checkpoint, "weights")
+        trained = (
+            fine_tune(model, objective, training, checkpoint=weights)
+            if training.token_rows is None
+            else fine_tune_tokens(model, objective, training, training.token_rows, checkpoint=weights)
+        )
+        erasure = Erasure(trained.edit, trained.losses, spent + trained.unet_evaluations)
+        return prune_after(erasure, self, pruning, model, concept, scope=scope, seed=seed, checkpoint=checkpoint)
 
 
 def prune_after(

@@ -16,7 +16,7 @@ from diffusion.training import step_generator
 from erasure.trajectories import remembered
 
 PICTURE_STREAM = 2**32
-"""Added to the seed of pictures, so that their noise is not the training's."""
+"""What erasers that train on pictures add to the seed of those, so that their noise is not the training's."""
 
 PICTURES_PER_FILE = 64
 
@@ -38,6 +38,16 @@ class Painting:
     guidance: float
     batch_size: int
     cache: Path | None = None
+
+    def seeds(self, seed: int) -> list[int]:
+        """The seed of every picture."""
+        return torch.randint(2**31, (self.images,), generator=step_generator(seed, 0)).tolist()  # type: ignore[no-any-return]
+
+    def sample(self, model: TextToImage, text: Tensor, seeds: Sequence[int], until: int | None = None) -> Tensor:
+        """Latents of pictures of ``text``, float [n, tokens, width], finished or before step ``until``."""
+        return model.sample(
+            text, seeds=seeds, steps=self.steps, guidance=self.guidance, until=until, batch_size=self.batch_size
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ def paint(
         The pictures, and the U-Net evaluations that they cost, whoever made them.
     """
     order = torch.arange(painting.images) % len(text)
-    seeds = torch.randint(2**31, (painting.images,), generator=step_generator(seed + PICTURE_STREAM, 0)).tolist()
+    seeds = painting.seeds(seed)
     made_by = {
         "model": "" if painting.cache is None else model.fingerprint(),
         "sampler": [model.scheduler_name, str(model.autocast), painting.steps, painting.guidance],
@@ -117,14 +127,7 @@ def paint(
         chosen = [seeds[place] for place in chunk]
 
         def sample() -> dict[str, Tensor]:
-            latents = model.sample(
-                text[order[chunk]],
-                seeds=chosen,
-                steps=painting.steps,
-                guidance=painting.guidance,
-                batch_size=painting.batch_size,
-            )
-            return {"latents": latents}
+            return {"latents": painting.sample(model, text[order[chunk]], chosen)}
 
         if painting.cache is None:
             return remembered(checkpoint, f"{part}-{int(chunk[0])}", sample, model)

@@ -16,6 +16,7 @@ from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from experiments.config import TRAINING_SPEED_ONLY, matters
+from tests.erasures import assert_same_erasure
 from tests.oracles import ac as oracle
 from tests.tiny_job import make_job
 
@@ -345,8 +346,4 @@ def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_pa
     monkeypatch.setattr(ACObjective, "loss", loss)
     resumed = eraser.erase(tiny_model, CONCEPT, pruning, seed=1, checkpoint=tmp_path / "work")
 
-    assert resumed.losses == undisturbed.losses
-    assert resumed.unet_evaluations == undisturbed.unet_evaluations
-    for name, entry in undisturbed.edit.entries.items():
-        for part, tensor in entry.parts.items():
-            assert torch.equal(tensor, resumed.edit.entries[name].parts[part])
+    assert_same_erasure(resumed, undisturbed)

@@ -17,6 +17,7 @@ from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
+from tests.erasures import assert_same_erasure
 from tests.oracles import esd as oracle
 
 CONCEPT = Concept(
@@ -361,14 +362,6 @@ class KilledError(Exception):
     """Stands in for kill -9."""
 
 
-def same(one, other):
-    assert one.losses == other.losses
-    assert one.unet_evaluations == other.unet_evaluations
-    assert one.edit.entries.keys() == other.edit.entries.keys()
-    for name, entry in one.edit.entries.items():
-        assert all(torch.equal(part, other.edit.entries[name].parts[key]) for key, part in entry.parts.items())
-
-
 @pytest.mark.parametrize("trajectory", ["frozen", "current"])
 @pytest.mark.parametrize(
     "pruning", [Off(), Learned(steps=5, scope=None, finetune="after", finetune_steps=5)], ids=["off", "learned"]
@@ -397,7 +390,7 @@ def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_pa
     before = tiny_model.unet_evaluations
     resumed = config.erase(tiny_model, CONCEPT, pruning, seed=1, checkpoint=tmp_path / "work")
 
-    same(resumed, undisturbed)
+    assert_same_erasure(resumed, undisturbed)
     assert tiny_model.unet_evaluations - before < undisturbed.unet_evaluations
 
 
@@ -422,7 +415,7 @@ def test_killed_precomputation_keeps_its_finished_parts(tiny_model, tmp_path, mo
     before = tiny_model.unet_evaluations
     resumed = config.erase(tiny_model, CONCEPT, Off(), seed=1, checkpoint=tmp_path / "work")
 
-    same(resumed, undisturbed)
+    assert_same_erasure(resumed, undisturbed)
     assert tiny_model.unet_evaluations - before < undisturbed.unet_evaluations
 
 

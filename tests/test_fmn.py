@@ -15,6 +15,7 @@ from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.off import Off
 from tests.canvas_effect import effect_on_canvas
+from tests.erasures import assert_same_erasure
 from tests.oracles import fmn as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
@@ -152,13 +153,8 @@ def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_pa
     before = tiny_model.unet_evaluations
     resumed = eraser.erase(tiny_model, CONCEPT, pruning, seed=1, checkpoint=tmp_path / "work")
 
-    assert resumed.losses == undisturbed.losses
-    assert resumed.unet_evaluations == undisturbed.unet_evaluations
+    assert_same_erasure(resumed, undisturbed)
     assert tiny_model.unet_evaluations - before < undisturbed.unet_evaluations
-    assert resumed.edit.entries.keys() == undisturbed.edit.entries.keys()
-    for name, entry in undisturbed.edit.entries.items():
-        for part, tensor in entry.parts.items():
-            assert torch.equal(tensor, resumed.edit.entries[name].parts[part])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.none import NoEraser
 from erasure.parameters import named_parameters
+from erasure.pictures import Painting
 from erasure.pruning.cad import CAD
-from erasure.pruning.calibration import Pictures, input_squares, sizes_times_use
+from erasure.pruning.calibration import input_squares, sizes_times_use
 from erasure.pruning.conceptprune import ConceptPrune
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
@@ -116,7 +117,7 @@ def test_wanda_scores_of_matrices_are_size_times_norm_of_the_inputs(recorded, un
     model, text, records = recorded
     weights = maskable_parameters(model, "xattn_ffn")
     squares, spent = input_squares(
-        model, weights, text, Pictures(2, 3, 2.0, 1), seed=4, checkpoint=None, until=2, unit_tokens=unit_tokens
+        model, weights, text, Painting(2, 3, 2.0, 1), seed=4, checkpoint=None, until=2, unit_tokens=unit_tokens
     )
 
     assert spent == 2 * 2 * 2
@@ -140,7 +141,7 @@ def test_wanda_scores_of_kernels_follow_every_position_they_meet(recorded):
         "down_blocks.1.resnets.0.conv_shortcut.weight",
     )
     weights = {name: model.unet.get_parameter(name) for name in names}
-    squares, _ = input_squares(model, weights, text, Pictures(2, 3, 2.0, 2), seed=4, checkpoint=None, until=2)
+    squares, _ = input_squares(model, weights, text, Painting(2, 3, 2.0, 2), seed=4, checkpoint=None, until=2)
 
     for name, weight in weights.items():
         module = model.unet.get_submodule(name.rpartition(".")[0])
@@ -156,7 +157,7 @@ def test_wanda_prunes_the_lowest_scores_of_each_row_over_all_steps(tiny_model64)
 
     weights = maskable_parameters(tiny_model64, "xattn")
     text = tiny_model64.encode_prompts(CONCEPT.preserved_prompts)[[0, 0]]
-    squares, _ = input_squares(tiny_model64, weights, text, Pictures(2, 3, 2.0, 1), seed=0, checkpoint=None)
+    squares, _ = input_squares(tiny_model64, weights, text, Painting(2, 3, 2.0, 1), seed=0, checkpoint=None)
     expected = set()
     for name, weight in weights.items():
         scores = {

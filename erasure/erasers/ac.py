@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
+from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope
-from erasure.pictures import Painting, Pictures, paint
-from erasure.protocols import Erasure, Objective, Pruning
+from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
+from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class AC:
+class AC(Trained):
     """Concept ablation (Kumari et al., "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023).
 
     L = || eps_theta(x_t, c*, t) - sg[eps_theta(x_t, c, t)] ||^2 (mean), their model-based variant: c* names the
@@ -52,8 +52,6 @@ class AC:
             changes speed only: their cost is counted all the same.
     """
 
-    has_objective: ClassVar[bool] = True
-
     scope: UNetScope | Literal["token_embedding"] = "xattn_kv"
     variant: Literal["model", "noise"] = "model"
     steps: Annotated[int, Field(ge=1)] = 200
@@ -82,22 +80,14 @@ class AC:
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
-        ablating = ACObjective(self)
-        if not self.retain_weight:
-            return ablating
         trajectories = Trajectories(self.sampling_steps, self.image_guidance, None, self.sampling_batch_size)
-        return Retaining(ablating, self.retain_weight, trajectories, self.batch_size)
+        return retaining(ACObjective(self), self.retain_weight, trajectories, self.batch_size)
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
+    def training(self, model: TextToImage, concept: Concept) -> FineTuning:
+        """See :class:`erasure.finetuning.Trained`."""
         rows = target_token_rows(model, concept) if self.scope == "token_embedding" else None
         scope = "xattn_kv" if self.scope == "token_embedding" else self.scope
-        training = FineTuning(scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm, rows)
-        return erase_by_training(
-            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
-        )
+        return FineTuning(scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm, rows)
 
 
 class ACObjective:
@@ -123,7 +113,7 @@ class ACObjective:
             if anchor not in painted:
                 name = f"anchors-{len(painted)}"
                 painted[anchor], cost = paint(
-                    model, anchor, text, painting, seed=seed, part=name, checkpoint=checkpoint
+                    model, anchor, text, painting, seed=seed + PICTURE_STREAM, part=name, checkpoint=checkpoint
                 )
                 spent += cost
             latents.append(painted[anchor].latents)
@@ -134,30 +124,23 @@ class ACObjective:
         self._pictures = Pictures(torch.cat(latents), torch.cat(prompts))
         self._target_ids = model.tokenize(concept.target_prompts)
         self._targets = model.encode_prompts(concept.target_prompts)
-        sizes = [len(part.target_prompts) for part in concept.parts]
-        # Which row of the targets has a phrase in a template, concept by concept.
-        self._rows = [
-            rows.reshape(-1, len(part.templates))
-            for rows, part in zip(torch.arange(sum(sizes)).split(sizes), concept.parts, strict=True)
-        ]
+        self._phrases = torch.tensor([len(part.targets) for part in concept.parts])
+        self._templates = torch.tensor([len(part.templates) for part in concept.parts])
+        sizes = self._phrases * self._templates
+        self._first_targets = sizes.cumsum(0) - sizes
         return spent
 
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
         generator = step_generator(self._seed, step)
-        concepts = len(self._rows)
-        places = range(step * config.batch_size, (step + 1) * config.batch_size)
+        places = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
         picks = torch.randint(config.images, (config.batch_size,), generator=generator)
-        turns = torch.tensor([place % concepts for place in places])
-        batch = self._pictures.noised(model, picks + turns * config.images, generator)
-        tables = [self._rows[turn] for turn in turns]
-        rows = torch.stack(
-            [
-                table[place // concepts % len(table), pick % table.shape[1]]
-                for table, place, pick in zip(tables, places, picks, strict=True)
-            ]
-        )
+        parts, rounds = places % len(self._phrases), places // len(self._phrases)
+        batch = self._pictures.noised(model, picks + parts * config.images, generator)
+        # Each concept's phrases take turns, in the template that the picture was made in.
+        phrases, templates = rounds % self._phrases[parts], picks % self._templates[parts]
+        rows = self._first_targets[parts] + phrases * self._templates[parts] + templates
         learns_text = config.scope == "token_embedding"
         text = model.encode_ids(self._target_ids[rows]) if learns_text else self._targets[rows]
         with first_token_detached(model, enabled=config.detach_first_token):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Retaining, erase_by_training, noise_error
+from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters, substituted
-from erasure.protocols import Erasure, Objective, Pruning
+from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class ESD:
+class ESD(Trained):
     """Erased Stable Diffusion (Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023).
 
     L = || eps_theta(x_t, c, t) - [eps*(x_t, r, t) - eta (eps*(x_t, c, t) - eps*(x_t, r, t))] ||^2 (mean), with r the
@@ -49,8 +49,6 @@ class ESD:
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
     """
-
-    has_objective: ClassVar[bool] = True
 
     scope: UNetScope = "xattn"
     eta: Annotated[float, Field(gt=0)] = 1.0
@@ -94,19 +92,12 @@ class ESD:
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
-        esd = ESDObjective(self)
-        if not self.retain_weight:
-            return esd
-        return Retaining(esd, self.retain_weight, replace(self.settings, lagging=False), self.batch_size)
+        trajectories = replace(self.settings, lagging=False)
+        return retaining(ESDObjective(self), self.retain_weight, trajectories, self.batch_size)
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
-        training = FineTuning(self.scope, self.steps, self.learning_rate)
-        return erase_by_training(
-            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
-        )
+    def training(self, model: TextToImage, concept: Concept) -> FineTuning:
+        """See :class:`erasure.finetuning.Trained`."""
+        return FineTuning(self.scope, self.steps, self.learning_rate)
 
 
 class ESDObjective:

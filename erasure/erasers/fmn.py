@@ -1,7 +1,7 @@
 """FMN: take the cross-attention away from the concept's tokens."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -12,15 +12,15 @@ from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.attention import concept_columns, recorded_attention
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Retaining, erase_by_training
+from erasure.finetuning import FineTuning, Trained, retaining
 from erasure.parameters import UNetScope
-from erasure.pictures import Painting, paint
-from erasure.protocols import Erasure, Objective, Pruning
+from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class FMN:
+class FMN(Trained):
     """Forget-Me-Not (Zhang et al., "Learning to Forget in Text-to-Image Diffusion Models", CVPR workshops 2024).
 
     Attention re-steering: L = || A ||_F, where A holds the cross-attention probabilities of all layers, heads and
@@ -46,8 +46,6 @@ class FMN:
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
     """
 
-    has_objective: ClassVar[bool] = True
-
     scope: UNetScope = "full"
     norm: Literal["joint", "layers"] = "joint"
     end_tokens: bool = False
@@ -66,22 +64,14 @@ class FMN:
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
-        steering = FMNObjective(self)
-        if not self.retain_weight:
-            return steering
         trajectories = Trajectories(
             self.sampling_steps, self.image_guidance, self.retain_trajectories, self.sampling_batch_size
         )
-        return Retaining(steering, self.retain_weight, trajectories, self.retain_batch_size)
+        return retaining(FMNObjective(self), self.retain_weight, trajectories, self.retain_batch_size)
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
-        training = FineTuning(self.scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm)
-        return erase_by_training(
-            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
-        )
+    def training(self, model: TextToImage, concept: Concept) -> FineTuning:
+        """See :class:`erasure.finetuning.Trained`."""
+        return FineTuning(self.scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm)
 
 
 class FMNObjective:
@@ -101,7 +91,7 @@ class FMNObjective:
         self._text = model.encode_prompts(prompts)
         painting = Painting(config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size)
         self._pictures, spent = paint(
-            model, prompts, self._text, painting, seed=seed, part="concept", checkpoint=checkpoint
+            model, prompts, self._text, painting, seed=seed + PICTURE_STREAM, part="concept", checkpoint=checkpoint
         )
         return spent
 

@@ -1,8 +1,9 @@
 """SalUn: unlearn with the weights that the concept depends on most, and with no others."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,10 +14,10 @@ from torch.nn import functional
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.concept import Concept
-from erasure.finetuning import RETAIN_STREAM, FineTuning, erase_by_training, noise_error, require_preserved
+from erasure.finetuning import RETAIN_STREAM, FineTuning, Trained, gradient, noise_error, require_preserved
 from erasure.parameters import UNetScope, scope_parameters, substituted
-from erasure.pictures import Painting, paint
-from erasure.protocols import Erasure, Objective, Pruning
+from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.protocols import Objective
 from erasure.pruning.masks import cut_lowest
 from erasure.trajectories import remembered
 
@@ -25,7 +26,7 @@ SALIENCY_STREAM = 2**33
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class SalUn:
+class SalUn(Trained):
     """Saliency unlearning (Fan et al., "SalUn", ICLR 2024).
 
     The mask m is 1 where |g| is among the largest ``trained_fraction`` of the whole scope, else 0, with
@@ -51,8 +52,6 @@ class SalUn:
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
     """
 
-    has_objective: ClassVar[bool] = True
-
     scope: UNetScope = "full"
     trained_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     saliency_guidance: Annotated[float, Field(ge=0)] = 8.5
@@ -74,14 +73,9 @@ class SalUn:
         """The loss under the mask."""
         return SalUnObjective(self)
 
-    def erase(
-        self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Eraser`."""
-        training = FineTuning(self.scope, self.steps, self.learning_rate)
-        return erase_by_training(
-            self, self.objective(), training, model, concept, pruning, seed=seed, checkpoint=checkpoint
-        )
+    def training(self, model: TextToImage, concept: Concept) -> FineTuning:
+        """See :class:`erasure.finetuning.Trained`."""
+        return FineTuning(self.scope, self.steps, self.learning_rate)
 
 
 class SalUnObjective:
@@ -105,7 +99,7 @@ class SalUnObjective:
             concept.target_prompts,
             self._targets,
             config.painting(config.images),
-            seed=seed,
+            seed=seed + PICTURE_STREAM,
             part="forgotten",
             checkpoint=checkpoint,
         )
@@ -116,7 +110,7 @@ class SalUnObjective:
                 concept.preserved_prompts,
                 self._preserved,
                 config.painting(config.retain_images),
-                seed=seed + RETAIN_STREAM,
+                seed=seed + RETAIN_STREAM + PICTURE_STREAM,
                 part="retained",
                 checkpoint=checkpoint,
             )
@@ -148,7 +142,8 @@ class SalUnObjective:
         config = self._config
         parameters = scope_parameters(model, scope)
         unconditional = model.encode_prompts([""])[0]
-        with model.trainable(list(parameters.values())):
+
+        def losses() -> Iterator[Tensor]:
             for number, picks in enumerate(torch.arange(config.images).split(config.batch_size)):
                 batch = self._forgotten.noised(model, picks, step_generator(self._seed + SALIENCY_STREAM, number))
                 text = self._targets[batch.prompts]
@@ -158,10 +153,9 @@ class SalUnObjective:
                     noise = model.guided_noise(
                         batch.latents, batch.timesteps, text, unconditional, config.saliency_guidance
                     )
-                functional.mse_loss(noise.to(batch.noise.dtype), batch.noise, reduction="sum").backward()
-            saliency = {
-                name: torch.zeros_like(value) if value.grad is None else value.grad.abs()
-                for name, value in parameters.items()
-            }
+                yield functional.mse_loss(noise.to(batch.noise.dtype), batch.noise, reduction="sum")
+
+        with model.trainable(list(parameters.values())):
+            saliency = {name: value.abs() for name, value in gradient(losses(), parameters).items()}
         weights = sum(value.numel() for value in saliency.values())
         return cut_lowest(saliency, weights - math.floor(config.trained_fraction * weights))

@@ -1,24 +1,22 @@
 """CAD: the weights that the concept's prediction is attributed to go."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Fill
-from erasure.finetuning import noise_error
+from erasure.finetuning import gradient, noise_error
 from erasure.parameters import UNetScope
-from erasure.protocols import Erasure, Objective
-from erasure.pruning.calibration import gradient
-from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+from erasure.pruning.masks import Masks, Sparsity
+from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import FrozenSamples, Trajectories
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class CAD:
+class CAD(Scored):
     """Component attribution (Nguyen et al., "Unveiling Concept Attribution in Diffusion Models", 2024).
 
     J = sum_t || eps_theta(x_t, c, t) - sg[eps_theta(x_t, 0, t)] ||^2 says how far the concept's prompt c moves the
@@ -28,7 +26,6 @@ class CAD:
     Attributes:
         sparsity: How many are pruned, if so many are positive, and among which.
         scope: Whose matrices and kernels are pruned; the authors' are the feed-forwards.
-        fill: What pruned weights become.
         trajectories: How many; the targets' prompts are spread evenly over them. Every t lies on the same ones, where
             the authors start anew for each.
         sampling_steps: Sampler steps of a trajectory, all of which are looked at.
@@ -37,31 +34,18 @@ class CAD:
         sampling_batch_size: Trajectories sampled at a time; it changes speed and memory only.
     """
 
-    needs_objective: ClassVar[bool] = False
-
     sparsity: Sparsity = Field(default_factory=lambda: Sparsity(0.001, "row"))
     scope: UNetScope | None = "ffn"
-    fill: Fill = "zero"
     trajectories: Annotated[int, Field(ge=1)] = 1
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     batch_size: Annotated[int, Field(ge=1)] = 1
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
-    def prune(
-        self,
-        model: TextToImage,
-        concept: Concept,
-        objective: Objective | None,
-        *,
-        scope: UNetScope,
-        seed: int,
-        checkpoint: Path | None,
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Pruning`."""
-        scope = self.scope or scope
-        weights = maskable_parameters(model, scope)
-        self.sparsity.check(weights)
+    def masks(
+        self, model: TextToImage, concept: Concept, weights: Weights, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Masks, int]:
+        """See :class:`erasure.pruning.scored.Scored`."""
         samples = FrozenSamples(
             model,
             model.encode_prompts(concept.target_prompts),
@@ -90,4 +74,4 @@ class CAD:
         highest = self.sparsity.kept({name: -value for name, value in scores.items()})
         masks = {name: kept | (scores[name] <= 0) for name, kept in highest.items()}
         spent = samples.unet_evaluations + model.unet_evaluations - before
-        return pruned_by(masks, scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)
+        return masks, spent

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from diffusion.progress import track
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.finetuning import noise_error
+from erasure.pictures import Painting, paint
 from erasure.trajectories import remembered
 
 Prompts = Literal["preserved", "targets", "anchors"]
@@ -41,53 +41,16 @@ def prompts_of(concept: Concept, which: Prompts) -> list[str]:
     return by_kind[which]
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures that the model samples.
-
-    Attributes:
-        count: How many; prompts are spread evenly over them.
-        steps: Sampler steps of a picture.
-        guidance: Guidance scale.
-        batch_size: Pictures at a time; it changes speed and memory only.
-    """
-
-    count: int
-    steps: int
-    guidance: float
-    batch_size: int
-
-    def text(self, model: TextToImage, prompts: Sequence[str]) -> Tensor:
-        """The text of every picture, float [count, tokens, width]."""
-        return model.encode_prompts(prompts)[torch.arange(self.count) * len(prompts) // self.count]
-
-    def seeds(self, seed: int) -> list[int]:
-        """The seed of every picture's noise."""
-        return torch.randint(2**31, (self.count,), generator=step_generator(seed, 0)).tolist()  # type: ignore[no-any-return]
-
-    def chunks(self) -> Iterator[slice]:
-        """Which pictures are sampled at a time."""
-        starts = range(0, self.count, self.batch_size)
-        for start in track(starts, "pictures", len(starts)):
-            yield slice(start, min(start + self.batch_size, self.count))
-
-    def sample(self, model: TextToImage, text: Tensor, seed: int, chunk: slice, until: int | None = None) -> Tensor:
-        """Latents of the pictures ``chunk`` before step ``until``, or finished; float [n, c, h, w]."""
-        return model.sample(
-            text[chunk],
-            seeds=self.seeds(seed)[chunk],
-            steps=self.steps,
-            guidance=self.guidance,
-            until=until,
-            batch_size=self.batch_size,
-        )
+def spread(prompts: Sequence[str], count: int) -> Tensor:
+    """Which of the prompts each of ``count`` pictures is made of, evenly spread; int64 [count]."""
+    return torch.arange(count) * len(prompts) // count
 
 
 def input_squares(
     model: TextToImage,
     weights: Mapping[str, Tensor],
     text: Tensor,
-    pictures: Pictures,
+    painting: Painting,
     *,
     seed: int,
     checkpoint: Path | None,
@@ -100,7 +63,7 @@ def input_squares(
         model: Whose U-Net.
         weights: The layers' weights by parameter name.
         text: The pictures' text, float [n, tokens, width].
-        pictures: How they are sampled.
+        painting: How they are sampled.
         seed: Of their noise.
         checkpoint: Finished parts are kept in files whose names start with this one, and found again.
         until: Sampler steps that are looked at; all by default.
@@ -112,14 +75,16 @@ def input_squares(
     """
     totals: dict[str, Tensor] = {}
     spent = 0
+    seeds = painting.seeds(seed)
 
-    def measure(chunk: slice) -> dict[str, Tensor]:
+    def measure(chunk: Tensor) -> dict[str, Tensor]:
         with _watched(model, weights, unit_tokens) as seen:
-            pictures.sample(model, text, seed, chunk, until)
+            painting.sample(model, text[chunk], [seeds[place] for place in chunk], until)
         return {name: torch.stack(steps) for name, steps in seen.items()}
 
-    for chunk in pictures.chunks():
-        part = f"squares-{chunk.start}-{chunk.stop}"
+    chunks = torch.arange(painting.images).split(painting.batch_size)
+    for chunk in track(chunks, "pictures", len(chunks)):
+        part = f"squares-{int(chunk[0])}-{int(chunk[-1])}"
         squares, evaluations = remembered(checkpoint, part, partial(measure, chunk), model)
         spent += evaluations
         totals = {name: totals.get(name, 0) + value.cpu() for name, value in squares.items()}
@@ -174,7 +139,7 @@ class DenoisingLoss:
     Args:
         model: The model before it is pruned.
         prompts: What the pictures are of.
-        pictures: How they are sampled.
+        painting: How they are sampled.
         timesteps: Number of t, evenly spread over the noise schedule; every picture has a noise for each.
         batch_size: Pictures at a time when there are gradients; it changes speed and memory only.
         seed: Of pictures and noise.
@@ -189,7 +154,7 @@ class DenoisingLoss:
         self,
         model: TextToImage,
         prompts: Sequence[str],
-        pictures: Pictures,
+        painting: Painting,
         *,
         timesteps: int,
         batch_size: int,
@@ -197,18 +162,20 @@ class DenoisingLoss:
         checkpoint: Path | None,
     ) -> None:
         self.timesteps = ((torch.arange(timesteps) + 0.5) * model.training_timesteps / timesteps).long()
-        self._text = pictures.text(model, prompts)
         self._batch_size = batch_size
         self._seed = seed
-        self.unet_evaluations = 0
-        made = []
-        for chunk in pictures.chunks():
-            sample = partial(pictures.sample, model, self._text, seed, chunk)
-            part = f"pictures-{chunk.start}-{chunk.stop}"
-            kept, spent = remembered(checkpoint, part, lambda sample=sample: {"latents": sample()}, model)  # type: ignore[misc]
-            made.append(kept["latents"])
-            self.unet_evaluations += spent
-        self._pictures = torch.cat(made)
+        places = spread(prompts, painting.images)
+        self._text = model.encode_prompts(prompts)[places]
+        pictures, self.unet_evaluations = paint(
+            model,
+            [prompts[place] for place in places],
+            self._text,
+            painting,
+            seed=seed,
+            part="pictures",
+            checkpoint=checkpoint,
+        )
+        self._pictures = pictures.latents
 
     def parts(self, model: TextToImage, place: int) -> Iterator[Tensor]:
         """Scalars that add up to the loss at ``timesteps[place]``, differentiable in the U-Net's weights."""
@@ -218,20 +185,3 @@ class DenoisingLoss:
             timesteps = self.timesteps[place].to(model.device).expand(len(rows))
             latents = model.add_noise(self._pictures[rows], noise[rows], timesteps)
             yield noise_error(model, latents, timesteps, self._text[rows], noise[rows]) * len(rows) / count
-
-
-def gradient(losses: Iterator[Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The gradient of the sum of ``losses`` by parameter name, summed in float32 at least.
-
-    Args:
-        losses: Scalars, each computed when its turn comes.
-        weights: Trainable parameters of the model.
-    """
-    total = {
-        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for name, weight in weights.items()
-    }
-    for loss in losses:
-        for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
-            total[name] += part
-    return total

@@ -1,7 +1,7 @@
 """ConceptPrune: the weights that a concept uses more than its absence go."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -9,16 +9,16 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Fill
 from erasure.parameters import UNetScope
-from erasure.protocols import Erasure, Objective
-from erasure.pruning.calibration import Pictures, input_squares, sizes_times_use
-from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+from erasure.pictures import Painting
+from erasure.pruning.calibration import input_squares, sizes_times_use, spread
+from erasure.pruning.masks import Masks, Sparsity
+from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import stage
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class ConceptPrune:
+class ConceptPrune(Scored):
     """ConceptPrune (Chavhan et al., "Concept Editing in Diffusion Models via Skilled Neuron Pruning", ICLR 2025).
 
     At sampler step t, S^c_ij(t) = |W_ij| ||X^c_j(t)||_2 on pictures of the concept's prompts c, and S^b on the same
@@ -30,7 +30,6 @@ class ConceptPrune:
         sparsity: How many score highest at a step, and among which; pruned are fewer by what the anchor uses as much,
             and more by what one step adds to another.
         scope: Whose matrices and kernels are pruned; the paper's are the matrices behind the feed-forwards' units.
-        fill: What pruned weights become.
         first_steps: tau.
         agreement: Share of those steps at which a weight must be skilled, exceeded; 0 for any step.
         context: What targets and anchor are put in: the concept's ``templates``, or those of what it preserves.
@@ -41,11 +40,8 @@ class ConceptPrune:
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
     """
 
-    needs_objective: ClassVar[bool] = False
-
     sparsity: Sparsity = Field(default_factory=lambda: Sparsity(0.01, "row"))
     scope: UNetScope | None = "ffn2"
-    fill: Fill = "zero"
     first_steps: Annotated[int, Field(ge=1)] = 10
     agreement: Annotated[float, Field(ge=0, lt=1)] = 0.0
     context: Literal["templates", "preserved_templates"] = "templates"
@@ -54,30 +50,20 @@ class ConceptPrune:
     guidance: Annotated[float, Field(ge=0)] = 7.5
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
-    def prune(
-        self,
-        model: TextToImage,
-        concept: Concept,
-        objective: Objective | None,
-        *,
-        scope: UNetScope,
-        seed: int,
-        checkpoint: Path | None,
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Pruning`."""
-        scope = self.scope or scope
-        weights = maskable_parameters(model, scope)
-        self.sparsity.check(weights)
+    def masks(
+        self, model: TextToImage, concept: Concept, weights: Weights, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Masks, int]:
+        """See :class:`erasure.pruning.scored.Scored`."""
         if self.context == "preserved_templates":
             concept = concept.in_preserved_contexts
-        pictures = Pictures(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
+        painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
         use, spent = {}, 0
         for kind, prompts in (("targets", concept.target_prompts), ("anchors", concept.target_anchors)):
             use[kind], evaluations = input_squares(
                 model,
                 weights,
-                pictures.text(model, prompts),
-                pictures,
+                model.encode_prompts(prompts)[spread(prompts, self.pictures)],
+                painting,
                 seed=seed,
                 checkpoint=stage(checkpoint, kind),
                 until=self.first_steps,
@@ -96,4 +82,4 @@ class ConceptPrune:
             for name in weights:
                 skilled_at[name] += ~below[name] & (targets[name] > anchors[name])
         masks = {name: count <= self.agreement * steps for name, count in skilled_at.items()}
-        return pruned_by(masks, scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)
+        return masks, spent

@@ -1,22 +1,22 @@
 """Saliency: the weights that the concept's denoising depends on most go."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Fill
-from erasure.parameters import UNetScope
-from erasure.protocols import Erasure, Objective
-from erasure.pruning.calibration import DenoisingLoss, Pictures, gradient
-from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+from erasure.finetuning import gradient
+from erasure.pictures import Painting
+from erasure.pruning.calibration import DenoisingLoss
+from erasure.pruning.masks import Masks, Sparsity
+from erasure.pruning.scored import Scored, Weights
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Saliency:
+class Saliency(Scored):
     """Gradient saliency under the concept's denoising loss, the highest pruned.
 
     g = grad of sum_t || eps - eps_theta(x_t, c, t) ||^2 with x_t noised pictures that the model made of the concept's
@@ -25,9 +25,6 @@ class Saliency:
 
     Attributes:
         score: ``snip`` is |g W|, ``salun`` is |g|.
-        sparsity: How many are pruned, and among which.
-        scope: Whose matrices and kernels are pruned; None for the eraser's.
-        fill: What pruned weights become.
         pictures: How many, the prompts spread evenly over them.
         timesteps: Number of t, evenly spread over the noise schedule.
         sampling_steps: Sampler steps of a picture.
@@ -36,12 +33,8 @@ class Saliency:
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
     """
 
-    needs_objective: ClassVar[bool] = False
-
     score: Literal["snip", "salun"] = "snip"
     sparsity: Sparsity = Field(default_factory=lambda: Sparsity(0.01))
-    scope: UNetScope | None = None
-    fill: Fill = "zero"
     pictures: Annotated[int, Field(ge=1)] = 32
     timesteps: Annotated[int, Field(ge=1, le=1000)] = 10
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -49,24 +42,14 @@ class Saliency:
     batch_size: Annotated[int, Field(ge=1)] = 8
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
-    def prune(
-        self,
-        model: TextToImage,
-        concept: Concept,
-        objective: Objective | None,
-        *,
-        scope: UNetScope,
-        seed: int,
-        checkpoint: Path | None,
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Pruning`."""
-        scope = self.scope or scope
-        weights = maskable_parameters(model, scope)
-        self.sparsity.check(weights)
+    def masks(
+        self, model: TextToImage, concept: Concept, weights: Weights, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Masks, int]:
+        """See :class:`erasure.pruning.scored.Scored`."""
         loss = DenoisingLoss(
             model,
             concept.target_prompts,
-            Pictures(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
+            Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
             timesteps=self.timesteps,
             batch_size=self.batch_size,
             seed=seed,
@@ -79,4 +62,4 @@ class Saliency:
         factors = weights if self.score == "snip" else dict.fromkeys(weights, 1)
         masks = self.sparsity.kept({name: -(value * factors[name]).abs() for name, value in gradients.items()})
         spent = loss.unet_evaluations + model.unet_evaluations - before
-        return pruned_by(masks, scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)
+        return masks, spent

@@ -1,7 +1,7 @@
 """Taylor: the weights that the denoising of what must stay depends on least go."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -9,24 +9,21 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Fill
-from erasure.parameters import UNetScope
-from erasure.protocols import Erasure, Objective
-from erasure.pruning.calibration import DenoisingLoss, Pictures, Prompts, gradient, prompts_of
-from erasure.pruning.masks import Sparsity, maskable_parameters, pruned_by
+from erasure.finetuning import gradient
+from erasure.pictures import Painting
+from erasure.pruning.calibration import DenoisingLoss, Prompts, prompts_of
+from erasure.pruning.masks import Masks
+from erasure.pruning.scored import Scored, Weights
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Taylor:
+class Taylor(Scored):
     """First-order importance over timesteps (Fang et al., "Structural Pruning for Diffusion Models", NeurIPS 2023).
 
     S = sum over { t : L_t > threshold * max_t L_t } of |W * grad L_t|, the lowest pruned, with L_t the denoising loss
     at t. They prune channels of unconditional models; here single weights are scored, on pictures of prompts.
 
     Attributes:
-        sparsity: How many are pruned, and among which.
-        scope: Whose matrices and kernels are pruned; None for the eraser's.
-        fill: What pruned weights become.
         threshold: Timesteps with less loss, relative to the largest, say little about the picture and are left out.
         prompts: What the pictures are of: the concept's ``preserved`` phrases, its ``anchors`` or its ``targets``.
         pictures: How many, the prompts spread evenly over them.
@@ -37,11 +34,6 @@ class Taylor:
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
     """
 
-    needs_objective: ClassVar[bool] = False
-
-    sparsity: Sparsity = Field(default_factory=Sparsity)
-    scope: UNetScope | None = None
-    fill: Fill = "zero"
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
     prompts: Prompts = "preserved"
     pictures: Annotated[int, Field(ge=1)] = 32
@@ -51,24 +43,14 @@ class Taylor:
     batch_size: Annotated[int, Field(ge=1)] = 8
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
-    def prune(
-        self,
-        model: TextToImage,
-        concept: Concept,
-        objective: Objective | None,
-        *,
-        scope: UNetScope,
-        seed: int,
-        checkpoint: Path | None,
-    ) -> Erasure:
-        """See :class:`erasure.protocols.Pruning`."""
-        scope = self.scope or scope
-        weights = maskable_parameters(model, scope)
-        self.sparsity.check(weights)
+    def masks(
+        self, model: TextToImage, concept: Concept, weights: Weights, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Masks, int]:
+        """See :class:`erasure.pruning.scored.Scored`."""
         loss = DenoisingLoss(
             model,
             prompts_of(concept, self.prompts),
-            Pictures(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
+            Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
             timesteps=self.timesteps,
             batch_size=self.batch_size,
             seed=seed,
@@ -84,4 +66,4 @@ class Taylor:
                     for name, value in gradient(loss.parts(model, place), weights).items():
                         scores[name] += (weights[name].detach() * value).abs()
         spent = loss.unet_evaluations + model.unet_evaluations - before
-        return pruned_by(self.sparsity.kept(scores), scope=scope, fill=self.fill, seed=seed, unet_evaluations=spent)
+        return self.sparsity.kept(scores), spent
