@@ -119,13 +119,13 @@ def test_an_attack_that_aims_at_the_unedited_model_is_given_it(
 def test_verdicts_belong_to_the_weights_of_their_judge_wherever_they_lie(
     world: Path, model: TextToImage, tmp_path: Path
 ) -> None:
+    command = [part for part in overrides(world, tmp_path / "store") if not part.startswith(("eraser.", "attack."))]
+    command += ["eraser=none", "attack=none"]
     runs = []
     for name, remainder in (("first", 0), ("elsewhere", 0), ("retrained", 2)):
         weights = tmp_path / name
         weights.write_text(str(remainder))
-        command = [*overrides(world, tmp_path / "store"), "eraser=none", "attack=none", f"+judge.weights={weights}"]
-        unwanted = ("eraser.", "attack.")
-        runs.append(run([part for part in command if not part.startswith(unwanted)], tmp_path / f"run-{name}"))
+        runs.append(run([*command, f"+judge.weights={weights}"], tmp_path / f"run-{name}"))
     first, elsewhere, retrained = runs
     assert elsewhere["run"] == first["run"]
     assert retrained["run"] != first["run"]
