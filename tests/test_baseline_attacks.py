@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import experiments  # noqa: F401 - it resolves what configs set by the kind of the concept
 from attacks.cases import PromptCase
 from attacks.none import NoAttack
 from attacks.random_tokens import RandomTokens
@@ -106,10 +107,24 @@ def test_no_cases_give_no_outcomes(tiny_model: TextToImage) -> None:
 @pytest.mark.parametrize(
     "name", ["none", "random", "seed_search", "unlearndiff", "unlearndiff_paper", "p4d", "p4d_paper", "p4d_mu_attack"]
 )
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    config = OmegaConf.create(
-        {"seed": 7, "attack": OmegaConf.load(Path(__file__).parents[1] / f"conf/attack/{name}.yaml")}
-    )
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+def test_config_instantiates_and_names_every_field(name: str, kind: str) -> None:
+    attack_config = OmegaConf.load(Path(__file__).parents[1] / f"conf/attack/{name}.yaml")
+    config = OmegaConf.create({"seed": 7, "concept": {"kind": kind}, "attack": attack_config})
     attack = instantiate(config.attack)
     assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert getattr(attack, "seed", 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "insertion"), [("style", 3, "prefix_k"), ("object", 3, "suffix_k"), ("unsafe", 5, "prefix_k")]
+)
+def test_presets_follow_the_kind_of_the_concept(kind: str, tokens: int, insertion: str) -> None:
+    folder = Path(__file__).parents[1] / "conf/attack"
+    config = OmegaConf.create(
+        {"concept": {"kind": kind}}
+        | {name: OmegaConf.load(folder / f"{name}.yaml") for name in ("random", "unlearndiff", "unlearndiff_paper")}
+    )
+    assert config.unlearndiff_paper.tokens == tokens
+    assert config.unlearndiff.insertion == insertion
+    assert config.random.insertion == insertion
