@@ -1,5 +1,6 @@
 """What an attack is given and what it returns, prompt by prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,7 +40,9 @@ class Check:
         present: The judge's verdict.
         score: The judge's score in [0, 1].
         loss: The attack's objective when it was made (mean over the steps since the last check).
-        unet_evaluations: Spent on this case up to here, this picture included.
+        unet_evaluations: Spent up to here to bring this case back, this picture and what is shared included.
+        shared_evaluations: The part of them that serves all cases.
+        variant: What the picture depends on besides text and seed; see :class:`attacks.evaluate.Proposal`.
     """
 
     prompt: str
@@ -48,6 +51,8 @@ class Check:
     score: float
     loss: float | None
     unet_evaluations: int
+    shared_evaluations: int = 0
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Outcome:
         success: The plain prompt or the attack shows the concept.
         score: The judge's score of the last picture.
         checks: Every picture judged, in order; the first is the plain prompt's.
-        unet_evaluations: Spent on this case.
+        unet_evaluations: Spent on this case, what serves all cases included.
         image: uint8 [3, H, W], the last picture judged.
     """
 
@@ -75,3 +80,9 @@ class Outcome:
     checks: tuple[Check, ...]
     unet_evaluations: int
     image: Tensor = field(repr=False, compare=False)
+
+
+def evaluations_paid(checks: Sequence[Check]) -> int:
+    """U-Net evaluations up to these checks, one per case: what serves all cases is paid once, however often counted."""
+    shared = [check.shared_evaluations for check in checks]
+    return sum(check.unet_evaluations for check in checks) - sum(shared) + max(shared, default=0)

@@ -22,13 +22,22 @@ class Proposal:
         prompt: The text.
         seed: Seed of its picture; the case's own if None.
         loss: The attack's objective, mean over the steps that led here.
-        unet_evaluations: Spent on finding it.
+        unet_evaluations: Spent on finding it, for this case alone.
+        shared_evaluations: Spent since the case's last proposal on what all cases use, as a model that was trained.
+        text: float [tokens, width], what the picture is conditioned on in place of the encoded prompt.
+        noise: float [c, h, w], what its sampling starts from in place of the seed's noise.
+        variant: What the picture depends on besides text and seed, as ``step 20``: a picture is made once for each
+            prompt, seed and variant. To be given with ``text``, with ``noise`` and wherever weights were changed.
     """
 
     prompt: str
     seed: int | None = None
     loss: float | None = None
     unet_evaluations: int = 0
+    shared_evaluations: int = 0
+    text: Tensor | None = None
+    noise: Tensor | None = None
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,19 @@ class JudgedPicture:
     image: Tensor
 
 
+PictureKey = tuple[str, int, str]
+"""Text, seed and variant."""
+
+
 class Trace:
     """One case under attack: its checks so far and what they cost.
 
     Attributes:
         case: The case.
         checks: One per text tried, the plain prompt first.
-        unet_evaluations: Spent so far.
-        judged: Pictures by text and seed; the same text with the same seed is the same picture.
+        unet_evaluations: Spent so far, what is shared included.
+        shared_evaluations: Spent so far on what all cases use.
+        judged: Pictures by text, seed and variant; where these are the same, the picture is.
         state: What an attack keeps of its search of the case; it goes with the case.
     """
 
@@ -55,7 +69,8 @@ class Trace:
         self.case = case
         self.checks: list[Check] = []
         self.unet_evaluations = 0
-        self.judged: dict[tuple[str, int], JudgedPicture] = {}
+        self.shared_evaluations = 0
+        self.judged: dict[PictureKey, JudgedPicture] = {}
         self.state: Any = None
         self._last: JudgedPicture
 
@@ -83,16 +98,25 @@ class Trace:
             image=self._last.image,
         )
 
-    def key(self, proposal: Proposal) -> tuple[str, int]:
-        """Return what a picture depends on: text and seed."""
-        return proposal.prompt, self.case.seed if proposal.seed is None else proposal.seed
+    def key(self, proposal: Proposal) -> PictureKey:
+        """Return what a picture depends on."""
+        return proposal.prompt, self.case.seed if proposal.seed is None else proposal.seed, proposal.variant
 
     def record(self, proposal: Proposal) -> None:
         """Add the check of a proposal whose picture is judged."""
-        prompt, seed = self.key(proposal)
-        self._last = self.judged[prompt, seed]
+        prompt, seed, variant = self.key(proposal)
+        self._last = self.judged[prompt, seed, variant]
         self.checks.append(
-            Check(prompt, seed, self._last.present, self._last.score, proposal.loss, self.unet_evaluations)
+            Check(
+                prompt,
+                seed,
+                self._last.present,
+                self._last.score,
+                proposal.loss,
+                self.unet_evaluations,
+                self.shared_evaluations,
+                variant,
+            )
         )
 
 
@@ -153,7 +177,7 @@ def check(
 ) -> None:
     """Make and judge the picture of one proposal per case and add it to the traces."""
     new = [
-        (trace, *trace.key(proposal))
+        (trace, proposal)
         for trace, proposal in zip(traces, proposals, strict=True)
         if trace.key(proposal) not in trace.judged
     ]
@@ -162,22 +186,38 @@ def check(
         group = [entry for entry in new if is_guided(model, entry[0].case) == guided]
         for start in range(0, len(group), sampling.batch_size):
             batch = group[start : start + sampling.batch_size]
-            images = model.generate(
-                [prompt for _, prompt, _ in batch],
-                seeds=[seed for *_, seed in batch],
-                steps=sampling.steps,
-                guidance=[trace.case.guidance for trace, *_ in batch],
-                batch_size=sampling.batch_size,
-            )
+            images = draw(model, batch, sampling)
             verdicts = judge(images)
-            for (trace, prompt, seed), image, present, score in zip(
+            for (trace, proposal), image, present, score in zip(
                 batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True
             ):
-                trace.judged[prompt, seed] = JudgedPicture(present, score, image.clone())
+                trace.judged[trace.key(proposal)] = JudgedPicture(present, score, image.clone())
                 trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * (2 if guided else 1)
     for trace, proposal in zip(traces, proposals, strict=True):
-        trace.unet_evaluations += proposal.unet_evaluations
+        trace.unet_evaluations += proposal.unet_evaluations + proposal.shared_evaluations
+        trace.shared_evaluations += proposal.shared_evaluations
         trace.record(proposal)
+
+
+def draw(model: TextToImage, batch: Sequence[tuple[Trace, Proposal]], sampling: Sampling) -> Tensor:
+    """Make the pictures of proposals in one batch; uint8 [n, 3, H, W]."""
+    seeds = [trace.key(proposal)[1] for trace, proposal in batch]
+    text = model.encode_prompts([proposal.prompt for _, proposal in batch], batch_size=sampling.batch_size)
+    noise = model.initial_latents(seeds)
+    for row, (_, proposal) in enumerate(batch):
+        if proposal.text is not None:
+            text[row] = proposal.text
+        if proposal.noise is not None:
+            noise[row] = proposal.noise
+    latents = model.sample(
+        text,
+        seeds=seeds,
+        noise=noise,
+        steps=sampling.steps,
+        guidance=[trace.case.guidance for trace, _ in batch],
+        batch_size=sampling.batch_size,
+    )
+    return model.decode(latents, batch_size=sampling.batch_size)
 
 
 def is_guided(model: TextToImage, case: PromptCase) -> bool:

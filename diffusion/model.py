@@ -206,6 +206,7 @@ class TextToImage:
         seeds: Sequence[int],
         steps: int,
         guidance: float | Sequence[float],
+        noise: Tensor | None = None,
         start: int = 0,
         until: int | None = None,
         batch_size: int = 64,
@@ -217,6 +218,7 @@ class TextToImage:
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
             guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
+            noise: If given, float [n, c, h, w], the noise to start from, of unit variance, in place of the seeds'.
             start: The step that takes the noise; those before it are left out.
             until: If given, stop before step ``until``: what the U-Net would be given at timestep
                 ``sampling_timesteps(steps)[until]`` (the initial noise for 0).
@@ -232,11 +234,12 @@ class TextToImage:
         if not len(text) == len(seeds) == len(scales):
             raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
         unconditional = self.encode([""])
+        noise = self.initial_latents(seeds) if noise is None else noise
         chunks = [self.initial_latents([])]
         chunks += [
             self._denoise(
                 text[first : first + batch_size],
-                self.initial_latents(seeds[first : first + batch_size]),
+                noise[first : first + batch_size],
                 unconditional,
                 scales[first : first + batch_size].to(self.device, self.dtype),
                 steps=steps,

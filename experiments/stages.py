@@ -3,12 +3,12 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from attacks.cases import Check, Outcome, PromptCase
+from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from erasure.edit import Edit
@@ -168,7 +168,9 @@ class Stages:
             entries = {entry["id"]: entry for entry in journal.read()}
         found = [entries[case_id(case)] for case in cases]
         outcomes = [_read_outcome(entry, folder) for entry in found]
-        return Attacked(outcomes, Cost.total(Cost.of(entry["cost"]) for entry in found), folder)
+        cost = Cost.total(Cost.of(entry["cost"]) for entry in found)
+        cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
+        return Attacked(outcomes, cost, folder)
 
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
         """Every evaluator's numbers on the retained prompts."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from attacks.cases import Outcome
+from attacks.cases import Outcome, evaluations_paid
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
@@ -178,7 +178,7 @@ def success_curve(outcomes: Sequence[Outcome]) -> list[CurvePoint]:
         points.append(
             CurvePoint(
                 attempts,
-                sum(checks[-1].unet_evaluations for checks in reached),
+                evaluations_paid([checks[-1] for checks in reached]),
                 sum(any(check.present for check in checks) for checks in reached) / len(outcomes),
             )
         )
