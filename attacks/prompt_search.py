@@ -15,6 +15,9 @@ Insertion = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 """Where k tokens enter a prompt of L tokens: before it; after it; after L // 2 of its tokens; one after each
 L // (k + 1) of them; one before each three of them."""
 
+EmbeddingStart = Literal["mean", "random"]
+"""Free embeddings at first: the mean of the vocabulary's, or those of random tokens."""
+
 Criterion = Literal["l2", "l1"]
 """The mean squared, or the mean absolute error."""
 
@@ -115,6 +118,15 @@ class PromptTemplate:
         rows = functional.pad(model.vocabulary[self.ids], (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
         return model.encode_embeddings(rows[:, :-1], self.ends)
 
+    @torch.no_grad()
+    def encode_detached(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:
+        """Encode the prompts with ``token_embeddings`` of any precision, without gradients."""
+        return self.encode(model, token_embeddings.to(model.vocabulary.dtype))
+
+    def __getitem__(self, index: Tensor) -> "PromptTemplate":
+        """Take the prompts at ``index``, int64 [m], which may repeat."""
+        return PromptTemplate(self.ids[index], self.slots[index], self.ends[index])
+
     def texts(self, model: TextToImage, tokens: Tensor) -> list[str]:
         """Read the prompts as text, with ``tokens``, int64 [n, k], in the slots.
 
@@ -143,6 +155,20 @@ def candidate_tokens(model: TextToImage, *, exclude_special: bool = True, readab
         read_back = model.tokenizer(texts, add_special_tokens=False).input_ids
         tokens = [token for token, ids in zip(tokens, read_back, strict=True) if ids == [token]]
     return torch.tensor(tokens, device=model.vocabulary.device)
+
+
+def first_embeddings(table: Tensor, count: int, start: EmbeddingStart, generator: torch.Generator) -> Tensor:
+    """Return the ``count`` free embeddings that an optimisation starts from, float64 [count, width].
+
+    Args:
+        table: float [candidates, width], the embeddings of the vocabulary.
+        count: How many.
+        start: Which.
+        generator: Draws the random tokens.
+    """
+    if start == "mean":
+        return table.double().mean(dim=0).repeat(count, 1)
+    return table[torch.randint(len(table), (count,), generator=generator).to(table.device)].double()
 
 
 def require_targets(cases: Sequence[PromptCase], attack: str) -> None:
