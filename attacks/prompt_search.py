@@ -68,10 +68,7 @@ class PromptTemplate:
         Raises:
             ValueError: The text encoder has too few positions for ``count`` tokens.
         """
-        most = model.max_tokens - 2
-        if not 1 <= count <= most:
-            raise ValueError(f"{count} tokens cannot be inserted: this model's prompts take 1 to {most} of them.")
-        return cls._open(model, prompts, count, lambda length: insertion_points(length, count, insertion))
+        return cls._open(model, prompts, count, lambda _, length: insertion_points(length, count, insertion))
 
     @classmethod
     def insert_every(cls, model: TextToImage, prompts: Sequence[str], period: int) -> "PromptTemplate":
@@ -81,19 +78,36 @@ class PromptTemplate:
         """
         most = model.max_tokens - 2
         count = -(-most // (period + 1))
-        return cls._open(model, prompts, count, lambda length: list(range(0, length + 1, period))[:count])
+        return cls._open(model, prompts, count, lambda _, length: list(range(0, length + 1, period))[:count])
+
+    @classmethod
+    def at_placeholder(cls, model: TextToImage, captions: Sequence[str], count: int) -> "PromptTemplate":
+        """Open ``count`` slots in each caption in the place of its ``{}``.
+
+        A caption too long for that loses its tail.
+        """
+        before = [model.tokenize([caption.partition("{}")[0]])[0].tolist() for caption in captions]
+        points = [row.index(model.tokenizer.eos_token_id) - 1 for row in before]
+        prompts = [caption.replace("{}", " ", 1) for caption in captions]
+        return cls._open(model, prompts, count, lambda index, length: [min(points[index], length)] * count)
 
     @classmethod
     def _open(
-        cls, model: TextToImage, prompts: Sequence[str], count: int, points_of: Callable[[int], list[int]]
+        cls, model: TextToImage, prompts: Sequence[str], count: int, points_of: Callable[[int, int], list[int]]
     ) -> "PromptTemplate":
-        """Open up to ``count`` slots in each prompt, before those of its tokens that ``points_of`` its length tells."""
+        """Open up to ``count`` slots in each prompt, before those tokens that ``points_of`` its index and length tells.
+
+        Raises:
+            ValueError: The text encoder has too few positions for ``count`` tokens.
+        """
         tokenizer = model.tokenizer
         most = model.max_tokens - 2
+        if not 1 <= count <= most:
+            raise ValueError(f"{count} tokens cannot be inserted: this model's prompts take 1 to {most} of them.")
         rows, slots, ends = [], [], []
-        for row in model.tokenize(prompts).tolist():
+        for number, row in enumerate(model.tokenize(prompts).tolist()):
             tokens = row[1 : row.index(tokenizer.eos_token_id)][: most - count]
-            points = points_of(len(tokens))
+            points = points_of(number, len(tokens))
             slots.append([1 + point + index for index, point in enumerate(points)])
             slots[-1] += [model.max_tokens] * (count - len(points))
             for index, point in enumerate(points):
