@@ -19,6 +19,7 @@ from attacks.prompt_search import (
     adam_step,
     candidate_tokens,
     embedding_gradient,
+    first_embeddings,
     middle_timestep,
     nearest_tokens,
     require_targets,
@@ -214,14 +215,14 @@ class P4D:
         cases = [trace.case for trace in traces]
         targets = target_latents(original, cases)
         texts = original.encode_prompts([case.prompt for case in cases])
+        table = model.vocabulary[candidates]
         counts = {variant: self._template(model, variant, [""]).slots.shape[1] for variant in self.variants}
         for trace, target, text in zip(traces, targets, texts, strict=True):
             case = trace.case
             tokens = {}
             for variant, count in counts.items():
                 generator = step_generator(self.seed + INITIAL_STREAM, case.case_number)
-                first = candidates[torch.randint(len(candidates), (count,), generator=generator).to(candidates.device)]
-                embeddings = model.vocabulary[first].double()
+                embeddings = first_embeddings(table, count, "random", generator)
                 tokens[variant] = FreeTokens(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
             generator = step_generator(self.seed, case.case_number)
             trace.state = CaseSearch(case, generator, target, text, tokens)

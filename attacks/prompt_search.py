@@ -15,6 +15,9 @@ Insertion = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 """Where k tokens enter a prompt of L tokens: before it; after it; after L // 2 of its tokens; one after each
 L // (k + 1) of them; one before each three of them."""
 
+EmbeddingStart = Literal["mean", "random"]
+"""Free embeddings at first: the mean of the vocabulary's, or those of random tokens."""
+
 Criterion = Literal["l2", "l1"]
 """The mean squared, or the mean absolute error."""
 
@@ -65,10 +68,7 @@ class PromptTemplate:
         Raises:
             ValueError: The text encoder has too few positions for ``count`` tokens.
         """
-        most = model.max_tokens - 2
-        if not 1 <= count <= most:
-            raise ValueError(f"{count} tokens cannot be inserted: this model's prompts take 1 to {most} of them.")
-        return cls._open(model, prompts, count, lambda length: insertion_points(length, count, insertion))
+        return cls._open(model, prompts, count, lambda _, length: insertion_points(length, count, insertion))
 
     @classmethod
     def insert_every(cls, model: TextToImage, prompts: Sequence[str], period: int) -> "PromptTemplate":
@@ -78,19 +78,36 @@ class PromptTemplate:
         """
         most = model.max_tokens - 2
         count = -(-most // (period + 1))
-        return cls._open(model, prompts, count, lambda length: list(range(0, length + 1, period))[:count])
+        return cls._open(model, prompts, count, lambda _, length: list(range(0, length + 1, period))[:count])
+
+    @classmethod
+    def at_placeholder(cls, model: TextToImage, captions: Sequence[str], count: int) -> "PromptTemplate":
+        """Open ``count`` slots in each caption in the place of its ``{}``.
+
+        A caption too long for that loses its tail.
+        """
+        before = [model.tokenize([caption.partition("{}")[0]])[0].tolist() for caption in captions]
+        points = [row.index(model.tokenizer.eos_token_id) - 1 for row in before]
+        prompts = [caption.replace("{}", " ", 1) for caption in captions]
+        return cls._open(model, prompts, count, lambda index, length: [min(points[index], length)] * count)
 
     @classmethod
     def _open(
-        cls, model: TextToImage, prompts: Sequence[str], count: int, points_of: Callable[[int], list[int]]
+        cls, model: TextToImage, prompts: Sequence[str], count: int, points_of: Callable[[int, int], list[int]]
     ) -> "PromptTemplate":
-        """Open up to ``count`` slots in each prompt, before those of its tokens that ``points_of`` its length tells."""
+        """Open up to ``count`` slots in each prompt, before those tokens that ``points_of`` its index and length tells.
+
+        Raises:
+            ValueError: The text encoder has too few positions for ``count`` tokens.
+        """
         tokenizer = model.tokenizer
         most = model.max_tokens - 2
+        if not 1 <= count <= most:
+            raise ValueError(f"{count} tokens cannot be inserted: this model's prompts take 1 to {most} of them.")
         rows, slots, ends = [], [], []
-        for row in model.tokenize(prompts).tolist():
+        for number, row in enumerate(model.tokenize(prompts).tolist()):
             tokens = row[1 : row.index(tokenizer.eos_token_id)][: most - count]
-            points = points_of(len(tokens))
+            points = points_of(number, len(tokens))
             slots.append([1 + point + index for index, point in enumerate(points)])
             slots[-1] += [model.max_tokens] * (count - len(points))
             for index, point in enumerate(points):
@@ -114,6 +131,15 @@ class PromptTemplate:
         slots = self.slots[..., None].expand_as(token_embeddings)
         rows = functional.pad(model.vocabulary[self.ids], (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
         return model.encode_embeddings(rows[:, :-1], self.ends)
+
+    @torch.no_grad()
+    def encode_detached(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:
+        """Encode the prompts with ``token_embeddings`` of any precision, without gradients."""
+        return self.encode(model, token_embeddings.to(model.vocabulary.dtype))
+
+    def __getitem__(self, index: Tensor) -> "PromptTemplate":
+        """Take the prompts at ``index``, int64 [m], which may repeat."""
+        return PromptTemplate(self.ids[index], self.slots[index], self.ends[index])
 
     def texts(self, model: TextToImage, tokens: Tensor) -> list[str]:
         """Read the prompts as text, with ``tokens``, int64 [n, k], in the slots.
@@ -143,6 +169,20 @@ def candidate_tokens(model: TextToImage, *, exclude_special: bool = True, readab
         read_back = model.tokenizer(texts, add_special_tokens=False).input_ids
         tokens = [token for token, ids in zip(tokens, read_back, strict=True) if ids == [token]]
     return torch.tensor(tokens, device=model.vocabulary.device)
+
+
+def first_embeddings(table: Tensor, count: int, start: EmbeddingStart, generator: torch.Generator) -> Tensor:
+    """Return the ``count`` free embeddings that an optimisation starts from, float64 [count, width].
+
+    Args:
+        table: float [candidates, width], the embeddings of the vocabulary.
+        count: How many.
+        start: Which.
+        generator: Draws the random tokens.
+    """
+    if start == "mean":
+        return table.double().mean(dim=0).repeat(count, 1)
+    return table[torch.randint(len(table), (count,), generator=generator).to(table.device)].double()
 
 
 def require_targets(cases: Sequence[PromptCase], attack: str) -> None:

@@ -1,0 +1,63 @@
+"""Free embeddings in each prompt: what a token attack could reach if it were not bound to a vocabulary."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from attacks.denoising import DenoisingAttack, DenoisingSearch
+from attacks.evaluate import Proposal
+from attacks.prompt_search import EmbeddingStart, PromptTemplate, candidate_tokens, first_embeddings
+from diffusion.model import TextToImage
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class EmbeddingAttack(DenoisingAttack):
+    """UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) without a vocabulary: its upper bound, per prompt.
+
+        minimise over e   E_{t, eps} || eps - eps_erased(x_t, t, text(prompt with e inserted)) ||^2
+        x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps,   e: k free embeddings
+    Each step is Adam's on e itself. The pictures are conditioned on the embeddings, for which there is no text, so
+    success here says what the erased model still knows, not what a user could type.
+
+    Attributes:
+        initialization: e at the start: the ``mean`` of the vocabulary, or the rows of ``random`` tokens.
+        learning_rate: Adam's step size.
+        weight_decay: Added to the gradient as weight_decay * e.
+
+    The others are those of :class:`attacks.denoising.DenoisingAttack`; ``exclude_special`` concerns the start alone.
+    """
+
+    initialization: EmbeddingStart = "mean"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    def candidates(self, model: TextToImage) -> Tensor:
+        """Return the tokens of the start, int64 [candidates]."""
+        return candidate_tokens(model, exclude_special=self.exclude_special)
+
+    def start(self, table: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the first e, float64 [k, width]."""
+        return first_embeddings(table, self.tokens, self.initialization, generator)
+
+    def embed(self, variables: Tensor, table: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return e as the model takes it."""
+        return variables.to(table.dtype)
+
+    def pull_back(self, gradient: Tensor, table: Tensor) -> Tensor:
+        """Return the gradient as it is."""
+        return gradient.double()
+
+    def proposals(
+        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: PromptTemplate, candidates: Tensor
+    ) -> list[Proposal]:
+        """Encode each prompt with its e."""
+        embeddings = torch.stack([state.variables for state in searches])
+        texts = template.encode_detached(model, embeddings)
+        return [
+            Proposal(state.case.prompt, text=text, variant=f"embeddings after {state.steps} steps")
+            for state, text in zip(searches, texts, strict=True)
+        ]
