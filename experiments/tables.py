@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from evaluation.statistics import PairedComparison
 from experiments.config import matters
 from experiments.errors import CommandError, one_sentence
-from experiments.shorthands import spell_out
 from experiments.screen import RATES, measure_text
+from experiments.shorthands import spell_out
 from experiments.summary import compare, pruning_pairs, read_summaries
 from experiments.sweep import sweep_jobs
 
