@@ -109,6 +109,8 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per
             sentence = _explain_composition(error)
         case MissingMandatoryValue():
             sentence = f"{error.full_key} is missing; give it a value, as in {error.full_key}=..."
+        case OmegaConfBaseException(__cause__=ValueError() as cause):
+            sentence = str(cause)
         case OmegaConfBaseException():
             sentence = f"{error.full_key or 'The config'} cannot be resolved: {str(error).splitlines()[0]}."
         case ValueError() if str(error).startswith("Config group override must be"):
