@@ -105,7 +105,7 @@ class Paraphrase:
         generator = step_generator(self.seed, case.case_number)
         pieces = split_prompt(case.prompt, wordings)
         if pieces == [case.prompt]:
-            pieces += [", ", Wording("", "", "")] if case.prompt else [Wording("", "", "")]
+            pieces += [", ", Wording("", "", "")]
         options = [
             self._options(piece, wordings, generator) if isinstance(piece, Wording) else [piece] for piece in pieces
         ]

@@ -44,6 +44,21 @@ MISTAKES = {
     "missing prompts": (["concept.prompts=nope.csv"], "concept.prompts is nope.csv; it must be a CSV file"),
     "dangling interpolation": (["seed=${nothing}"], "nothing"),
     "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
+    "unknown attack in a list": (["attack=[unlearndiff,randon]"], "attack=randon is unknown", "did you mean random?"),
+    "empty list of attacks": (["attack=[]"], "attack=[] lacks a name; write attack=[unlearndiff,random]"),
+    "nested list of attacks": (["attack=[[none],random]"], "attack=[[none],random] is no list of attacks"),
+    "open list of attacks": (["attack=[none,random"], "attack=[none,random is no list of attacks"),
+    "attack twice in a list": (["attack=[random,none,random]"], "names random twice"),
+    "lists of attacks without -m": (["attack=none,[random,none]"], "lists several values; add -m"),
+    "last list of a sweep": (["-m", "attack=none,[random,randon]"], "attack=randon is unknown"),
+    "field of a list's member": (["attack=[none,random]", "attack.members.random.trie=3"], "trie is unknown", "tries"),
+    "field of no member": (["attack=[none,random]", "attack.tries=3"], "attack.tries is unknown", "members"),
+    "no run to transfer": (["attack=transfer"], "attack.found is missing; give it a value"),
+    "missing run": (["transfer=nowhere"], "found is 'nowhere', which leads to no file; name a run's folder"),
+    "unknown run": (["transfer=0123456789abcdef"], "store/runs/0123456789abcdef', which leads to no file"),
+    "missing wordings": (["attack=paraphrase", "attack.wordings=my.csv"], "wordings is 'my.csv', which is no file"),
+    "concept without wordings": (["concept=van_gogh_church", "attack=paraphrase"], "van_gogh_church.csv', which is no"),
+    "misspelt order": (["attack=paraphrase", "attack.order=random"], "attack.order is 'random'; it must be one of"),
     "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
 }
 
@@ -183,10 +198,13 @@ def test_every_choice_composes_and_builds(
     monkeypatch.chdir(ROOT)
     GlobalHydra.instance().clear()
     torch.save({"weight": torch.ones(1)}, tmp_path / "erased.pt")
+    found = tmp_path / "found.csv"
+    found.write_text("case_number,prompt,adversarial_prompt\n0,a church,a chapel\n")
     needed = {
         "folder": [f"model.source={tmp_path}"],
         "sd14": ["model.device=cpu"],
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
+        "transfer": [f"attack.found={found}"],
     }
     plus = "+" if group == "method" else ""
     job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []))
