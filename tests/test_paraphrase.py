@@ -41,53 +41,47 @@ def wordings(tmp_path: Path) -> Path:
     return path
 
 
-def tried(attack: Paraphrase, model: TextToImage, *prompts: str) -> list[list[str]]:
-    """The texts tried on each prompt, the plain one not counted, by an attack that never succeeds."""
+def texts_for(attack: Paraphrase, *prompts: str) -> list[list[str]]:
+    """What is tried on each prompt, once each."""
+    wordings = read_wordings(attack.wordings)
     cases = [PromptCase(number, prompt, 5, 3.0) for number, prompt in enumerate(prompts)]
-    outcomes = sorted(attack.run(model, cases, never, sampling=SAMPLING), key=lambda outcome: outcome.case_number)
-    return [[check.prompt for check in outcome.checks[1:]] for outcome in outcomes]
+    return [attack._paraphrases(case, wordings) for case in cases]
 
 
 def test_a_wording_gives_way_to_the_others_of_its_slot_kinds_in_turn(tiny_model: TextToImage, wordings: Path) -> None:
     attack = Paraphrase(wordings=wordings, tries=6, misspell=False)
-    assert tried(attack, tiny_model, "a red church, for ada") == [
-        [
-            "a red chapel, for ada",
-            "a red chruch, for ada",
-            "a red kirche, for ada",
-            "a red parish church, for ada",
-            "a red iglesia, for ada",
-            "a red chapel, for ada",
-        ]
+    (outcome,) = attack.run(tiny_model, [PromptCase(0, "a red church, for ada", 5, 3.0)], never, sampling=SAMPLING)
+    assert [check.prompt for check in outcome.checks] == [
+        "a red church, for ada",
+        "a red chapel, for ada",
+        "a red chruch, for ada",
+        "a red kirche, for ada",
+        "a red parish church, for ada",
+        "a red iglesia, for ada",
+        "a red chapel, for ada",
     ]
+    assert outcome.unet_evaluations == tiny_model.unet_evaluations == 6 * 2 * SAMPLING.steps
 
 
-def test_every_wording_is_exchanged_whole_and_the_longest_first(tiny_model: TextToImage, wordings: Path) -> None:
-    attack = Paraphrase(wordings=wordings, tries=3, misspell=False)
-    texts = tried(attack, tiny_model, "A Parish CHURCH by van Gogh", "a church and a church", "churches in churchill")
-    assert texts == [
-        ["A church by vincent", "A chruch in thick oil", "A kirche by vincent"],
-        ["a chapel and a chapel", "a chruch and a chruch", "a kirche and a kirche"],
-        [
-            "churches in churchill, with a steeple",
-            "churches in churchill, mit turm",
-            "churches in churchill, with a steeple",
-        ],
-    ]
+def test_every_wording_is_exchanged_whole_and_the_longest_first(wordings: Path) -> None:
+    attack = Paraphrase(wordings=wordings, misspell=False)
+    texts = texts_for(attack, "A Parish CHURCH by van Gogh", "a church and a church", "churches in churchill")
+    assert texts[0][:3] == ["A church by vincent", "A chruch in thick oil", "A kirche by vincent"]
+    assert texts[1][:3] == ["a chapel and a chapel", "a chruch and a chruch", "a kirche and a kirche"]
+    assert texts[2] == ["churches in churchill, with a steeple", "churches in churchill, mit turm"]
 
 
-def test_rules_misspell_what_was_found_after_the_list(tiny_model: TextToImage, wordings: Path) -> None:
-    ((*texts,), (*others,)) = tried(Paraphrase(wordings=wordings, tries=12), tiny_model, "a chapel", "a chapel")
+def test_rules_misspell_what_was_found_after_the_list(wordings: Path) -> None:
+    texts, others = texts_for(Paraphrase(wordings=wordings), "a chapel", "a chapel")
     assert texts[:7] == ["a church", "a chruch", "a kirche", "a parish church", texts[4], "a iglesia", texts[6]]
     by_rule = [text.removeprefix("a ") for text in (texts[4], *texts[6:])]
     assert len(set(by_rule)) == len(by_rule)
-    assert set(by_rule) <= oracle.misspellings("chapel")
+    assert set(by_rule) == oracle.misspellings("chapel")
     assert others != texts, "each case has its own stream"
 
 
-def test_drawn_wordings_keep_the_turns_of_the_kinds(tiny_model: TextToImage, wordings: Path) -> None:
-    attack = Paraphrase(wordings=wordings, tries=5, misspell=False, order="drawn")
-    drawn = tried(attack, tiny_model, *["a church"] * 8)
+def test_drawn_wordings_keep_the_turns_of_the_kinds(wordings: Path) -> None:
+    drawn = texts_for(Paraphrase(wordings=wordings, misspell=False, order="drawn"), *["a church"] * 8)
     assert {text[0] for text in drawn} == {"a chapel", "a parish church"}
     assert {text[2] for text in drawn} == {"a kirche", "a iglesia"}
     assert {frozenset(texts) for texts in drawn} == {frozenset(drawn[0])}

@@ -211,6 +211,25 @@ def test_every_choice_composes_and_builds(
     assert job.choices[group] == choice
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["attack=none,[random,none]"], ["+hydra.sweeper.params.attack='none,[random,none]'"]],
+    ids=["command line", "preset"],
+)
+def test_a_sweep_runs_lists_of_attacks(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobs = []
+    monkeypatch.setattr("experiments.job.run_job", lambda job, _: jobs.append(job) or tmp_path)
+    monkeypatch.setattr("experiments.store.read_json", lambda _: {})
+    monkeypatch.setattr("experiments.screen.show_sweep", lambda *_: None)
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "tracker=off", f"hydra.sweep.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", *command, *quiet])
+    monkeypatch.chdir(ROOT)
+    GlobalHydra.instance().clear()
+    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert [job.choices["attack"] for job in jobs] == ["none", "random+none"]
+    assert list(jobs[1].attack.members) == ["random", "none"]
+
+
 def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion.loading.ModelSource.load", lambda self: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has none"):
