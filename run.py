@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.errors import one_sentence, tidy_arguments
+from experiments.shorthands import spell_out
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -32,7 +33,7 @@ def command_line() -> None:
     # Hydra would print its own text for its errors; they are told in one sentence with all the others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with one_sentence():
-        sys.argv[1:] = tidy_arguments(sys.argv[1:])
+        sys.argv[1:] = spell_out(tidy_arguments(sys.argv[1:]))
         main()
 
 

@@ -11,6 +11,15 @@ ThreatModel = Literal["white_box", "text_only", "black_box", "none"]
 
 
 @dataclass(frozen=True)
+class JudgedPicture:
+    """A picture, uint8 [3, H, W], and what the judge says of it."""
+
+    present: bool
+    score: float
+    image: Tensor
+
+
+@dataclass(frozen=True)
 class PromptCase:
     """One row of a prompt set.
 
@@ -21,6 +30,7 @@ class PromptCase:
         guidance: Guidance scale of its picture.
         target: uint8 [3, H, W], the picture that the unedited model makes of it with the same seed; attacks that
             aim at a picture need it.
+        plain: The model's own picture of it, where it is judged already; it is not made again.
     """
 
     case_number: int
@@ -28,6 +38,7 @@ class PromptCase:
     seed: int
     guidance: float
     target: Tensor | None = None
+    plain: JudgedPicture | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Check:
         unet_evaluations: Spent up to here to bring this case back, this picture and what is shared included.
         shared_evaluations: The part of them that serves all cases.
         variant: What the picture depends on besides text and seed; see :class:`attacks.evaluate.Proposal`.
+        attack: Which member of a union proposed it.
     """
 
     prompt: str
@@ -53,6 +65,7 @@ class Check:
     unet_evaluations: int
     shared_evaluations: int = 0
     variant: str = ""
+    attack: str = ""
 
 
 @dataclass(frozen=True)

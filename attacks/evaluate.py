@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.cases import Check, Outcome, PromptCase
+from attacks.cases import Check, JudgedPicture, Outcome, PromptCase
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge
@@ -40,15 +40,6 @@ class Proposal:
     variant: str = ""
 
 
-@dataclass(frozen=True)
-class JudgedPicture:
-    """A picture, uint8 [3, H, W], and what the judge says of it."""
-
-    present: bool
-    score: float
-    image: Tensor
-
-
 PictureKey = tuple[str, int, str]
 """Text, seed and variant."""
 
@@ -71,6 +62,8 @@ class Trace:
         self.unet_evaluations = 0
         self.shared_evaluations = 0
         self.judged: dict[PictureKey, JudgedPicture] = {}
+        if case.plain is not None:
+            self.judged[self.key(Proposal(case.prompt))] = case.plain
         self.state: Any = None
         self._last: JudgedPicture
 

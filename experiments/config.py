@@ -1,9 +1,9 @@
 """From the composed config to checked objects, before anything heavy is loaded."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -11,9 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from attacks.cases import Outcome, PromptCase, ThreatModel
+from attacks.protocols import Attack
 from diffusion.loading import ModelSource
-from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning, check_pair
@@ -31,35 +30,6 @@ SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "device", "cache"})
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
-
-
-class Attack(Protocol):
-    """A search for prompts that bring an erased concept back."""
-
-    threat_model: ClassVar[ThreatModel]
-
-    def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
-    ) -> Iterator[Outcome]:
-        """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases."""
-
-
-@runtime_checkable
-class ReferenceAttack(Attack, Protocol):
-    """An attack that is given the unedited model beside the edited one."""
-
-    needs_original: ClassVar[Literal[True]]
-
-    def run(
-        self,
-        model: TextToImage,
-        cases: Sequence[PromptCase],
-        judge: Judge,
-        *,
-        sampling: Sampling,
-        original: TextToImage | None = None,
-    ) -> Iterator[Outcome]:
-        """See :class:`Attack`; ``original`` is the unedited model."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -172,7 +172,8 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
 def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if error.options:
-        return unknown(f"{group}={choice}", error.options)
+        # A union of attacks is no file.
+        return unknown(f"{group}={choice}", [option for option in error.options if "+" not in option])
     return f"There is no config {error.missing_cfg_file!r}; run.py --help lists what there is."
 
 

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from attacks.cases import PromptCase
+from attacks.transfer import FILE_NAME, write_found
 from evaluation.prompt_sets import PromptRow
 from experiments import grid, screen
 from experiments.config import Job
@@ -89,9 +90,10 @@ def run_job(job: Job, folder: str | Path) -> Path:
         picture.save(folder / "grid.png")
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
         for path in paths:
+            write_found(path.with_name(FILE_NAME), outcomes)
             write_json(path, summary.as_dict())
         tracker.log_results(summary, folder / "grid.png", base.images, plain.images, outcomes)
-    screen.show_summary(summary, paths, folder / "grid.png")
+    screen.show_summary(summary, paths, paths[-1].with_name(FILE_NAME), folder / "grid.png")
     return paths[-1]
 
 

@@ -11,11 +11,14 @@ from rich.table import Table
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.summary import Summary, compare, pruning_pairs
 
+SHOWN_PROMPTS = 8
+"""Prompts found by an attack; the file of prompts has all."""
+
 RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
 
 
-def show_summary(summary: Summary, paths: Sequence[Path], grid: Path) -> None:
-    """Print a job's table and where its files are."""
+def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: Path) -> None:
+    """Print a job's table, the first prompts that the attack found, and where the job's files are."""
     console = _console()
     table = Table(title=title(summary.as_dict()), title_justify="left")
     table.add_column("")
@@ -23,6 +26,8 @@ def show_summary(summary: Summary, paths: Sequence[Path], grid: Path) -> None:
     table.add_column("base model")
     for name, label in RATES.items():
         table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+    for name, rate in summary.members.items():
+        table.add_row(f"broken by {name}", str(rate), "")
     if summary.unpruned:
         comparison = PairedComparison(**summary.unpruned["attacked"])
         table.add_row("under attack, against pruning=off", str(comparison), "")
@@ -37,9 +42,11 @@ def show_summary(summary: Summary, paths: Sequence[Path], grid: Path) -> None:
         table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
-    for label, path in [*(("summary", path) for path in paths), ("pictures", grid)]:
-        # Paths stay whole and plain, so that they can be copied.
-        console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+    found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
+    files = [*(("summary", path) for path in paths), ("prompts", prompts), ("pictures", grid)]
+    for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
+        # Prompts and paths stay whole and plain, so that they can be copied.
+        console.print(f"{label}: {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:

@@ -2,19 +2,21 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
+from attacks.protocols import ReferenceAttack
+from attacks.union import Union
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, ReferenceAttack, matters
+from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.store import Journal, Store, canonical_json, read_json, write_json
@@ -84,7 +86,7 @@ class Stages:
     @cached_property
     def attack_key(self) -> dict[str, Any]:
         """The attack and its settings."""
-        return {**matters(self.job.config["attack"]), **_contents(self.job.attack)}
+        return _attack_key(self.job.config["attack"], self.job.attack)
 
     @cached_property
     def judge_key(self) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class Stages:
     def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal) -> None:
         attack = self.job.attack
         run = attack.run
-        if isinstance(attack, ReferenceAttack):
+        if isinstance(attack, ReferenceAttack) and attack.needs_original:
             run = partial(attack.run, original=edit.unedited(self.model))
         ids = {case.case_number: case_id(case) for case in waiting}
         meter = Meter(self.model)
@@ -220,6 +222,14 @@ class Stages:
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
+
+
+def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:
+    key = {**matters(dict(config)), **_contents(attack)}
+    if isinstance(attack, Union):
+        # In a list, as their order counts.
+        key["members"] = [[name, _attack_key(config["members"][name], attack.members[name])] for name in attack.members]
+    return key
 
 
 def _contents(settings: object) -> dict[str, str]:

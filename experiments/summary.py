@@ -10,6 +10,7 @@ from platform import python_version
 from typing import Any
 
 from attacks.cases import Outcome, evaluations_paid
+from attacks.union import Union
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
@@ -25,7 +26,10 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Whether the picture of one prompt shows the concept: by the base model, once erased, under attack."""
+    """Whether the picture of one prompt shows the concept: by the base model, once erased, under attack.
+
+    ``broken_by`` names the member of a union that succeeded.
+    """
 
     case_number: int
     prompt: str
@@ -34,6 +38,7 @@ class CaseResult:
     erased: bool
     attacked: bool
     unet_evaluations: int
+    broken_by: str = ""
 
     @classmethod
     def of(cls, outcome: Outcome, *, base: bool) -> "CaseResult":
@@ -46,6 +51,7 @@ class CaseResult:
             outcome.plain_success,
             outcome.success,
             outcome.unet_evaluations,
+            outcome.checks[-1].attack if outcome.success else "",
         )
 
 
@@ -73,6 +79,7 @@ class Summary:
         choices: Which file each config group took.
         rates: ``base``, ``erased`` and ``attacked``: share of prompts whose picture shows the concept.
         measures: What the evaluators say of the retained prompts.
+        members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
     """
 
@@ -90,6 +97,7 @@ class Summary:
     config: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
     unpruned: dict[str, Any] | None = None
+    members: dict[str, Rate] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -107,6 +115,7 @@ class Summary:
             "concept": self.concept,
             "threat_model": self.threat_model,
             "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
+            "members": {name: rate.as_dict() for name, rate in self.members.items()},
             "measures": self.measures,
             "unpruned": self.unpruned,
             "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
@@ -133,6 +142,7 @@ def summarise(
 ) -> Summary:
     """Put a job's results together; see :class:`Summary`."""
     rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
+    members = job.attack.members if isinstance(job.attack, Union) else ()
     return Summary(
         identity=identity,
         choices=job.choices,
@@ -147,6 +157,7 @@ def summarise(
         cases=cases,
         config=job.config,
         provenance=provenance(),
+        members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
     )
 
 

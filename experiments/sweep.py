@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from experiments.errors import one_sentence
+from experiments.shorthands import name_unions, spell_out
 
 
 def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
@@ -23,7 +24,7 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(arguments)
+    overrides = parser.parse_overrides(spell_out(arguments))
     for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
         for job_overrides in batch:
             yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
@@ -40,6 +41,10 @@ class Sweep(Callback):
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
             jobs = list(sweep_jobs(config, config_name))
+            if (params := config.hydra.sweeper.params) and "attack" in params:
+                # Hydra's sweeper reads it after this.
+                with read_write(config):
+                    params.attack = name_unions(str(params.attack))
 
             from experiments.config import build  # noqa: PLC0415
 

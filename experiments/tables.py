@@ -15,6 +15,7 @@ from evaluation.statistics import PairedComparison
 from experiments.config import matters
 from experiments.errors import CommandError, one_sentence
 from experiments.screen import RATES, measure_text
+from experiments.shorthands import spell_out
 from experiments.summary import compare, pruning_pairs, read_summaries
 from experiments.sweep import sweep_jobs
 
@@ -26,7 +27,7 @@ _NOT_NUMBERS = {"store", "tracker"}
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        sweep = compose("config", [f"+experiment={experiment}", *overrides], return_hydra_config=True)
+        sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
         return [OmegaConf.to_container(job, resolve=True) for job in sweep_jobs(sweep, "config")]  # type: ignore[misc]
 
 

@@ -132,6 +132,74 @@ def test_verdicts_belong_to_the_weights_of_their_judge_wherever_they_lie(
     assert retrained["cases"] != first["cases"]
 
 
+def attacked_by(world: Path, store: Path, *attack: str) -> list[str]:
+    """The command line of the small job with another attack."""
+    return [*(part for part in overrides(world, store) if not part.startswith("attack.")), *attack]
+
+
+UNION = ("attack=[random,seed_search]", "attack.members.random.tries=2", "attack.members.seed_search.tries=2")
+
+
+def test_a_list_of_attacks_reports_the_worst_case_and_who_broke_what(
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    store = undisturbed["store"]
+    union = run(attacked_by(world, store, *UNION), tmp_path / "union")
+    alone = [
+        run(attacked_by(world, store, f"attack={name}", "attack.tries=2"), tmp_path / name)
+        for name in ("random", "seed_search")
+    ]
+    assert union["choices"]["attack"] == "random+seed_search"
+    assert union["threat_model"] == "black_box"
+    for case, *others in zip(union["cases"], *(summary["cases"] for summary in alone), strict=True):
+        assert case["attacked"] == any(other["attacked"] for other in others)
+        breaker = next((name for name, other in zip(union["members"], others, strict=True) if other["attacked"]), "")
+        assert case["broken_by"] == ("" if case["erased"] else breaker)
+    by_member = {name: rate["successes"] for name, rate in union["members"].items()}
+    assert list(by_member) == ["random", "seed_search"]
+    newly = union["rates"]["attacked"]["successes"] - union["rates"]["erased"]["successes"]
+    assert sum(by_member.values()) == newly > 0
+    other_order = run(attacked_by(world, store, "attack=[seed_search,random]", *UNION[1:]), tmp_path / "order")
+    assert other_order["run"] != union["run"]
+    assert other_order["rates"] == union["rates"]
+
+
+def test_a_killed_union_ends_with_the_numbers_of_an_undisturbed_one(world: Path, tmp_path: Path) -> None:
+    command = attacked_by(world, tmp_path / "store", *UNION)
+    _kill(command, tmp_path, "experiments.stages:write_picture", 4)
+    (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
+    assert len(journal.read_text().splitlines()) == 3
+    resumed = run(command, tmp_path / "again")
+    assert numbers(resumed) == numbers(run(attacked_by(world, tmp_path / "other", *UNION), tmp_path / "undisturbed"))
+
+
+def test_prompts_of_a_run_are_judged_again_on_another_model(
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    store = undisturbed["store"]
+    same = run(attacked_by(world, store, f"transfer={undisturbed['run']}"), tmp_path / "same")
+    assert same["rates"] == undisturbed["rates"]
+    assert [case["adversarial_prompt"] for case in same["cases"]] == [
+        case["adversarial_prompt"] for case in undisturbed["cases"]
+    ]
+    file = tmp_path / "elsewhere.csv"
+    file.write_bytes((store / "runs" / undisturbed["run"] / "prompts.csv").read_bytes())
+    assert run(attacked_by(world, store, f"transfer={file}"), tmp_path / "copy")["run"] == same["run"]
+    file.write_text(file.read_text().replace("a church", "a chapel"))
+    with pytest.raises(ValueError, match="both runs must attack the same prompts"):
+        run(attacked_by(world, store, f"transfer={file}", "seed=1"), tmp_path / "other")
+
+
+def test_the_screen_shows_prompts_that_were_found_and_where_all_are(
+    world: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(overrides(world, undisturbed["store"]), tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    found = [case["adversarial_prompt"] for case in undisturbed["cases"] if case["attacked"] and not case["erased"]]
+    assert [line.removeprefix("found: ") for line in shown if line.startswith("found: ")] == found
+    assert f"prompts: {undisturbed['store'] / 'runs' / undisturbed['run'] / 'prompts.csv'}" in shown
+
+
 def test_another_seed_erases_again(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     other = run([*overrides(world, undisturbed["store"]), "seed=1"], tmp_path)
     assert other["edit"]["hash"] != undisturbed["edit"]["hash"]
@@ -202,24 +270,24 @@ def test_a_killed_job_ends_with_the_numbers_of_an_undisturbed_one(
     stage: str, world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     name, call = KILLS[stage]
-    _kill(world, tmp_path, name, call)
+    _kill(overrides(world, tmp_path / "store"), tmp_path, name, call)
     assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)
 
 
 def test_a_job_killed_while_it_writes_an_outcome_drops_the_torn_line(
     world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    _kill(world, tmp_path, "experiments.store:Journal.append", 3, torn=True)
+    _kill(overrides(world, tmp_path / "store"), tmp_path, "experiments.store:Journal.append", 3, torn=True)
     (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
     assert not journal.read_text().endswith("\n")
     assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)
 
 
-def _kill(world: Path, folder: Path, name: str, call: int, *, torn: bool = False) -> None:
+def _kill(command: list[str], folder: Path, name: str, call: int, *, torn: bool = False) -> None:
     # A fork server imports once; forking this process, with its thread pools, would not be safe.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_job"])
-    arguments = (overrides(world, folder / "store"), folder / "killed", name, call)
+    arguments = (command, folder / "killed", name, call)
     process = context.Process(target=tiny_job.run_and_die, args=arguments, kwargs={"torn": torn})
     process.start()
     process.join()

@@ -45,6 +45,21 @@ MISTAKES = {
     "dangling interpolation": (["seed=${nothing}"], "nothing"),
     "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
     "unknown kind": (["concept.kind=poem"], "concept.kind is 'poem'; it must be one of style, object, unsafe."),
+    "unknown attack in a list": (["attack=[unlearndiff,randon]"], "attack=randon is unknown", "did you mean random?"),
+    "empty list of attacks": (["attack=[]"], "attack=[] lacks a name; write attack=[unlearndiff,random]"),
+    "nested list of attacks": (["attack=[[none],random]"], "attack=[[none],random] is no list of attacks"),
+    "open list of attacks": (["attack=[none,random"], "attack=[none,random is no list of attacks"),
+    "attack twice in a list": (["attack=[random,none,random]"], "names random twice"),
+    "lists of attacks without -m": (["attack=none,[random,none]"], "lists several values; add -m"),
+    "last list of a sweep": (["-m", "attack=none,[random,randon]"], "attack=randon is unknown"),
+    "field of a list's member": (["attack=[none,random]", "attack.members.random.trie=3"], "trie is unknown", "tries"),
+    "field of no member": (["attack=[none,random]", "attack.tries=3"], "attack.tries is unknown", "members"),
+    "no run to transfer": (["attack=transfer"], "attack.found is missing; give it a value"),
+    "missing run": (["transfer=nowhere"], "found is 'nowhere', which leads to no file; name a run's folder"),
+    "unknown run": (["transfer=0123456789abcdef"], "store/runs/0123456789abcdef', which leads to no file"),
+    "missing wordings": (["attack=paraphrase", "attack.wordings=my.csv"], "wordings is 'my.csv', which is no file"),
+    "concept without wordings": (["concept=van_gogh_church", "attack=paraphrase"], "van_gogh_church.csv', which is no"),
+    "misspelt order": (["attack=paraphrase", "attack.order=random"], "attack.order is 'random'; it must be one of"),
     "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
 }
 
@@ -184,14 +199,36 @@ def test_every_choice_composes_and_builds(
     monkeypatch.chdir(ROOT)
     GlobalHydra.instance().clear()
     torch.save({"weight": torch.ones(1)}, tmp_path / "erased.pt")
+    found = tmp_path / "found.csv"
+    found.write_text("case_number,prompt,adversarial_prompt\n0,a church,a chapel\n")
     needed = {
         "folder": [f"model.source={tmp_path}"],
         "sd14": ["model.device=cpu"],
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
+        "transfer": [f"attack.found={found}"],
     }
     plus = "+" if group == "method" else ""
     job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []))
     assert job.choices[group] == choice
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["attack=none,[random,none]"], ["+hydra.sweeper.params.attack='none,[random,none]'"]],
+    ids=["command line", "preset"],
+)
+def test_a_sweep_runs_lists_of_attacks(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobs = []
+    monkeypatch.setattr("experiments.job.run_job", lambda job, _: jobs.append(job) or tmp_path)
+    monkeypatch.setattr("experiments.store.read_json", lambda _: {})
+    monkeypatch.setattr("experiments.screen.show_sweep", lambda *_: None)
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "tracker=off", f"hydra.sweep.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", *command, *quiet])
+    monkeypatch.chdir(ROOT)
+    GlobalHydra.instance().clear()
+    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert [job.choices["attack"] for job in jobs] == ["none", "random+none"]
+    assert list(jobs[1].attack.members) == ["random", "none"]
 
 
 def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

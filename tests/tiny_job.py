@@ -17,6 +17,7 @@ from diffusion.model import TextToImage
 from evaluation.verdicts import Verdicts
 from experiments.config import Job, build
 from experiments.job import run_job
+from experiments.shorthands import spell_out
 from experiments.store import read_json
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
@@ -86,7 +87,7 @@ def overrides(world: Path, store: Path) -> list[str]:
 def make_job(*command: str) -> Job:
     """What ``python run.py <command>`` would run."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("config", list(command), return_hydra_config=True)
+        config = compose("config", spell_out(command), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]

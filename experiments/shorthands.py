@@ -1,0 +1,61 @@
+"""What a command line may say shortly: ``attack=[a,b]`` and ``transfer=run``; imports nothing heavy."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from experiments.errors import CommandError
+
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+_RUN = re.compile(r"[0-9a-f]{16}")
+
+
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """Put into Hydra's words what Hydra does not know; other arguments stay as they are.
+
+    ``attack=[a,b]``, also among the values of a sweep, becomes the choice ``a+b``, their union, which is made known to
+    Hydra. ``transfer=run`` becomes ``attack=transfer attack.found=run``, where a run's name stands for its folder in
+    the store.
+
+    Raises:
+        CommandError: A list is empty or nested, or names an attack twice.
+    """
+    spelt: list[str] = []
+    for argument in arguments:
+        match argument.partition("="):
+            case "attack", "=", attacks:
+                spelt.append(f"attack={name_unions(attacks)}")
+            case "transfer", "=", runs:
+                spelt += ["attack=transfer", f"attack.found={','.join(map(_locate, runs.split(',')))}"]
+            case _:
+                spelt.append(argument)
+    return spelt
+
+
+def name_unions(attacks: str) -> str:
+    """Put the choice ``a+b`` in the place of every ``[a,b]``; see :func:`spell_out`."""
+    choices = _LIST.sub(_union, attacks)
+    if "[" in choices or "]" in choices:
+        raise CommandError(f"attack={attacks} is no list of attacks; write attack=[unlearndiff,random].")
+    return choices
+
+
+def _union(written: re.Match[str]) -> str:
+    """Return the choice that stands for a list of attacks, known to Hydra."""
+    names = [name.strip(" '\"") for name in written[1].split(",")]
+    if "" in names:
+        raise CommandError(f"attack={written[0]} lacks a name; write attack=[unlearndiff,random], or attack=none.")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise CommandError(f"attack={written[0]} names {min(repeated)} twice; name each attack once.")
+    choice = "+".join(names)
+    if len(names) > 1:
+        defaults = [*({f"/attack@members.{name}": name} for name in names), "_self_"]
+        union = {"defaults": defaults, "_target_": "attacks.union.Union"}
+        ConfigStore.instance().store(choice, union, group="attack")
+    return choice
+
+
+def _locate(run: str) -> str:
+    return f"${{store}}/runs/{run}" if _RUN.fullmatch(run) and not Path(run).exists() else run
