@@ -15,12 +15,15 @@ from attacks.prompt_search import (
     Criterion,
     Insertion,
     PromptTemplate,
+    Schedule,
     adam_step,
     candidate_tokens,
     embedding_gradient,
     middle_timestep,
+    one_hot_gradient,
     project_to_simplex,
     require_targets,
+    require_timesteps,
     target_latents,
 )
 from diffusion.model import TextToImage
@@ -92,7 +95,7 @@ class UnlearnDiffAtk:
     insertion: Insertion = "prefix_k"
     timesteps: Annotated[int, Field(ge=1)] = 50
     steps_per_timestep: Annotated[int, Field(ge=1)] = 40
-    schedule: Literal["even", "sampled"] = "even"
+    schedule: Schedule = "even"
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     criterion: Criterion = "l2"
@@ -115,8 +118,7 @@ class UnlearnDiffAtk:
                 ``timesteps``.
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
-        if self.timesteps > model.training_timesteps:
-            raise ValueError(f"timesteps is {self.timesteps}; the model has {model.training_timesteps}: use fewer.")
+        require_timesteps(model, self.timesteps)
         require_targets(cases, "UnlearnDiffAtk")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
@@ -215,7 +217,7 @@ def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:
 
 
 def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
-    """Compute the gradient with respect to the one-hot rows, clipped to [-1, 1]; the simplex rows receive it instead.
+    """Clip the gradient with respect to the one-hot rows to [-1, 1]; the simplex rows receive it instead.
 
     Args:
         gradient: float [n, k, width], with respect to the rows' embeddings.
@@ -224,5 +226,4 @@ def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
     Returns:
         float64 [n, k, candidates].
     """
-    precise = torch.promote_types(table.dtype, torch.float32)
-    return (gradient.to(precise) @ table.to(precise).T).clamp(-1, 1).double()
+    return one_hot_gradient(gradient, table).clamp(-1, 1).double()
