@@ -31,6 +31,9 @@ from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
 
+RESTART_STREAM = 2**32
+"""Added to the seed for each restart."""
+
 
 @plain_dataclass
 class TokenSearch:
@@ -41,6 +44,7 @@ class TokenSearch:
 
     Attributes:
         case: Whose search it is.
+        seed: Seed of this start.
         generator: The prompt's own random stream.
         target: float [c, h, w], latents of the picture that the tokens should bring back.
         probabilities: float64 [k, candidates], each row on the simplex.
@@ -50,6 +54,7 @@ class TokenSearch:
     """
 
     case: PromptCase
+    seed: int
     generator: torch.Generator
     target: Tensor
     probabilities: Tensor
@@ -73,7 +78,7 @@ class UnlearnDiffAtk:
     Attributes:
         tokens: k, tokens inserted.
         insertion: Where they go.
-        timesteps: Number of timesteps, and of checks.
+        timesteps: Number of timesteps, and of checks of a search.
         steps_per_timestep: Adam steps before each check.
         schedule: ``even``: timesteps spread over the noise schedule, from low noise to high. ``sampled``: every step
             draws its own, uniformly.
@@ -87,6 +92,8 @@ class UnlearnDiffAtk:
             The published code takes all; of SD's vocabulary most are words, of the canvas's only half.
         repeat_draws: Restart the random stream at every timestep, as the published code does unawares (its sampler
             reseeds the global generator), so that all timesteps share their draws.
+        restarts: Searches that follow one without success, each over all timesteps, from random rows and with a random
+            stream of its own. The published code has none; a command adds them with ``+attack.restarts=1``.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         seed: Seed of the draws; each case has its own stream.
     """
@@ -103,6 +110,7 @@ class UnlearnDiffAtk:
     exclude_special: bool = True
     readable: bool = False
     repeat_draws: bool = False
+    restarts: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
@@ -123,27 +131,28 @@ class UnlearnDiffAtk:
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            self._begin(model, [trace for trace in traces if trace.attempts == 0], len(candidates))
+            self._begin(model, [trace for trace in traces if trace.attempts % self.timesteps == 0], len(candidates))
             return self._advance(model, [trace.state for trace in traces], candidates)
 
-        return search(
-            model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
-        )
+        rounds = self.timesteps * (1 + self.restarts)
+        return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace], candidates: int) -> None:
-        """Start a search for each case."""
+        """Start a search for each case, or start it anew."""
         if not traces:
             return
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
-            generator = step_generator(self.seed, trace.case.case_number)
+            restart = trace.attempts // self.timesteps
+            seed = self.seed + restart * RESTART_STREAM
+            generator = step_generator(seed, trace.case.case_number)
             shape = (self.tokens, candidates)
             probabilities = torch.full(shape, 1 / candidates, dtype=torch.float64)
-            if self.initialization == "random":
+            if self.initialization == "random" or restart > 0:
                 probabilities = project_to_simplex(torch.rand(shape, generator=generator, dtype=torch.float64))
             probabilities = probabilities.to(model.device)
             mean, variance = torch.zeros_like(probabilities), torch.zeros_like(probabilities)
-            trace.state = TokenSearch(trace.case, generator, target, probabilities, mean, variance)
+            trace.state = TokenSearch(trace.case, seed, generator, target, probabilities, mean, variance)
 
     def _advance(self, model: TextToImage, searches: Sequence[TokenSearch], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and read off its most probable tokens as text."""
@@ -158,7 +167,7 @@ class UnlearnDiffAtk:
         losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
         if self.repeat_draws:
             for state in searches:
-                state.generator = step_generator(self.seed, state.case.case_number)
+                state.generator = step_generator(state.seed, state.case.case_number)
 
         for _ in range(self.steps_per_timestep):
             race, noise = self._draw(model, searches, probabilities)
