@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -17,16 +17,21 @@ from attacks.prompt_search import (
     Criterion,
     Insertion,
     PromptTemplate,
+    Schedule,
     adam_step,
     embedding_gradient,
     middle_timestep,
     require_targets,
+    require_timesteps,
     target_latents,
 )
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
+
+RESTART_STREAM = 2**32
+"""Added to the seed for each restart."""
 
 
 @plain_dataclass
@@ -38,7 +43,8 @@ class DenoisingSearch:
 
     Attributes:
         case: Whose search it is.
-        generator: The prompt's own random stream.
+        seed: Seed of this start.
+        generator: The random stream of the prompt and the start.
         target: float [c, h, w], latents of the picture that should come back.
         variables: float64 [k, any], what is optimised.
         mean: float64 [k, any], Adam's first moment.
@@ -47,6 +53,7 @@ class DenoisingSearch:
     """
 
     case: PromptCase
+    seed: int
     generator: torch.Generator
     target: Tensor
     variables: Tensor
@@ -67,7 +74,7 @@ class DenoisingAttack(ABC):
     Attributes:
         tokens: k, how many are inserted.
         insertion: Where they go.
-        timesteps: Number of timesteps, and of checks.
+        timesteps: Number of timesteps, and of checks of a search.
         steps_per_timestep: Adam steps before each check.
         schedule: ``even``: timesteps spread over the noise schedule, from low noise to high. ``sampled``: every step
             draws its own, uniformly.
@@ -77,6 +84,8 @@ class DenoisingAttack(ABC):
         exclude_special: Keep start, end and padding out of the vocabulary.
         repeat_draws: Restart the random stream at every timestep, as UnlearnDiffAtk's published code does unawares
             (its sampler reseeds the global generator), so that all timesteps share their draws.
+        restarts: Searches that follow one without success, each over all timesteps, from a random start and with a
+            random stream of its own. The published code has none; a command adds them with ``+attack.restarts=1``.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         seed: Seed of the draws; each case has its own stream.
     """
@@ -85,12 +94,13 @@ class DenoisingAttack(ABC):
     insertion: Insertion = "prefix_k"
     timesteps: Annotated[int, Field(ge=1)] = 50
     steps_per_timestep: Annotated[int, Field(ge=1)] = 40
-    schedule: Literal["even", "sampled"] = "even"
+    schedule: Schedule = "even"
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     criterion: Criterion = "l2"
     exclude_special: bool = True
     repeat_draws: bool = False
+    restarts: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
@@ -101,12 +111,13 @@ class DenoisingAttack(ABC):
         """List the tokens that the search knows, int64 [candidates]."""
 
     @abstractmethod
-    def start(self, table: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return what is optimised as it is at first, float64 [k, any].
 
         Args:
             table: float [candidates, width], the embeddings of the candidates.
-            generator: The prompt's own random stream.
+            generator: The random stream of the prompt and the start.
+            restarted: Start at random, whatever the first search started from.
         """
 
     @abstractmethod
@@ -137,30 +148,30 @@ class DenoisingAttack(ABC):
                 ``timesteps``.
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
-        if self.timesteps > model.training_timesteps:
-            raise ValueError(f"timesteps is {self.timesteps}; the model has {model.training_timesteps}: use fewer.")
+        require_timesteps(model, self.timesteps)
         require_targets(cases, type(self).__name__)
         candidates = self.candidates(model)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            self._begin(model, [trace for trace in traces if trace.attempts == 0], candidates)
+            self._begin(model, [trace for trace in traces if trace.attempts % self.timesteps == 0], candidates)
             return self._advance(model, [trace.state for trace in traces], candidates)
 
-        return search(
-            model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
-        )
+        rounds = self.timesteps * (1 + self.restarts)
+        return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> None:
-        """Start a search for each case."""
+        """Start a search for each case, or start it anew."""
         if not traces:
             return
         table = model.vocabulary[candidates]
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
-            generator = step_generator(self.seed, trace.case.case_number)
-            variables = self.start(table, generator).to(model.device)
+            restart = trace.attempts // self.timesteps
+            seed = self.seed + restart * RESTART_STREAM
+            generator = step_generator(seed, trace.case.case_number)
+            variables = self.start(table, generator, restarted=restart > 0).to(model.device)
             mean, variance = torch.zeros_like(variables), torch.zeros_like(variables)
-            trace.state = DenoisingSearch(trace.case, generator, target, variables, mean, variance)
+            trace.state = DenoisingSearch(trace.case, seed, generator, target, variables, mean, variance)
 
     def _advance(self, model: TextToImage, searches: Sequence[DenoisingSearch], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and propose what came of them."""
@@ -175,7 +186,7 @@ class DenoisingAttack(ABC):
         losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
         if self.repeat_draws:
             for state in searches:
-                state.generator = step_generator(self.seed, state.case.case_number)
+                state.generator = step_generator(state.seed, state.case.case_number)
         generators = [state.generator for state in searches]
 
         for _ in range(self.steps_per_timestep):

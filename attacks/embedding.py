@@ -39,9 +39,9 @@ class EmbeddingAttack(DenoisingAttack):
         """Return the tokens of the start, int64 [candidates]."""
         return candidate_tokens(model, exclude_special=self.exclude_special)
 
-    def start(self, table: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return the first e, float64 [k, width]."""
-        return first_embeddings(table, self.tokens, self.initialization, generator)
+        return first_embeddings(table, self.tokens, "random" if restarted else self.initialization, generator)
 
     def embed(self, variables: Tensor, table: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return e as the model takes it."""

@@ -9,19 +9,17 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.nn import functional
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from attacks.projected_embeddings import FreeTokens, descend
 from attacks.prompt_search import (
     Insertion,
+    NoisyPictures,
     PromptTemplate,
-    adam_step,
+    Schedule,
     candidate_tokens,
-    embedding_gradient,
-    first_embeddings,
-    middle_timestep,
-    nearest_tokens,
+    random_rows,
     require_targets,
     target_latents,
 )
@@ -37,38 +35,6 @@ INITIAL_STREAM = 2**31
 
 
 @plain_dataclass
-class FreeTokens:
-    """The search of one variant on one prompt, float64 [k, width] each.
-
-    Attributes:
-        embeddings: e, the continuous embeddings.
-        mean: Adam's first moment.
-        variance: Adam's second moment.
-        steps: Steps taken.
-    """
-
-    embeddings: Tensor
-    mean: Tensor
-    variance: Tensor
-    steps: int = 0
-
-
-@plain_dataclass
-class References:
-    """What the unedited model predicts at the steps up to the next check; no token takes part in it.
-
-    Attributes:
-        timesteps: int64 [steps].
-        latents: float [steps, c, h, w], x_t.
-        noise: float [steps, c, h, w], eps_original.
-    """
-
-    timesteps: Tensor
-    latents: Tensor
-    noise: Tensor
-
-
-@plain_dataclass
 class CaseSearch:
     """The search on one prompt.
 
@@ -78,7 +44,8 @@ class CaseSearch:
         target: float [c, h, w], latents of the picture x0.
         text: float [tokens, width], the plain prompt as the unedited model encodes it.
         tokens: By variant.
-        references: Up to the next check.
+        references: Up to the next check, with what the unedited model predicts in place of the noise; no token takes
+            part in it.
         checks: How many of them there were.
     """
 
@@ -87,7 +54,7 @@ class CaseSearch:
     target: Tensor
     text: Tensor
     tokens: dict[Variant, FreeTokens]
-    references: References = field(init=False)
+    references: NoisyPictures = field(init=False)
     checks: int = 0
 
 
@@ -138,7 +105,7 @@ class P4D:
     insertion: Insertion = "prefix_k"
     checks: Annotated[int, Field(ge=1)] = 60
     steps_per_check: Annotated[int, Field(ge=1)] = 50
-    schedule: Literal["sampled", "even"] = "sampled"
+    schedule: Schedule = "sampled"
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -215,15 +182,13 @@ class P4D:
         cases = [trace.case for trace in traces]
         targets = target_latents(original, cases)
         texts = original.encode_prompts([case.prompt for case in cases])
-        table = model.vocabulary[candidates]
         counts = {variant: self._template(model, variant, [""]).slots.shape[1] for variant in self.variants}
         for trace, target, text in zip(traces, targets, texts, strict=True):
             case = trace.case
             tokens = {}
             for variant, count in counts.items():
                 generator = step_generator(self.seed + INITIAL_STREAM, case.case_number)
-                embeddings = first_embeddings(table, count, "random", generator)
-                tokens[variant] = FreeTokens(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
+                tokens[variant] = FreeTokens.at(model, random_rows(candidates, count, generator))
             generator = step_generator(self.seed, case.case_number)
             trace.state = CaseSearch(case, generator, target, text, tokens)
 
@@ -240,15 +205,15 @@ class P4D:
         for state in searches:
             if self.repeat_draws:
                 state.generator = step_generator(self.seed, state.case.case_number)
-            if self.schedule == "even":
-                timesteps = torch.full((steps,), middle_timestep(original, state.checks, self.checks))
-            else:
-                timesteps = torch.randint(original.training_timesteps, (steps,), generator=state.generator)
-            timesteps = timesteps.to(original.device)
-            noise = torch.randn((steps, *original.latent_shape), generator=state.generator)
-            noise = noise.to(original.device, original.dtype)
-            latents = original.add_noise(state.target.expand_as(noise), noise, timesteps)
-            state.references = References(timesteps, latents, torch.empty_like(latents))
+            state.references = NoisyPictures.draw(
+                original,
+                state.target,
+                state.generator,
+                steps,
+                schedule=self.schedule,
+                share=state.checks,
+                shares=self.checks,
+            )
             state.checks += 1
         todo = [(state, step) for state in searches for step in range(steps)]
         for start in range(0, len(todo), batch_size):
@@ -267,38 +232,13 @@ class P4D:
         """Take ``steps_per_check`` steps of every search; return its tokens as text and its mean loss."""
         if not searches:
             return []
-        template = self._template(model, variant, [state.case.prompt for state in searches])
-        table = model.vocabulary[candidates]
-        directions = functional.normalize(table.to(torch.promote_types(table.dtype, torch.float32)), dim=-1)
-        tokens = [state.tokens[variant] for state in searches]
-        embeddings = torch.stack([state.embeddings for state in tokens])
-        mean = torch.stack([state.mean for state in tokens])
-        variance = torch.stack([state.variance for state in tokens])
-        taken = torch.tensor([state.steps for state in tokens], device=model.device)
-        timesteps = torch.stack([state.references.timesteps for state in searches])
-        latents = torch.stack([state.references.latents for state in searches])
-        references = torch.stack([state.references.noise for state in searches])
-        losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
-
-        for step in range(self.steps_per_check):
-            projected = table[nearest_tokens(embeddings, directions)]
-            gradient, loss = embedding_gradient(
-                model, template, projected, latents[:, step], timesteps[:, step], references[:, step]
-            )
-            losses += loss
-            adam_step(
-                embeddings,
-                gradient.double(),
-                mean,
-                variance,
-                steps=taken + step + 1,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                decoupled=self.optimizer == "adamw",
-            )
-
-        for state, *rows in zip(tokens, embeddings, mean, variance, strict=True):
-            state.embeddings, state.mean, state.variance = rows
-            state.steps += self.steps_per_check
-        texts = template.texts(model, candidates[nearest_tokens(embeddings, directions)])
-        return list(zip(texts, (losses / self.steps_per_check).tolist(), strict=True))
+        return descend(
+            model,
+            self._template(model, variant, [state.case.prompt for state in searches]),
+            [state.tokens[variant] for state in searches],
+            [state.references for state in searches],
+            candidates,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            decoupled=self.optimizer == "adamw",
+        )

@@ -21,6 +21,9 @@ EmbeddingStart = Literal["mean", "random"]
 Criterion = Literal["l2", "l1"]
 """The mean squared, or the mean absolute error."""
 
+Schedule = Literal["even", "sampled"]
+"""Timesteps spread over the noise schedule, one for each check, from low noise to high; or drawn anew, uniformly."""
+
 WORDS_PER_TOKEN = 3
 """Prompt tokens that follow each inserted token in ``per_k_words``."""
 
@@ -118,6 +121,10 @@ class PromptTemplate:
         device = model.vocabulary.device
         return cls(*(torch.tensor(values, device=device) for values in (rows, slots, ends)))
 
+    def repeat(self, times: int) -> "PromptTemplate":
+        """Take each prompt several times in a row."""
+        return PromptTemplate(*(values.repeat_interleave(times, dim=0) for values in (self.ids, self.slots, self.ends)))
+
     def fill(self, tokens: Tensor) -> Tensor:
         """Put ``tokens``, int64 [n, k], in the slots; ids int64 [n, tokens]."""
         return functional.pad(self.ids, (0, 1)).scatter(1, self.slots, tokens)[:, :-1]
@@ -182,7 +189,12 @@ def first_embeddings(table: Tensor, count: int, start: EmbeddingStart, generator
     """
     if start == "mean":
         return table.double().mean(dim=0).repeat(count, 1)
-    return table[torch.randint(len(table), (count,), generator=generator).to(table.device)].double()
+    return random_rows(table, count, generator).double()
+
+
+def random_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw ``count`` of the rows (ids of candidates, or their embeddings) uniformly and independently."""
+    return rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
 
 
 def require_targets(cases: Sequence[PromptCase], attack: str) -> None:
@@ -199,6 +211,16 @@ def require_targets(cases: Sequence[PromptCase], attack: str) -> None:
             )
 
 
+def require_timesteps(model: TextToImage, timesteps: int) -> None:
+    """Refuse more timesteps than the model has.
+
+    Raises:
+        ValueError: There are too many.
+    """
+    if timesteps > model.training_timesteps:
+        raise ValueError(f"timesteps is {timesteps}; the model has {model.training_timesteps}: use fewer.")
+
+
 def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
     """Encode the pictures of cases that all have one; float [n, c, h, w]."""
     return model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
@@ -207,6 +229,62 @@ def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
 def middle_timestep(model: TextToImage, share: int, shares: int) -> int:
     """Return the middle of one of equal shares of the noise schedule, from low noise to high (10, 30, ..., 990)."""
     return (2 * share + 1) * model.training_timesteps // (2 * shares)
+
+
+@dataclass(frozen=True)
+class NoisyPictures:
+    """Draws of x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps of one picture x0.
+
+    Attributes:
+        timesteps: int64 [draws].
+        latents: float [draws, c, h, w], x_t.
+        noise: float [draws, c, h, w], what should be predicted of it: eps.
+    """
+
+    timesteps: Tensor
+    latents: Tensor
+    noise: Tensor
+
+    @classmethod
+    def draw(
+        cls,
+        model: TextToImage,
+        target: Tensor,
+        generator: torch.Generator,
+        draws: int,
+        *,
+        schedule: Schedule,
+        share: int,
+        shares: int,
+    ) -> "NoisyPictures":
+        """Draw timesteps and noise.
+
+        Args:
+            model: Whose noise schedule it is.
+            target: float [c, h, w], x0.
+            generator: The only source of the draws.
+            draws: How many.
+            schedule: How timesteps are chosen.
+            share: Which of the equal ``shares`` of the noise schedule an ``even`` one is at.
+            shares: How many there are.
+        """
+        if schedule == "even":
+            timesteps = torch.full((draws,), middle_timestep(model, share, shares))
+        else:
+            timesteps = torch.randint(model.training_timesteps, (draws,), generator=generator)
+        timesteps = timesteps.to(model.device)
+        noise = torch.randn((draws, *model.latent_shape), generator=generator).to(model.device, model.dtype)
+        return cls(timesteps, model.add_noise(target.expand_as(noise), noise, timesteps), noise)
+
+
+def summed_errors(predictions: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
+    """Sum the error of each noise prediction; float [n], in single precision at least.
+
+    Sums, because the gradient of a mean over many pixels underflows in half precision.
+    """
+    errors = (predictions - targets).flatten(1)
+    errors = errors.square() if criterion == "l2" else errors.abs()
+    return errors.sum(dim=1, dtype=torch.promote_types(errors.dtype, torch.float32))
 
 
 def embedding_gradient(
@@ -235,12 +313,24 @@ def embedding_gradient(
     """
     embeddings = embeddings.detach().requires_grad_()
     with torch.enable_grad():
-        error = (model.predict_noise(latents, timesteps, template.encode(model, embeddings)) - targets).flatten(1)
-        error = error.square() if criterion == "l2" else error.abs()
-        # Sums, because the gradient of a mean over many pixels underflows in half precision.
-        sums = error.sum(dim=1, dtype=torch.promote_types(error.dtype, torch.float32))
+        predictions = model.predict_noise(latents, timesteps, template.encode(model, embeddings))
+        sums = summed_errors(predictions, targets, criterion)
         (gradient,) = torch.autograd.grad(sums.sum(), embeddings)
-    return gradient.to(sums.dtype) / error.shape[1], sums.detach() / error.shape[1]
+    return gradient.to(sums.dtype) / targets[0].numel(), sums.detach() / targets[0].numel()
+
+
+def one_hot_gradient(gradient: Tensor, table: Tensor) -> Tensor:
+    """Compute the gradient with respect to the one-hot rows that choose the embeddings.
+
+    Args:
+        gradient: float [n, k, width], with respect to the rows' embeddings.
+        table: float [candidates, width], the embeddings of the candidates.
+
+    Returns:
+        float [n, k, candidates], in single precision at least.
+    """
+    precise = torch.promote_types(table.dtype, torch.float32)
+    return gradient.to(precise) @ table.to(precise).T
 
 
 def adam_step(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
-from attacks.prompt_search import PromptTemplate, candidate_tokens, project_to_simplex
+from attacks.prompt_search import PromptTemplate, candidate_tokens, one_hot_gradient, project_to_simplex
 from diffusion.model import TextToImage
 
 
@@ -42,10 +42,10 @@ class UnlearnDiffAtk(DenoisingAttack):
         """Return the tokens that may be inserted, int64 [candidates]."""
         return candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
-    def start(self, table: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return the first P, float64 [k, candidates]."""
         shape = (self.tokens, len(table))
-        if self.initialization == "random":
+        if restarted or self.initialization == "random":
             return project_to_simplex(torch.rand(shape, generator=generator, dtype=torch.float64))
         return torch.full(shape, 1 / len(table), dtype=torch.float64)
 
@@ -86,7 +86,7 @@ def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:
 
 
 def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
-    """Compute the gradient with respect to the one-hot rows, clipped to [-1, 1]; the simplex rows receive it instead.
+    """Clip the gradient with respect to the one-hot rows to [-1, 1]; the simplex rows receive it instead.
 
     Args:
         gradient: float [n, k, width], with respect to the rows' embeddings.
@@ -95,5 +95,4 @@ def straight_through_gradient(gradient: Tensor, table: Tensor) -> Tensor:
     Returns:
         float64 [n, k, candidates].
     """
-    precise = torch.promote_types(table.dtype, torch.float32)
-    return (gradient.to(precise) @ table.to(precise).T).clamp(-1, 1).double()
+    return one_hot_gradient(gradient, table).clamp(-1, 1).double()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
 from attacks.prompt_search import PromptTemplate, adam_step, embedding_gradient
-from attacks.unlearndiff import UnlearnDiffAtk, draw_tokens, straight_through_gradient
+from attacks.unlearndiff import RESTART_STREAM, UnlearnDiffAtk, draw_tokens, straight_through_gradient
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
@@ -285,3 +285,29 @@ def test_too_many_tokens_or_timesteps_are_refused(tiny_model: TextToImage) -> No
 def test_fields_out_of_range_are_refused(field: dict) -> None:
     with pytest.raises(ValidationError):
         UnlearnDiffAtk(**field)
+
+
+def test_a_restart_goes_as_a_search_of_its_own(tiny_model64: TextToImage) -> None:
+    cases = make_cases(tiny_model64, PROMPTS[:2])
+    first = run(tiny_model64, cases, never, timesteps=2)
+    second = run(tiny_model64, cases, never, timesteps=2, initialization="random", seed=RESTART_STREAM)
+    both = run(tiny_model64, cases, never, timesteps=2, restarts=1, batch_size=1)
+    for number, outcome in both.items():
+        expected = [*first[number].checks, *second[number].checks[1:]]
+        assert [check.prompt for check in outcome.checks] == [check.prompt for check in expected]
+        for ours, theirs in zip(outcome.checks[1:], expected[1:], strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-9)
+
+
+def test_the_first_success_of_a_restart_ends_it_whatever_the_batch(tiny_model64: TextToImage) -> None:
+    cases = make_cases(tiny_model64, [*PROMPTS, *PROMPTS[:3]])
+    once = run(tiny_model64, cases, timesteps=2)
+    alone = run(tiny_model64, cases, timesteps=2, restarts=2, batch_size=1)
+    together = run(tiny_model64, cases[::-1], timesteps=2, restarts=2, batch_size=9)
+    assert any(len(outcome.checks) > 3 and outcome.success for outcome in alone.values())
+    for number, outcome in alone.items():
+        assert not any(check.present for check in outcome.checks[:-1])
+        assert outcome.success or len(outcome.checks) == 7
+        assert not once[number].success or outcome == once[number]
+        assert [check.prompt for check in together[number].checks] == [check.prompt for check in outcome.checks]
+        assert together[number].unet_evaluations == outcome.unet_evaluations
