@@ -2,21 +2,20 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, PlainValidator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from attacks.prompt_pairs import Pair, Pairs, listed_pairs
 from attacks.prompt_search import PromptTemplate, candidate_tokens
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
-from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
@@ -24,26 +23,8 @@ log = logging.getLogger(__name__)
 Individual = tuple[int, ...]
 """K token ids."""
 
-Pair = tuple[str, str]
-"""A prompt with the concept, and the same prompt without it."""
-
-PAIR_COLUMNS = ("with", "without")
-
 ENCODED_AT_ONCE = 256
 """Individuals in one pass of the text encoder; it changes speed and memory only."""
-
-
-def _path_or_pairs(value: Any) -> Path | tuple[Pair, ...]:
-    match value:
-        case str() | Path():
-            read_pairs(Path(value))
-            return Path(value)
-        case [_, *_] if all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [str, str] for pair in value):
-            return tuple((present, absent) for present, absent in value)
-    raise ValueError(
-        f"pairs is {value!r}; it must be a CSV file with the columns with,without or a list of pairs of prompts, "
-        "as the field pairs of a concept names it."
-    )
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -77,7 +58,7 @@ class RingABell:
         seed: Seed of the draws; each case has its own stream.
     """
 
-    pairs: Annotated[Path | tuple[Pair, ...], PlainValidator(_path_or_pairs)]
+    pairs: Pairs
     eta: Annotated[float, Field(gt=0)] = 3.0
     tokens: Annotated[int, Field(ge=1)] = 16
     population: Annotated[int, Field(ge=2)] = 200
@@ -90,10 +71,6 @@ class RingABell:
 
     threat_model: ClassVar[ThreatModel] = "text_only"
 
-    def prompt_pairs(self) -> tuple[Pair, ...]:
-        """Return the pairs, read from their file if they are in one."""
-        return read_pairs(self.pairs) if isinstance(self.pairs, Path) else self.pairs
-
     def run(
         self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
     ) -> Iterator[Outcome]:
@@ -103,7 +80,7 @@ class RingABell:
             ValueError: The model's prompts have no room for ``tokens``.
         """
         PromptTemplate.insert(model, [""], self.tokens, "prefix_k")  # refuses a K that does not fit
-        vector = concept_vector(model, self.prompt_pairs())
+        vector = concept_vector(model, listed_pairs(self.pairs))
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             prompts = [trace.case.prompt for trace in traces]
@@ -151,27 +128,6 @@ class RingABell:
         if self.mutated == "children":
             return parents + mutate(children, self.mutation_rate, candidates, generator)
         return mutate(parents + children, self.mutation_rate, candidates, generator)
-
-
-def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """Read prompt pairs from the columns ``with`` and ``without`` of a UTF-8 CSV file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A column is missing, a row lacks a prompt, or there are no rows.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; pairs takes a CSV file with the columns with,without.")
-    pairs = []
-    with csv_rows(path, PAIR_COLUMNS) as reader:
-        for row in reader:
-            present, absent = ((row[column] or "").strip() for column in PAIR_COLUMNS)
-            if not (present and absent):
-                raise ValueError(f"{path} lacks a prompt in line {reader.line_num}; every row needs two.")
-            pairs.append((present, absent))
-    if not pairs:
-        raise ValueError(f"{path} has no pairs below its first line.")
-    return tuple(pairs)
 
 
 def concept_vector(model: TextToImage, pairs: Sequence[Pair]) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attacks.ringabell import read_pairs
+from attacks.prompt_pairs import read_pairs
 from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.prompt_sets import CONCEPTS, PAIRS, SHIPPED_FOLDER, prompt_pairs
 from evaluation.prompt_sets import PromptRow, read_prompt_set

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
-from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mutate, read_pairs
+from attacks.prompt_pairs import listed_pairs, read_pairs
+from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mutate
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
@@ -178,7 +179,8 @@ def test_pairs_come_from_a_file_or_as_they_are(tmp_path: Path) -> None:
     lines = ["without,note,with", *(f"{absent},x,{present}" for present, absent in PAIRS)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     assert read_pairs(path) == PAIRS
-    assert RingABell(str(path)).prompt_pairs() == RingABell([list(pair) for pair in PAIRS]).prompt_pairs() == PAIRS
+    for pairs in (str(path), [list(pair) for pair in PAIRS]):
+        assert listed_pairs(RingABell(pairs).pairs) == PAIRS
 
 
 @pytest.mark.parametrize(
