@@ -1,6 +1,5 @@
-"""Prompts with a concept beside the same prompts without it: what attacks learn the concept from."""
+"""Prompts with a concept beside the same prompts without it, for attacks that learn from them what the concept is."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,12 +27,12 @@ def _path_or_pairs(value: Any) -> Path | tuple[Pair, ...]:
 
 
 Pairs = Annotated[Path | tuple[Pair, ...], PlainValidator(_path_or_pairs)]
-"""Prompt pairs, or a CSV file of them."""
+"""A field of an attack: the pairs, or a CSV file of them with the columns ``with`` and ``without``."""
 
 
-def listed_pairs(pairs: Path | Sequence[Pair]) -> tuple[Pair, ...]:
-    """Return the pairs, read from their file if they are in one."""
-    return read_pairs(pairs) if isinstance(pairs, Path) else tuple(pairs)
+def resolve_pairs(pairs: Path | tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """Return the pairs of such a field, read from their file if they are in one."""
+    return read_pairs(pairs) if isinstance(pairs, Path) else pairs
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_pairs import Pair, Pairs, listed_pairs
+from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
 from attacks.prompt_search import PromptTemplate, candidate_tokens
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
@@ -80,7 +80,7 @@ class RingABell:
             ValueError: The model's prompts have no room for ``tokens``.
         """
         PromptTemplate.insert(model, [""], self.tokens, "prefix_k")  # refuses a K that does not fit
-        vector = concept_vector(model, listed_pairs(self.pairs))
+        vector = concept_vector(model, resolve_pairs(self.pairs))
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             prompts = [trace.case.prompt for trace in traces]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
-from attacks.prompt_pairs import listed_pairs, read_pairs
+from attacks.prompt_pairs import read_pairs, resolve_pairs
 from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mutate
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
@@ -180,7 +180,7 @@ def test_pairs_come_from_a_file_or_as_they_are(tmp_path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     assert read_pairs(path) == PAIRS
     for pairs in (str(path), [list(pair) for pair in PAIRS]):
-        assert listed_pairs(RingABell(pairs).pairs) == PAIRS
+        assert resolve_pairs(RingABell(pairs).pairs) == PAIRS
 
 
 @pytest.mark.parametrize(
