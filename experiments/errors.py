@@ -110,7 +110,9 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per
         case MissingMandatoryValue():
             sentence = f"{error.full_key} is missing; give it a value, as in {error.full_key}=..."
         case OmegaConfBaseException():
-            sentence = f"{error.full_key or 'The config'} cannot be resolved: {str(error).splitlines()[0]}."
+            reason = str(error).splitlines()[0]
+            reason = reason.partition("raised while resolving interpolation: ")[2] or reason
+            sentence = f"{error.full_key or 'The config'} cannot be resolved: {reason}."
         case ValueError() if str(error).startswith("Config group override must be"):
             sentence = "A group takes the name of one of its choices, as in eraser=esd; run.py --help lists them."
         case ValueError() if _raised_by_this_project(error):

@@ -87,6 +87,17 @@ class Stages:
         return {**matters(self.job.config["attack"]), **_contents(self.job.attack)}
 
     @cached_property
+    def judge_key(self) -> dict[str, Any]:
+        """The judge with its weights."""
+        return {**matters(self.job.config["judge"]), **_contents(self.job.judge)}
+
+    @cached_property
+    def evaluator_keys(self) -> dict[str, dict[str, Any]]:
+        """The evaluators by name, each with its weights."""
+        configs = matters(self.job.config["evaluator"])
+        return {name: {**configs[name], **_contents(evaluator)} for name, evaluator in self.job.evaluators.items()}
+
+    @cached_property
     def eraser_key(self) -> dict[str, Any]:
         """The eraser and its settings."""
         return {**matters(self.job.config["eraser"], TRAINING_SPEED_ONLY), **_contents(self.job.eraser)}
@@ -138,7 +149,7 @@ class Stages:
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
         """Say of each picture whether it shows the concept."""
-        key = {"pictures": pictures.key, "judge": matters(self.job.config["judge"])}
+        key = {"pictures": pictures.key, "judge": self.judge_key}
         present: list[bool] = self.store.remembered(
             "verdicts", key, lambda: [bool(present) for present in self.job.judge(pictures.images).present]
         )
@@ -170,7 +181,7 @@ class Stages:
                 "base": base.key,
                 "edited": edited.key,
                 "rows": [dict(row.labels) for row in rows],
-                "evaluator": matters(self.job.config["evaluator"][name]),
+                "evaluator": self.evaluator_keys[name],
             }
 
             def compute(evaluator: Any = evaluator) -> dict[str, Any]:
@@ -188,7 +199,7 @@ class Stages:
             "model": self.model_key,
             "edit": edit,
             "attack": self.attack_key,
-            "judge": matters(self.job.config["judge"]),
+            "judge": self.judge_key,
             **self.sampler_key,
         }
 

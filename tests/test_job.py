@@ -116,6 +116,22 @@ def test_an_attack_that_aims_at_the_unedited_model_is_given_it(
     assert summary["edit"]["hash"] == undisturbed["edit"]["hash"]
 
 
+def test_verdicts_belong_to_the_weights_of_their_judge_wherever_they_lie(
+    world: Path, model: TextToImage, tmp_path: Path
+) -> None:
+    runs = []
+    for name, remainder in (("first", 0), ("elsewhere", 0), ("retrained", 2)):
+        weights = tmp_path / name
+        weights.write_text(str(remainder))
+        command = [*overrides(world, tmp_path / "store"), "eraser=none", "attack=none", f"+judge.weights={weights}"]
+        unwanted = ("eraser.", "attack.")
+        runs.append(run([part for part in command if not part.startswith(unwanted)], tmp_path / f"run-{name}"))
+    first, elsewhere, retrained = runs
+    assert elsewhere["run"] == first["run"]
+    assert retrained["run"] != first["run"]
+    assert retrained["cases"] != first["cases"]
+
+
 def test_another_seed_erases_again(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     other = run([*overrides(world, undisturbed["store"]), "seed=1"], tmp_path)
     assert other["edit"]["hash"] != undisturbed["edit"]["hash"]

@@ -44,6 +44,7 @@ MISTAKES = {
     "missing prompts": (["concept.prompts=nope.csv"], "concept.prompts is nope.csv; it must be a CSV file"),
     "dangling interpolation": (["seed=${nothing}"], "nothing"),
     "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
+    "unknown kind": (["concept.kind=poem"], "concept.kind is 'poem'; it must be one of style, object, unsafe."),
     "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
 }
 

@@ -36,11 +36,17 @@ class Float64Folder:
 
 @dataclass(frozen=True)
 class ErraticJudge:
-    """A fixed function of the pixels that any change of a picture upsets; one picture in three shows the concept."""
+    """A fixed function of the pixels that any change of a picture upsets; one picture in three shows the concept.
+
+    ``weights`` is a file with the remainder that counts as the concept.
+    """
+
+    weights: Path | None = None
 
     def __call__(self, images: torch.Tensor) -> Verdicts:
         sums = images.long().sum(dim=(1, 2, 3))
-        return Verdicts(sums % 3 == 1, (sums % 101) / 100)
+        wanted = int(self.weights.read_text()) if self.weights else 1
+        return Verdicts(sums % 3 == wanted, (sums % 101) / 100)
 
 
 def write_world(folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -15,13 +15,19 @@ from evaluation.verdicts import Verdicts
 
 Head = Literal["style", "subject", "burning"]
 
+CLASSIFIER_FOLDER = CANVAS_FOLDER / "classifier"
+"""The shipped classifier."""
+
+ClassifierFolder = Annotated[Path, BeforeValidator(lambda folder: CLASSIFIER_FOLDER if folder is None else folder)]
+"""Folder of a :class:`CanvasClassifier`; None means the shipped one."""
+
 _BATCH = 256
 
 
 @lru_cache(maxsize=4)
-def load_classifier(folder: Path | None = None) -> CanvasClassifier:
-    """The classifier in ``folder`` (default: the shipped one), read once per process."""
-    return CanvasClassifier.from_pretrained(CANVAS_FOLDER / "classifier" if folder is None else folder)
+def load_classifier(folder: Path = CLASSIFIER_FOLDER) -> CanvasClassifier:
+    """The classifier in ``folder``, read once per process."""
+    return CanvasClassifier.from_pretrained(folder)
 
 
 @torch.no_grad()
@@ -38,7 +44,7 @@ class CanvasJudge:
     Attributes:
         head: Which property of the picture is read.
         label: The value of that property which counts as the concept ("van_gogh", "church", "yes").
-        folder: Folder of a :class:`CanvasClassifier`; the shipped one if none.
+        folder: The classifier; null for the shipped one.
 
     Raises:
         ValueError: The head has no such label.
@@ -46,7 +52,7 @@ class CanvasJudge:
 
     head: Head
     label: str
-    folder: Path | None = None
+    folder: ClassifierFolder = CLASSIFIER_FOLDER
 
     @model_validator(mode="after")
     def _label_exists(self) -> "CanvasJudge":

@@ -1,7 +1,6 @@
 """Retained accuracy: how often pictures of other prompts still show what they ask for."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -9,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.canvas.classifier import HEADS
-from evaluation.judges.canvas import Head, classify, load_classifier
+from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, Head, classify, load_classifier
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import Rate
@@ -21,11 +20,11 @@ class RetainedAccuracy:
 
     Attributes:
         heads: Properties to compare; the prompt set must have a column of that name for each.
-        folder: Folder of a :class:`~diffusion.canvas.classifier.CanvasClassifier`; the shipped one if none.
+        folder: The classifier; null for the shipped one.
     """
 
     heads: Annotated[tuple[Head, ...], Field(min_length=1)] = ("style", "subject")
-    folder: Path | None = None
+    folder: ClassifierFolder = CLASSIFIER_FOLDER
 
     def rates(self, images: Tensor, rows: Sequence[PromptRow]) -> dict[str, Rate]:
         """Agreement of uint8 pictures [n, 3, H, W] with the labels of their prompts, for each head.

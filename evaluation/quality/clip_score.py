@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
@@ -48,14 +48,17 @@ class TruncatingProcessor:
         return self.processor(text=text, truncation=True, **options)
 
 
+CLIP_FOLDER = CANVAS_FOLDER / "clip"
+"""The shipped CLIP."""
+
+
 @lru_cache(maxsize=2)
-def load_clip(folder: Path | None = None) -> tuple[ClipFeatures, TruncatingProcessor]:
-    """The CLIP in ``folder`` (default: the shipped one) in float32 with its processor, read once per process.
+def load_clip(folder: Path = CLIP_FOLDER) -> tuple[ClipFeatures, TruncatingProcessor]:
+    """The CLIP in ``folder`` in float32 with its processor, read once per process.
 
     Raises:
         FileNotFoundError: ``folder`` holds no CLIP.
     """
-    folder = CANVAS_FOLDER / "clip" if folder is None else folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no CLIP (config.json, model.safetensors, the processor's files).")
     with quiet_off_a_terminal():
@@ -68,11 +71,11 @@ class ClipScore:
     """The mean over pictures of max(100 cos(E_image, E_text), 0), through torchmetrics.
 
     Attributes:
-        folder: A transformers folder with a ``CLIPModel`` and its processor; the shipped one if none.
+        folder: A transformers folder with a ``CLIPModel`` and its processor; null for the shipped one.
         name: What results call the score.
     """
 
-    folder: Path | None = None
+    folder: Annotated[Path, BeforeValidator(lambda folder: CLIP_FOLDER if folder is None else folder)] = CLIP_FOLDER
     name: Annotated[str, Field(min_length=1)] = "clip_score"
 
     @torch.no_grad()

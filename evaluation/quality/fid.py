@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from pydantic import ConfigDict
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion.canvas.classifier import CanvasClassifier
-from evaluation.judges.canvas import load_classifier
+from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, load_classifier
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 
@@ -48,10 +47,10 @@ class Fid:
     the number is biased upwards, and comparable only at the same ``n``, which is stored with it.
 
     Attributes:
-        folder: Folder of a :class:`~diffusion.canvas.classifier.CanvasClassifier`; the shipped one if none.
+        folder: The classifier; null for the shipped one.
     """
 
-    folder: Path | None = None
+    folder: ClassifierFolder = CLASSIFIER_FOLDER
 
     @torch.no_grad()
     def distance(self, images: Tensor, reference_images: Tensor) -> float:
