@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -15,6 +16,21 @@ def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
     """The U-Net's parameters, and the text encoder's with their prefix."""
     text = {f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.named_parameters()}
     return {**dict(model.unet.named_parameters()), **text}
+
+
+def matching_parameters(model: TextToImage, pattern: str) -> dict[str, nn.Parameter]:
+    """The U-Net's parameters whose names match, as ``*`` or ``*.attn2.*``.
+
+    Raises:
+        ValueError: There are none.
+    """
+    matching = {name: value for name, value in model.unet.named_parameters() if fnmatchcase(name, pattern)}
+    if not matching:
+        raise ValueError(
+            f"parameters is {pattern!r}; no parameter of the U-Net of {model.name!r} has such a name: give a pattern "
+            "like '*' (all) or '*.attn2.*' (cross-attention)."
+        )
+    return matching
 
 
 @contextmanager
