@@ -1,7 +1,8 @@
 """What every attack shares: propose a text, make its picture, ask the judge, stop at the first success."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -116,6 +117,9 @@ class Trace:
 Propose = Callable[[list[Trace]], list[Proposal]]
 """The next text for each of the cases in hand. A case's text must not depend on the other cases."""
 
+Under = Callable[[str], AbstractContextManager[None]]
+"""What the model is while it draws the pictures of a variant; the empty variant is the model as it stands."""
+
 
 def search(
     model: TextToImage,
@@ -126,6 +130,7 @@ def search(
     sampling: Sampling,
     rounds: int,
     batch_size: int,
+    under: Under | None = None,
 ) -> Iterator[Outcome]:
     """Try the plain prompt of every case, then up to ``rounds`` proposed texts; yield each case when it ends.
 
@@ -140,6 +145,8 @@ def search(
         sampling: How pictures are sampled.
         rounds: Texts per case at most, the plain prompt not counted.
         batch_size: Cases in hand at a time.
+        under: For attacks that change weights: entered around the drawing of a variant's pictures, and left before
+            anything is yielded.
 
     Raises:
         ValueError: Two cases have the same number.
@@ -159,27 +166,31 @@ def search(
                     active.append(trace)
         if not active:
             return
-        check(model, active, propose(active), judge, sampling)
+        check(model, active, propose(active), judge, sampling, under)
         ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
         active = [trace for trace in active if trace not in ended]
         yield from (trace.outcome() for trace in ended)
 
 
 def check(
-    model: TextToImage, traces: Sequence[Trace], proposals: Sequence[Proposal], judge: Judge, sampling: Sampling
+    model: TextToImage,
+    traces: Sequence[Trace],
+    proposals: Sequence[Proposal],
+    judge: Judge,
+    sampling: Sampling,
+    under: Under | None = None,
 ) -> None:
     """Make and judge the picture of one proposal per case and add it to the traces."""
-    new = [
-        (trace, proposal)
-        for trace, proposal in zip(traces, proposals, strict=True)
-        if trace.key(proposal) not in trace.judged
-    ]
     # One guided picture makes a whole batch pay for guidance; apart, a case's cost is its own.
-    for guided in (True, False):
-        group = [entry for entry in new if is_guided(model, entry[0].case) == guided]
+    groups: dict[tuple[bool, str], list[tuple[Trace, Proposal]]] = defaultdict(list)
+    for trace, proposal in zip(traces, proposals, strict=True):
+        if trace.key(proposal) not in trace.judged:
+            groups[is_guided(model, trace.case), proposal.variant if under else ""].append((trace, proposal))
+    for (guided, variant), group in groups.items():
         for start in range(0, len(group), sampling.batch_size):
             batch = group[start : start + sampling.batch_size]
-            images = draw(model, batch, sampling)
+            with under(variant) if under and variant else nullcontext():
+                images = draw(model, batch, sampling)
             verdicts = judge(images)
             for (trace, proposal), image, present, score in zip(
                 batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True

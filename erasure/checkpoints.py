@@ -30,8 +30,8 @@ from torch import Tensor
 
 from diffusion.loading import LOADING_ERRORS, in_short, lightning_names_allowed
 from diffusion.model import TextToImage
+from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.edit import Edit
-from erasure.parameters import TEXT_ENCODER_PREFIX, named_parameters
 
 log = logging.getLogger(__name__)
 

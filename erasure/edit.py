@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion.files import replacing
 from diffusion.model import SCHEDULERS, TextToImage
-from erasure.parameters import named_parameters
+from diffusion.parameters import named_parameters
 
 SCHEMA = 1
 """Version of the file format."""

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.model import TextToImage
+from diffusion.parameters import substituted
 from diffusion.training import fit
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.parameters import UNetScope, scope_parameters, substituted
+from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, stage
 

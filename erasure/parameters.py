@@ -1,12 +1,12 @@
 """Which of a model's parameters a method may change, by the names that the field uses."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion.model import TextToImage
+from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 
 UNetScope = Literal[
     "xattn",
@@ -40,9 +40,6 @@ its table of tokens."""
 
 UNET_SCOPES: tuple[UNetScope, ...] = get_args(UNetScope)
 SCOPES: tuple[Scope, ...] = (*UNET_SCOPES, "text_encoder", "token_embedding")
-
-TEXT_ENCODER_PREFIX = "text_encoder."
-"""Marks the names of text encoder parameters; U-Net parameters go by their diffusers names."""
 
 
 def _is_linear_or_conv(module: nn.Module) -> bool:
@@ -96,38 +93,3 @@ def scope_parameters(model: TextToImage, scope: Scope) -> dict[str, nn.Parameter
             f"scope {scope!r} selects no parameter of {model.name!r}; choose another of {', '.join(SCOPES)}."
         )
     return selected
-
-
-def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
-    """Every parameter that a scope can name: the U-Net's, and the text encoder's with their prefix."""
-    text = {f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.named_parameters()}
-    return {**dict(model.unet.named_parameters()), **text}
-
-
-@contextmanager
-def substituted(model: TextToImage, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model compute with ``tensors`` in place of its parameters of these names, for the length of the context.
-
-    Gradients flow into ``tensors``; the parameters themselves stay where they are. Contexts may be nested.
-
-    Args:
-        model: Whose U-Net and text encoder.
-        tensors: Stand-ins by parameter name, of the parameters' shapes.
-    """
-    owners = {name: _owner(model, name) for name in tensors}
-    replaced = {name: module._parameters[leaf] for name, (module, leaf) in owners.items()}
-    try:
-        for name, (module, leaf) in owners.items():
-            # Assigning to the module itself would insist on an nn.Parameter, which cuts the graph.
-            module._parameters[leaf] = tensors[name]  # type: ignore[assignment]
-        yield
-    finally:
-        for name, (module, leaf) in owners.items():
-            module._parameters[leaf] = replaced[name]
-
-
-def _owner(model: TextToImage, name: str) -> tuple[nn.Module, str]:
-    """The module that has the parameter, and the parameter's name in it."""
-    whole = model.text_encoder if name.startswith(TEXT_ENCODER_PREFIX) else model.unet
-    path, _, leaf = name.removeprefix(TEXT_ENCODER_PREFIX).rpartition(".")
-    return whole.get_submodule(path), leaf

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.parameters import named_parameters
 from diffusion.training import step_generator
 from erasure import finetuning
 from erasure.concept import Concept
 from erasure.erasers.ac import AC, ACObjective, first_token_detached, target_token_rows
-from erasure.parameters import named_parameters, scope_parameters
+from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.model import TextToImage
+from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.checkpoints import edit_of, read_checkpoint
 from erasure.concept import Concept
 from erasure.edit import Edit, export
 from erasure.erasers.imported import Imported
-from erasure.parameters import TEXT_ENCODER_PREFIX, named_parameters, scope_parameters
+from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off

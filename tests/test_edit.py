@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from diffusion.parameters import named_parameters
 from erasure.edit import Edit, export
-from erasure.parameters import named_parameters, scope_parameters
+from erasure.parameters import scope_parameters
 
 
 def random_masks(model, scope="xattn", pruned=0.3, seed=0):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from erasure.parameters import SCOPES, UNET_SCOPES, named_parameters, scope_parameters, substituted
+from diffusion.parameters import named_parameters, substituted
+from erasure.parameters import SCOPES, UNET_SCOPES, scope_parameters
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from diffusion.parameters import named_parameters
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.erasers.esd import ESD
 from erasure.erasers.none import NoEraser
-from erasure.parameters import named_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity, cut_lowest, maskable_parameters

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffusion.parameters import named_parameters
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.none import NoEraser
-from erasure.parameters import named_parameters
 from erasure.pictures import Painting
 from erasure.pruning.cad import CAD
 from erasure.pruning.calibration import input_squares, sizes_times_use

@@ -10,9 +10,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
+from diffusion.parameters import substituted
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
-from erasure.parameters import UNetScope, scope_parameters, substituted
+from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.model import TextToImage
+from diffusion.parameters import substituted
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.finetuning import RETAIN_STREAM, FineTuning, Trained, gradient, noise_error, require_preserved
-from erasure.parameters import UNetScope, scope_parameters, substituted
+from erasure.parameters import UNetScope, scope_parameters
 from erasure.pictures import PICTURE_STREAM, Painting, paint
 from erasure.protocols import Objective
 from erasure.pruning.masks import cut_lowest

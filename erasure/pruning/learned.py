@@ -11,11 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
+from diffusion.parameters import substituted
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.edit import Fill
 from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision
-from erasure.parameters import UNetScope, substituted
+from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
 from erasure.pruning.masks import Masks, cut_lowest, mask_counts, maskable_parameters, pruned_by
 from erasure.trajectories import stage
