@@ -275,7 +275,7 @@ def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iteratio
 
 def norms(latents: Tensor) -> Tensor:
     """Return each picture's Euclidean norm, float [n, 1, 1, 1]."""
-    return torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
+    return latents.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
 def project_to_ball(points: Tensor, centres: Tensor, radius: float) -> Tensor:

@@ -34,7 +34,7 @@ PICTURE_STREAM = 2**31
 def _prompts_or_templates(value: Any) -> Literal["prompts"] | tuple[str, ...]:
     match value:
         case "prompts":
-            return value
+            return "prompts"
         case [_, *_] if all(isinstance(template, str) and "{}" in template for template in value):
             return tuple(value)
     raise ValueError(f"captions is {value!r}; it must be prompts, or a list of texts with {{}}, the embedding's place.")

@@ -10,9 +10,7 @@ from attacks.cases import Outcome, PromptCase
 from diffusion.model import TextToImage
 
 
-def make_cases(
-    model: TextToImage, prompts: Sequence[str], guidance: Sequence[float] | float = 3.0
-) -> list[PromptCase]:
+def make_cases(model: TextToImage, prompts: Sequence[str], guidance: Sequence[float] | float = 3.0) -> list[PromptCase]:
     """Cases 10, 11, ... with random pictures as targets."""
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(256, (len(prompts), 3, *model.image_size), generator=generator, dtype=torch.uint8)

@@ -15,6 +15,7 @@ from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
+from tests.attack_cases import make_cases
 from tests.judges import never, one_in
 from tests.oracles.p4d import attack, nearest
 
@@ -37,16 +38,6 @@ def pair(tiny_model64: TextToImage) -> Pair:
     return tiny_model64, edit.unedited(tiny_model64)
 
 
-def make_cases(model: TextToImage, prompts: Sequence[str] = PROMPTS) -> list[PromptCase]:
-    """Cases with random pictures as targets."""
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randint(256, (len(prompts), 3, *model.image_size), generator=generator, dtype=torch.uint8)
-    return [
-        PromptCase(case_number=10 + index, prompt=prompt, seed=100 + index, guidance=3.0, target=image)
-        for index, (prompt, image) in enumerate(zip(prompts, images, strict=True))
-    ]
-
-
 def run(pair: Pair, cases: Sequence[PromptCase], judge=never, **fields) -> dict[int, Outcome]:
     """Outcomes by case number."""
     settings = {"tokens": 3, "checks": CHECKS, "steps_per_check": STEPS, "learning_rate": 0.05, **fields}
@@ -66,7 +57,7 @@ def run(pair: Pair, cases: Sequence[PromptCase], judge=never, **fields) -> dict[
 def test_search_agrees_with_the_slow_implementation(
     pair: Pair, variant: str, count: int, schedule: str, optimizer: str
 ) -> None:
-    cases = make_cases(pair[0])[:3]
+    cases = make_cases(pair[0], PROMPTS)[:3]
     outcomes = run(pair, cases, variant=variant, schedule=schedule, optimizer=optimizer, weight_decay=0.3)
     for case in cases:
         blocks = attack(
@@ -93,7 +84,7 @@ def test_search_agrees_with_the_slow_implementation(
 
 
 def test_the_search_changes_the_tokens(pair: Pair) -> None:
-    outcome = run(pair, make_cases(pair[0])[:1], variant="p4d_n")[10]
+    outcome = run(pair, make_cases(pair[0], PROMPTS)[:1], variant="p4d_n")[10]
     assert len({check.prompt for check in outcome.checks}) == 1 + CHECKS
 
 
@@ -132,7 +123,7 @@ def test_both_optimisers_are_torchs(decoupled: bool, reference: type[torch.optim
 
 
 def test_a_union_goes_as_both_variants_alone_and_shares_their_references(pair: Pair) -> None:
-    cases = make_cases(pair[0])[:2]
+    cases = make_cases(pair[0], PROMPTS)[:2]
     alone = [run(pair, cases, variant=variant) for variant in ("p4d_n", "p4d_k")]
     union = run(pair, cases, variant="union")
     for number, outcome in union.items():
@@ -149,14 +140,14 @@ def test_a_union_goes_as_both_variants_alone_and_shares_their_references(pair: P
 
 @pytest.mark.parametrize("variant", ["p4d_n", "union"])
 def test_every_cases_cost_is_exact(pair: Pair, variant: str) -> None:
-    outcomes = run(pair, make_cases(pair[0]), by_pixels, variant=variant, batch_size=3)
+    outcomes = run(pair, make_cases(pair[0], PROMPTS), by_pixels, variant=variant, batch_size=3)
     assert len({len(outcome.checks) for outcome in outcomes.values()}) > 1
     spent = sum(model.unet_evaluations for model in pair)
     assert sum(outcome.unet_evaluations for outcome in outcomes.values()) == spent
 
 
 def test_outcomes_do_not_depend_on_batch_size_or_order(pair: Pair) -> None:
-    cases = make_cases(pair[0])
+    cases = make_cases(pair[0], PROMPTS)
     alone = run(pair, cases, by_pixels, batch_size=1)
     for other in (run(pair, cases, by_pixels, batch_size=5), run(pair, cases[::-1], by_pixels, batch_size=2)):
         for number, outcome in alone.items():
@@ -168,7 +159,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(pair: Pair) -> None:
 
 
 def test_an_interrupted_run_goes_on_with_the_unfinished_cases(pair: Pair) -> None:
-    cases = make_cases(pair[0])[:3]
+    cases = make_cases(pair[0], PROMPTS)[:3]
     whole = run(pair, cases, batch_size=1)
     rest = run(pair, cases[1:], batch_size=2)
     assert {number: item.adversarial_prompt for number, item in rest.items()} == {
@@ -186,7 +177,7 @@ def test_the_unedited_model_predicts_without_gradients_and_for_the_plain_prompt(
         return predict(latents, timesteps, text)
 
     original.predict_noise = recorded
-    run(pair, make_cases(model)[:1])
+    run(pair, make_cases(model, PROMPTS)[:1])
     assert not any(enabled for enabled, _ in seen)
     plain = original.encode([PROMPTS[0]])
     assert all(torch.allclose(row, plain[0]) for _, text in seen for row in text)
@@ -203,14 +194,14 @@ def test_repeated_draws_make_every_check_draw_alike(pair: Pair) -> None:
     )[1]
     for repeat in (True, False):
         drawn.clear()
-        run(pair, make_cases(original)[:1], variant="insert", repeat_draws=repeat)
+        run(pair, make_cases(original, PROMPTS)[:1], variant="insert", repeat_draws=repeat)
         (noise, timesteps), (later_noise, later_timesteps) = drawn
         assert torch.equal(noise, later_noise) == torch.equal(timesteps, later_timesteps) == repeat
 
 
 def test_what_it_needs_is_asked_for_before_anything_is_spent(pair: Pair) -> None:
     model, original = pair
-    cases = make_cases(model)
+    cases = make_cases(model, PROMPTS)
     with pytest.raises(ValueError, match="original is None"):
         P4D().run(model, cases, never, sampling=SAMPLING)
     with pytest.raises(ValueError, match="case 10 has no target picture"):

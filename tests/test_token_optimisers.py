@@ -16,9 +16,9 @@ from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
+from tests.attack_cases import make_cases
 from tests.judges import never, one_in
 from tests.oracles import gcg, pez
-from tests.test_unlearndiff import make_cases
 
 PROMPTS = ["a red church in the snow", "", "a painting of a church, " * 12, "two blue fish"]
 SAMPLING = Sampling(steps=2, batch_size=4)
@@ -179,7 +179,7 @@ def test_nothing_but_the_inserted_embeddings_receives_a_gradient(attack: Attack,
 
 @both
 def test_what_cannot_be_done_is_refused_before_anything_is_spent(attack: Attack, tiny_model: TextToImage) -> None:
-    case = dataclasses.replace(make_cases(tiny_model)[0], target=None)
+    case = dataclasses.replace(make_cases(tiny_model, PROMPTS)[0], target=None)
     for fields, cases, sentence in [
         ({}, [case], "case 10 has no target picture"),
         ({"tokens": 30}, [], "30 tokens cannot be inserted"),

@@ -8,12 +8,14 @@ import torch
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
+from attacks.denoising import RESTART_STREAM
 from attacks.prompt_search import PromptTemplate, adam_step, embedding_gradient
-from attacks.unlearndiff import RESTART_STREAM, UnlearnDiffAtk, draw_tokens, straight_through_gradient
+from attacks.unlearndiff import UnlearnDiffAtk, draw_tokens, straight_through_gradient
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Verdicts
+from tests.attack_cases import make_cases
 from tests.judges import never, one_in
 from tests.oracles.unlearndiff import Adam, attack, loss_of_one_hot
 
@@ -30,16 +32,6 @@ by_pixels = one_in(5)
 STEPS = 2
 
 
-def make_cases(model: TextToImage, prompts: Sequence[str] = PROMPTS, guidance: float = 3.0) -> list[PromptCase]:
-    """Cases with random pictures as targets."""
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randint(256, (len(prompts), 3, *model.image_size), generator=generator, dtype=torch.uint8)
-    return [
-        PromptCase(case_number=10 + index, prompt=prompt, seed=100 + index, guidance=guidance, target=image)
-        for index, (prompt, image) in enumerate(zip(prompts, images, strict=True))
-    ]
-
-
 def run(model: TextToImage, cases: Sequence[PromptCase], judge=by_pixels, **fields) -> dict[int, Outcome]:
     """Outcomes by case number."""
     settings = {"timesteps": 4, "steps_per_timestep": STEPS, "learning_rate": 0.05, **fields}
@@ -51,7 +43,7 @@ def run(model: TextToImage, cases: Sequence[PromptCase], judge=by_pixels, **fiel
 @pytest.mark.parametrize(("where", "tokens"), [("prefix_k", 2), ("insert_k", 1)])
 def test_search_agrees_with_the_slow_implementation(tiny_model64: TextToImage, where: str, tokens: int) -> None:
     model = tiny_model64
-    cases = make_cases(model)[:2]
+    cases = make_cases(model, PROMPTS)[:2]
     outcomes = run(model, cases, never, tokens=tokens, insertion=where, timesteps=2, weight_decay=0.3)
     for case in cases:
         blocks = attack(
@@ -152,7 +144,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage
 
 
 def test_an_interrupted_run_goes_on_with_the_unfinished_cases(tiny_model64: TextToImage) -> None:
-    cases = make_cases(tiny_model64)
+    cases = make_cases(tiny_model64, PROMPTS)
     whole = run(tiny_model64, cases)
     outcomes = UnlearnDiffAtk(timesteps=4, steps_per_timestep=STEPS, learning_rate=0.05, batch_size=2).run(
         tiny_model64, cases, by_pixels, sampling=SAMPLING
@@ -168,7 +160,7 @@ def test_an_interrupted_run_goes_on_with_the_unfinished_cases(tiny_model64: Text
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_every_cases_cost_is_exact(tiny_model: TextToImage, guidance: float) -> None:
-    cases = make_cases(tiny_model, guidance=guidance)
+    cases = make_cases(tiny_model, PROMPTS, guidance)
     before = tiny_model.unet_evaluations
     outcomes = run(tiny_model, cases, batch_size=4)
     assert sum(outcome.unet_evaluations for outcome in outcomes.values()) == tiny_model.unet_evaluations - before
@@ -193,7 +185,7 @@ def test_a_prompt_that_succeeds_as_it_stands_is_not_attacked(tiny_model: TextToI
     def always(images: torch.Tensor) -> Verdicts:
         return Verdicts(torch.ones(len(images), dtype=torch.bool), torch.ones(len(images)))
 
-    for outcome in run(tiny_model, make_cases(tiny_model), always).values():
+    for outcome in run(tiny_model, make_cases(tiny_model, PROMPTS), always).values():
         assert outcome.plain_success
         assert outcome.success
         assert outcome.adversarial_prompt == outcome.prompt
@@ -211,7 +203,7 @@ def test_search_stops_at_the_first_success(tiny_model: TextToImage) -> None:
 
 
 def test_the_adversarial_prompt_is_text_that_draws_the_judged_picture(tiny_model64: TextToImage) -> None:
-    cases = make_cases(tiny_model64)
+    cases = make_cases(tiny_model64, PROMPTS)
     outcomes = run(tiny_model64, cases)
     for case in cases:
         outcome = outcomes[case.case_number]
@@ -220,7 +212,7 @@ def test_the_adversarial_prompt_is_text_that_draws_the_judged_picture(tiny_model
 
 
 def test_unchanged_text_is_not_drawn_again(tiny_model: TextToImage) -> None:
-    outcomes = run(tiny_model, make_cases(tiny_model), never, tokens=1, timesteps=20, steps_per_timestep=1)
+    outcomes = run(tiny_model, make_cases(tiny_model, PROMPTS), never, tokens=1, timesteps=20, steps_per_timestep=1)
     outcome = outcomes[10]
     texts = [check.prompt for check in outcome.checks]
     assert len(texts) == 21
@@ -232,10 +224,10 @@ def test_repeated_draws_make_every_timestep_draw_alike(tiny_model64: TextToImage
     model, drawn = tiny_model64, []
     add_noise = model.add_noise
     model.add_noise = lambda latents, noise, timesteps: (drawn.append(noise), add_noise(latents, noise, timesteps))[1]
-    run(model, make_cases(model)[:1], never, timesteps=2, repeat_draws=True)
+    run(model, make_cases(model, PROMPTS)[:1], never, timesteps=2, repeat_draws=True)
     assert torch.equal(torch.cat(drawn[:STEPS]), torch.cat(drawn[STEPS:]))
     drawn.clear()
-    run(model, make_cases(model)[:1], never, timesteps=2)
+    run(model, make_cases(model, PROMPTS)[:1], never, timesteps=2)
     assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 2 * STEPS
 
 
@@ -249,23 +241,23 @@ def test_timesteps_are_spread_from_low_noise_to_high(
         visited.append(int(timesteps[0])),
         add_noise(latents, noise, timesteps),
     )[1]
-    run(tiny_model, make_cases(tiny_model)[:1], never, timesteps=count, steps_per_timestep=1, tokens=1)
+    run(tiny_model, make_cases(tiny_model, PROMPTS)[:1], never, timesteps=count, steps_per_timestep=1, tokens=1)
     assert visited == list(expected)
 
 
 def test_nothing_but_the_inserted_embeddings_receives_a_gradient(tiny_model: TextToImage) -> None:
-    run(tiny_model, make_cases(tiny_model)[:2], timesteps=1)
+    run(tiny_model, make_cases(tiny_model, PROMPTS)[:2], timesteps=1)
     for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
         assert all(parameter.grad is None for parameter in part.parameters())
 
 
 def test_random_initialisation_and_special_tokens_are_on_offer(tiny_model: TextToImage) -> None:
-    outcomes = run(tiny_model, make_cases(tiny_model), never, initialization="random", exclude_special=False)
+    outcomes = run(tiny_model, make_cases(tiny_model, PROMPTS), never, initialization="random", exclude_special=False)
     assert all(len(outcome.checks) == 5 for outcome in outcomes.values())
 
 
 def test_a_case_without_target_is_refused_before_anything_is_spent(tiny_model: TextToImage) -> None:
-    case = dataclasses.replace(make_cases(tiny_model)[0], target=None)
+    case = dataclasses.replace(make_cases(tiny_model, PROMPTS)[0], target=None)
     with pytest.raises(ValueError, match="case 10 has no target picture"):
         UnlearnDiffAtk().run(tiny_model, [case], never, sampling=SAMPLING)
     assert tiny_model.unet_evaluations == 0
