@@ -94,6 +94,7 @@ class P4D:
         weight_decay: Its decay.
         exclude_special: Keep start, end and padding out of the vocabulary. The published codes do not, but special
             tokens are lost when the tokens become text.
+        readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
         repeat_draws: Restart the stream of timesteps and noise at every check, as Diffusion-MU-Attack does unawares.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         seed: Seed of the draws; each case has its own streams.
@@ -110,6 +111,7 @@ class P4D:
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     exclude_special: bool = True
+    readable: bool = False
     repeat_draws: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
@@ -148,7 +150,7 @@ class P4D:
         for variant in self.variants:
             self._template(model, variant, [""])  # refuses a number of tokens that does not fit
         require_targets(cases, "P4D")
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special)
+        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             self._begin(model, original, [trace for trace in traces if trace.attempts == 0], candidates)
