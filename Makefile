@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 benchmarks clean
+.PHONY: demo test slow lint types canvas table1 attacks benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -32,6 +32,11 @@ canvas: $(INSTALLED)
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1
 	$(BIN)/python -m experiments.tables table1
+
+attacks: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=attacks
+	$(BIN)/python -m experiments.tables attacks
+	$(BIN)/python -m experiments.figures attacks
 
 benchmarks: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

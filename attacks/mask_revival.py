@@ -16,7 +16,7 @@ from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class MaskRevival:
     threat_model: ClassVar[ThreatModel] = "white_box"
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when its pictures are judged; the model's own weights are never touched.
 

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import search
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
@@ -20,7 +20,7 @@ class NoAttack:
     threat_model: ClassVar[ThreatModel] = "none"
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
     ) -> Iterator[Outcome]:
         """Yield the outcome of each case, in order."""
         return search(model, cases, judge, lambda _: [], sampling=sampling, rounds=0, batch_size=sampling.batch_size)

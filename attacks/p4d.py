@@ -24,7 +24,7 @@ from attacks.prompt_search import (
     target_latents,
 )
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
 
@@ -130,7 +130,7 @@ class P4D:
         cases: Sequence[PromptCase],
         judge: Judge,
         *,
-        sampling: Sampling,
+        sampling: Sampling = DEFAULT_SAMPLING,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
@@ -18,7 +18,7 @@ class Attack(Protocol):
         """What the attacker may use."""
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
     ) -> Iterator[Outcome]:
         """Yield the outcome of each case as soon as it is known; no outcome depends on the other cases."""
 
@@ -37,7 +37,7 @@ class ReferenceAttack(Attack, Protocol):
         cases: Sequence[PromptCase],
         judge: Judge,
         *,
-        sampling: Sampling,
+        sampling: Sampling = DEFAULT_SAMPLING,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """See :class:`Attack`; ``original`` is the unedited model."""

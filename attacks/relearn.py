@@ -18,7 +18,7 @@ from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, resolve_pairs
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
 
@@ -98,7 +98,7 @@ class Relearn:
         cases: Sequence[PromptCase],
         judge: Judge,
         *,
-        sampling: Sampling,
+        sampling: Sampling = DEFAULT_SAMPLING,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when it ends; the model's own weights are never touched.

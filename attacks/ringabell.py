@@ -14,7 +14,7 @@ from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
 from attacks.prompt_search import PromptTemplate, candidate_tokens
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
 
@@ -72,7 +72,7 @@ class RingABell:
     threat_model: ClassVar[ThreatModel] = "text_only"
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its picture is judged.
 

@@ -23,7 +23,7 @@ from attacks.prompt_search import (
     first_embeddings,
 )
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge
 
@@ -117,7 +117,7 @@ class TextualInversion:
         cases: Sequence[PromptCase],
         judge: Judge,
         *,
-        sampling: Sampling,
+        sampling: Sampling = DEFAULT_SAMPLING,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its checks end.

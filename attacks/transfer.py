@@ -14,7 +14,7 @@ from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from diffusion.files import write_atomically
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
@@ -72,7 +72,7 @@ class Transfer:
     threat_model: ClassVar[ThreatModel] = "black_box"
 
     def run(
-        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling
+        self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when it ends.
 

@@ -12,7 +12,7 @@ from attacks.cases import JudgedPicture, Outcome, PromptCase, ThreatModel
 from attacks.none import NoAttack
 from attacks.protocols import Attack, ReferenceAttack
 from diffusion.model import TextToImage
-from diffusion.sampling import Sampling
+from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
@@ -50,7 +50,7 @@ class Union:
         cases: Sequence[PromptCase],
         judge: Judge,
         *,
-        sampling: Sampling,
+        sampling: Sampling = DEFAULT_SAMPLING,
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """Yield each case's outcome when a member succeeds or the last one ends.

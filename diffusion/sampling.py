@@ -17,3 +17,7 @@ class Sampling:
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 64
+
+
+DEFAULT_SAMPLING = Sampling()
+"""What attacks that are run by hand take if nothing is said."""

@@ -28,7 +28,12 @@ RUNS = "runs"
 class CaseResult:
     """Whether the picture of one prompt shows the concept: by the base model, once erased, under attack.
 
-    ``broken_by`` names the member of a union that succeeded.
+    Attributes:
+        unet_evaluations: Spent on the attack of this case, what serves all cases included.
+        pictures: Made for it, the plain prompt's included.
+        variant: What the last picture depended on besides its text and seed, such as embeddings; see
+            :class:`attacks.cases.Check`.
+        broken_by: Which member of a union succeeded.
     """
 
     case_number: int
@@ -38,6 +43,8 @@ class CaseResult:
     erased: bool
     attacked: bool
     unet_evaluations: int
+    pictures: int
+    variant: str = ""
     broken_by: str = ""
 
     @classmethod
@@ -51,6 +58,8 @@ class CaseResult:
             outcome.plain_success,
             outcome.success,
             outcome.unet_evaluations,
+            len({(check.prompt, check.seed, check.variant) for check in outcome.checks}),
+            outcome.checks[-1].variant,
             outcome.checks[-1].attack if outcome.success else "",
         )
 

@@ -11,7 +11,7 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from evaluation.statistics import PairedComparison
+from evaluation.statistics import PairedComparison, Rate
 from experiments.config import matters
 from experiments.errors import CommandError, one_sentence
 from experiments.screen import RATES, measure_text
@@ -35,6 +35,24 @@ def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dic
     """The newest run with the config of ``job``."""
     wanted = _numbers_config(job)
     return next((summary for summary in summaries if _numbers_config(summary["config"]) == wanted), None)
+
+
+def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
+    """The summaries of an experiment's jobs, in their order, and the names of the jobs that were not run yet.
+
+    Raises:
+        CommandError: None was run.
+    """
+    jobs = experiment_jobs(experiment, overrides)
+    summaries = read_summaries(Path(jobs[0]["store"]))
+    runs = [find_run(job, summaries) for job in jobs]
+    found = [run for run in runs if run is not None]
+    if not found:
+        raise CommandError(
+            f"The store {jobs[0]['store']} has no run of {experiment}; make them with "
+            f"`python run.py -m +experiment={experiment}`."
+        )
+    return found, [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]
 
 
 def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -90,6 +108,46 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Attacks by rows and erased models by columns; empty where no model met several attacks.
+
+    A cell is the rate under attack and the U-Net evaluations per prompt. The last rows are unions, prompt by prompt: of
+    the attacks that come down to a text and a seed, and of all.
+    """
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        models.setdefault(model_name(summary), []).append(summary)
+    if max(map(len, models.values()), default=0) < 2:
+        return pd.DataFrame()
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for label, runs in models.items():
+        for run in runs:
+            evaluations = run["costs"]["attack"]["unet_evaluations"] / run["n"]
+            row = rows.setdefault((run["choices"]["attack"], run["threat_model"]), {})
+            row[label] = f"{_percent(Rate(**run['rates']['attacked']))}, {evaluations:,.0f}"
+    for name, members in (("union of texts", comes_as_text), ("union of all", lambda _: True)):
+        for label, runs in models.items():
+            found = [run["cases"] for run in runs if members(run)]
+            broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
+            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+    return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
+
+
+def model_name(summary: Mapping[str, Any]) -> str:
+    """The erased model that a run attacked, in a few words."""
+    names = _names(summary)
+    return f"{names['concept']}, {names['eraser']}, pruning {names['pruning']}, seed {summary['seed']}"
+
+
+def comes_as_text(summary: Mapping[str, Any]) -> bool:
+    """Return whether what a run's attack found is a text and a seed, and nothing more."""
+    return not any(case.get("variant") for case in summary["cases"])
+
+
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.rate:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
 def write_tables(
     summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str] = ()
 ) -> list[Path]:
@@ -101,6 +159,14 @@ def write_tables(
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    attacks = attack_table(summaries)
+    if len(attacks):
+        parts += [
+            "## Attacks",
+            attacks.to_markdown(index=False),
+            "Share of prompts whose picture shows the concept under attack, with its interval, and U-Net evaluations "
+            "per prompt. A union counts a prompt that at least one of the attacks above it broke.",
+        ]
     if len(comparison):
         parts += [
             "## Pruning on minus pruning off, prompt by prompt",
@@ -131,20 +197,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results"))
     arguments = parser.parse_args()
     with one_sentence():
-        jobs = experiment_jobs(arguments.experiment, arguments.overrides)
-        summaries = read_summaries(Path(jobs[0]["store"]))
-        runs = [find_run(job, summaries) for job in jobs]
-        found = [run for run in runs if run is not None]
-        if not found:
-            raise CommandError(
-                f"The store {jobs[0]['store']} has no run of {arguments.experiment}; make them with "
-                f"`python run.py -m +experiment={arguments.experiment}`."
-            )
-        missing = [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]
+        found, missing = collect_runs(arguments.experiment, arguments.overrides)
         for path in write_tables(found, arguments.experiment, arguments.folder, missing=missing):
             print(path)
         if missing:
-            print(f"{len(missing)} of {len(jobs)} runs are missing from the store.", file=sys.stderr)
+            print(f"{len(missing)} of {len(found) + len(missing)} runs are missing from the store.", file=sys.stderr)
 
 
 def _job_name(job: Mapping[str, Any]) -> str:

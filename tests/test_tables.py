@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from evaluation.statistics import Mean, PairedComparison, Rate
-from experiments import tables
+from experiments import figures, tables
 from experiments.screen import measure_text, short_text
 from experiments.store import write_json
 from experiments.summary import read_summaries
@@ -113,6 +114,86 @@ def test_runs_with_several_seeds_have_their_mean_and_spread(table1: list[dict[st
     assert table["clip score"][0] == "25.00 (25 - 25)"
     text = tables.write_tables([*runs, other], "seeds", tmp_path)[0].read_text()
     assert "58.3 % (25 - 100)" in text
+
+
+def attacked_by(
+    job: dict[str, Any], attack: str, attacked: list[bool], *, variant: str = "", pruning: str = "off"
+) -> dict[str, Any]:
+    choices = {"eraser": "esd", "pruning": pruning, "attack": attack}
+    made = summary(job, choices, run=attack + pruning, attacked=attacked)
+    for case in made["cases"]:
+        case["variant"] = variant if case["attacked"] else ""
+    curve = [{"attempts": 0, "unet_evaluations": 8, "rate": 0.0}]
+    curve += [{"attempts": 1, "unet_evaluations": 80, "rate": sum(attacked) / len(attacked)}]
+    return made | {"curve": curve}
+
+
+@pytest.fixture
+def attacks(table1: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    van_gogh = next(job for job in table1 if job["concept"]["name"] == "van_gogh")
+    church = next(job for job in table1 if job["concept"]["name"] == "church")
+    return [
+        attacked_by(van_gogh, "random", [True, False, False, False]),
+        attacked_by(van_gogh, "unlearndiff", [False, True, False, False]),
+        attacked_by(van_gogh, "embedding", [False, False, True, False], variant="embeddings after 10 steps"),
+        attacked_by(church, "random", [True, True, True, False]),
+    ]
+
+
+def test_attacks_are_rows_and_erased_models_columns(attacks: list[dict[str, Any]]) -> None:
+    table = tables.attack_table(attacks).set_index("attack")
+    assert list(table.columns) == ["access", "van_gogh, esd, pruning off, seed 0", "church, esd, pruning off, seed 0"]
+    van_gogh, church = table.columns[1:]
+    assert list(table.index) == ["random", "unlearndiff", "embedding", "union of texts", "union of all"]
+    low, high = (round(100 * end) for end in (Rate.of([True] + [False] * 3).low, Rate.of([True] + [False] * 3).high))
+    # 10 evaluations of 4 prompts
+    assert table[van_gogh]["random"] == f"25 % [{low}, {high}], 2"
+    assert table[church]["embedding"] == ""
+
+
+def test_a_union_counts_a_prompt_once_and_knows_texts_from_what_is_none(attacks: list[dict[str, Any]]) -> None:
+    table = tables.attack_table(attacks).set_index("attack")
+    van_gogh, church = table.columns[1:]
+    assert table[van_gogh]["union of texts"].startswith("50 %")
+    assert table[van_gogh]["union of all"].startswith("75 %")
+    assert table[church]["union of texts"] == table[church]["union of all"]
+    assert table[church]["union of all"].startswith("75 %")
+
+
+def test_one_attack_needs_no_table_of_attacks(attacks: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert tables.attack_table(attacks[2:]).empty
+    assert "## Attacks" not in tables.write_tables(attacks[2:], "one", tmp_path)[0].read_text()
+    assert "## Attacks" in tables.write_tables(attacks, "several", tmp_path)[0].read_text()
+
+
+def test_cost_curves_have_a_panel_per_model_and_a_line_per_attack(attacks: list[dict[str, Any]]) -> None:
+    pruned = attacked_by(attacks[0]["config"], "random", [False] * 4, pruning="on")
+    plain = attacked_by(attacks[0]["config"], "none", [False] * 4)
+    figure = figures.cost_curves([*attacks, pruned, plain])
+    panels = {panel.get_title(): panel for panel in figure.axes}
+    assert list(panels) == [
+        f"{model}, seed 0"
+        for model in ("van_gogh, esd, pruning off", "church, esd, pruning off", "van_gogh, esd, pruning on")
+    ]
+    lines = {line.get_label(): line for line in panels["van_gogh, esd, pruning off, seed 0"].get_lines()}
+    assert list(lines) == ["random", "unlearndiff", "embedding"]
+    assert lines["random"].get_xydata().tolist() == [[2, 0], [20, 0.25]]
+    assert [line.get_linestyle() for line in lines.values()] == ["-", "-", "--"]
+    assert len({line.get_color() for line in lines.values()}) == 3
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["random", "unlearndiff", "embedding"]
+
+
+def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> None:
+    GlobalHydra.instance().clear()
+    jobs = tables.experiment_jobs("attacks")
+    names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
+    every = {
+        yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
+        for path in (tables.CONFIG_FOLDER / "attack").glob("*.yaml")
+    }
+    assert names == every - {"Transfer"}
+    assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
 
 
 def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
