@@ -85,7 +85,7 @@ class DenoisingAttack(ABC):
         repeat_draws: Restart the random stream at every timestep, as UnlearnDiffAtk's published code does unawares
             (its sampler reseeds the global generator), so that all timesteps share their draws.
         restarts: Searches that follow one without success, each over all timesteps, from a random start and with a
-            random stream of its own. The published code has none; a command adds them with ``+attack.restarts=1``.
+            random stream of its own. The published code has none.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         seed: Seed of the draws; each case has its own stream.
     """

@@ -214,10 +214,14 @@ def test_every_choice_composes_and_builds(
 
 @pytest.mark.parametrize(
     "command",
-    [["attack=none,[random,none]"], ["+hydra.sweeper.params.attack='none,[random,none]'"]],
+    [["attack=none,[random,none]"], ["hydra.searchpath=[file://{folder}]", "+experiment=mine"]],
     ids=["command line", "preset"],
 )
 def test_a_sweep_runs_lists_of_attacks(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    preset = "# @package _global_\nhydra: {sweeper: {params: {attack: 'none,[random,none]'}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(preset)
+    command = [part.format(folder=tmp_path) for part in command]
     jobs = []
     monkeypatch.setattr("experiments.job.run_job", lambda job, _: jobs.append(job) or tmp_path)
     monkeypatch.setattr("experiments.store.read_json", lambda _: {})

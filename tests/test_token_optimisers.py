@@ -117,7 +117,9 @@ def test_only_with_keep_best_gcg_stays_where_no_substitution_is_better(tiny_mode
 
 def test_gcg_may_start_from_a_given_token(tiny_model64: TextToImage) -> None:
     word = tiny_model64.tokenizer.decode(candidate_tokens(tiny_model64, readable=True)[-1:]).strip()
-    outcomes = run(GCG, tiny_model64, make_cases(tiny_model64, [""]), initial_token=word, steps_per_timestep=1)
+    outcomes = run(
+        GCG, tiny_model64, make_cases(tiny_model64, [""]), initial_token=word, readable=True, steps_per_timestep=1
+    )
     assert outcomes[10].checks[1].prompt.split().count(word) == 2
 
 
