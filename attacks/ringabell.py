@@ -54,6 +54,7 @@ class RingABell:
         mutation_rate: Chance that an individual changes one token.
         mutated: ``all``, as in the published code, where the best may be lost; or ``children``, which keeps every
             parent as it is.
+        readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
         batch_size: Prompts searched for at a time; it changes speed and memory, never what a prompt's search draws.
         seed: Seed of the draws; each case has its own stream.
     """
@@ -66,6 +67,7 @@ class RingABell:
     crossover_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
     mutation_rate: Annotated[float, Field(ge=0, le=1)] = 0.25
     mutated: Literal["all", "children"] = "all"
+    readable: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
@@ -105,7 +107,7 @@ class RingABell:
         Returns:
             Per target the nearest individual of the last generation and its squared distance.
         """
-        candidates = candidate_tokens(model).tolist()
+        candidates = candidate_tokens(model, readable=self.readable).tolist()
         shape = (self.population, self.tokens)
         populations = [
             [tuple(candidates[index] for index in row) for row in draw.tolist()]
