@@ -136,11 +136,12 @@ class TextualInversion:
             raise ValueError("original is None; TextualInversion learns from the unedited model's pictures: give it.")
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         training = self._train(model, original, self._start(model), sampling)
-        # The cases in hand may be at different checks.
+        # The cases in hand may be at different checks, all behind the training if they came late.
         known: list[Snapshot] = []
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            known.extend(islice(training, max(trace.attempts for trace in traces) + 1 - len(known)))
+            ahead = max(trace.attempts for trace in traces) + 1 - len(known)
+            known.extend(islice(training, max(0, ahead)))
             snapshots = [known[trace.attempts] for trace in traces]
             template = self._insert(model, [trace.case.prompt for trace in traces])
             texts = template.encode_detached(model, torch.stack([snapshot.embeddings for snapshot in snapshots]))
