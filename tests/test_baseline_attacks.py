@@ -50,6 +50,11 @@ def test_every_cases_cost_is_exact(tiny_model: TextToImage, attack) -> None:
         assert outcome.plain_success == outcome.checks[0].present
 
 
+def test_a_notebook_need_not_say_how_pictures_are_sampled(tiny_model: TextToImage) -> None:
+    (outcome,) = NoAttack().run(tiny_model, CASES[1:2], never)
+    assert outcome.unet_evaluations == Sampling().steps
+
+
 def test_no_attack_draws_the_plain_prompts_only(tiny_model: TextToImage) -> None:
     outcomes = list(NoAttack().run(tiny_model, CASES, by_pixels, sampling=SAMPLING))
     assert [outcome.case_number for outcome in outcomes] == [case.case_number for case in CASES]
