@@ -1,7 +1,8 @@
 """Simplex projection of all rows at once against one row at a time by bisection. Prints one line of JSON.
 
-The bisection reads a number back from the device at every halving and works in float32, as the published attack's does;
-ours works in float64, as our attack does.
+The bisection takes three sums and reads them back from the device at every halving, and works in float32, as the
+published attack's does; ours works in float64, as our attack does, and stops when it is exact. Where that happens after
+few passes over all rows, what bounds it is the memory they are read from.
 """
 
 import argparse
@@ -10,13 +11,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from published_flow import bisect_rows
 from torch import Tensor
 
 from attacks.prompt_search import project_to_simplex
 from diffusion.allocator import keep_freed_memory
-
-TOLERANCE = 1e-5
-"""Of the published bisection, for the threshold."""
 
 
 def main() -> None:
@@ -58,25 +57,6 @@ def make_points(rows: int, vocabulary: int) -> dict[str, Tensor]:
     directions = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
     sparse = project_to_simplex(directions * 0.05)
     return {"first_step": 1 / vocabulary + 0.01 * directions.sign(), "late_step": sparse + 0.01 * directions}
-
-
-def bisect_rows(points: Tensor) -> Tensor:
-    """Project row by row: halve an interval of thresholds, one read from the device per halving."""
-    return torch.stack([_bisect(row) for row in points])
-
-
-def _bisect(row: Tensor) -> Tensor:
-    clipped = row.clamp(0, 1)
-    if abs(clipped.sum().item() - 1) <= TOLERANCE:
-        return clipped
-    low, high = (row - 1).min().item(), row.max().item()
-    while high - low > TOLERANCE:
-        middle = (low + high) / 2
-        if (row - middle).clamp(0, 1).sum().item() > 1:
-            low = middle
-        else:
-            high = middle
-    return (row - (low + high) / 2).clamp(0, 1)
 
 
 def seconds(project: Callable[[Tensor], Tensor], points: Tensor, repeats: int) -> float:
