@@ -1,4 +1,4 @@
-"""What the benchmarks of prompt attacks share: an edited model, its cases, and the published way of drawing and judging.
+"""What the benchmarks of prompt attacks share: an edited model, cases, and the published way of drawing and judging.
 
 Diffusion-MU-Attack (the code of UnlearnDiffAtk, which brings its own P4D) is followed in its flow, written anew: one
 prompt at a time; prompts are embedded as one-hot rows times the vocabulary; the conditional and the unconditional half
