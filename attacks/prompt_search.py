@@ -403,6 +403,6 @@ def project_to_simplex(points: Tensor) -> Tensor:
         excess = (points - threshold).clamp_min_(0)
         # Counting by signs stays in one precision; the sum of a mask converts it first, which takes twice as long.
         above, previously = excess.sign().sum(dim=-1, keepdim=True), above
-        if torch.equal(above, previously):
+        if not (above < previously).any():
             return excess
         threshold = threshold + ((excess.sum(dim=-1, keepdim=True) - 1) / above).clamp_min(0)

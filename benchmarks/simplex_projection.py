@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 
-    result: dict[str, object] = {"benchmark": "simplex_projection", "device": arguments.device}
+    results: dict[str, dict[str, float]] = {}
     for name, points in make_points(arguments.rows, arguments.vocabulary).items():
         double = points.to(arguments.device)
         single = double.float()
@@ -38,7 +38,7 @@ def main() -> None:
         theirs = seconds(bisect_rows, single, arguments.repeats)
         theirs_double = seconds(bisect_rows, double, arguments.repeats)
         exact = project_to_simplex(double)
-        result[name] = {
+        results[name] = {
             "ratio": theirs / ours,
             "ratio_same_precision": theirs_double / ours,
             "seconds_bisection_float32": theirs,
@@ -48,7 +48,19 @@ def main() -> None:
             "bisection_row_sum": bisect_rows(single).sum(dim=-1).mean().item(),
             "our_row_sum": exact.sum(dim=-1).mean().item(),
         }
-    print(json.dumps(result))
+    print(
+        json.dumps(
+            {
+                "benchmark": "simplex_projection",
+                "ratio": min(result["ratio"] for result in results.values()),
+                **results,
+                "rows": arguments.rows,
+                "vocabulary": arguments.vocabulary,
+                "device": arguments.device,
+                "threads": arguments.threads,
+            }
+        )
+    )
 
 
 def make_points(rows: int, vocabulary: int) -> dict[str, Tensor]:
