@@ -392,16 +392,17 @@ def project_to_simplex(points: Tensor) -> Tensor:
     rows of 49,408.
 
     Args:
-        points: float [..., coordinates].
+        points: float [..., coordinates], in single precision at least.
     """
     points = points - points.amax(dim=-1, keepdim=True)
     largest = points.topk(min(LARGEST, points.shape[-1]), dim=-1).values
     sizes = torch.arange(1, largest.shape[-1] + 1, device=points.device)
     threshold = ((largest.cumsum(dim=-1) - 1) / sizes).amax(dim=-1, keepdim=True)
-    above = torch.full_like(sizes[:1], points.shape[-1] + 1)
+    above = torch.full_like(threshold, points.shape[-1] + 1)
     while True:
         excess = (points - threshold).clamp_min_(0)
-        above, previously = (excess > 0).sum(dim=-1, keepdim=True), above
-        if (above == previously).all():
+        # Counting by signs stays in one precision; the sum of a mask converts it first, which takes twice as long.
+        above, previously = excess.sign().sum(dim=-1, keepdim=True), above
+        if not (above < previously).any():
             return excess
         threshold = threshold + ((excess.sum(dim=-1, keepdim=True) - 1) / above).clamp_min(0)

@@ -46,7 +46,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--attack", attack, "--threads", str(arguments.threads)]
             subprocess.run(command, check=True)
     else:
-        print(json.dumps(measure(arguments.attack) | {"threads": arguments.threads}), flush=True)
+        print(json.dumps(measure(arguments.attack) | {"device": "cpu", "threads": arguments.threads}), flush=True)
 
 
 class Undrawn(TextToImage):

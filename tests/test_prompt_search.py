@@ -144,6 +144,15 @@ def test_projection_of_a_row_does_not_depend_on_its_neighbours() -> None:
     assert together.sum(-1).sub(1).abs().max() < 1e-5
 
 
+def test_projection_of_a_row_with_nan_ends_and_spares_its_neighbours() -> None:
+    points = torch.randn(3, 500, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    expected = project_to_simplex(points)
+    points[1, 7] = torch.nan
+    projected = project_to_simplex(points)
+    assert projected[1].isnan().any()
+    torch.testing.assert_close(projected[[0, 2]], expected[[0, 2]], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0])
 def test_projection_of_rows_with_many_active_coordinates_agrees_with_bisection(scale: float) -> None:
     points = torch.randn(3, 3000, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * scale + 1 / 3000
