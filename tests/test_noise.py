@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import islice
 
 import pytest
 import torch
@@ -27,8 +26,8 @@ from tests.tiny_job import CONFIG_FOLDER
 
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "two blue fish"]
 GUIDANCE = [3.0, 1.0, 3.0, 1.0]
-SAMPLING = Sampling(steps=4, batch_size=3)
-TIMESTEPS = [751, 501, 251, 1]
+SAMPLING = Sampling(steps=3, batch_size=3)
+TIMESTEPS = [667, 334, 1]
 ADVERSARIAL = {"radius": 0.2, "unrolled_steps": 2, "checks": 2, "steps_per_check": 2, "step_size": 0.6}
 INVERSION = {"mode": "inversion"}
 by_pixels = one_in(3)
@@ -74,7 +73,7 @@ def test_adversarial_search_agrees_with_the_slow_implementation(
     tiny_model64: TextToImage, started_from: Noises, on_sphere: bool
 ) -> None:
     model = tiny_model64
-    cases = make_cases(model, PROMPTS[:2], GUIDANCE[:2])
+    cases = make_cases(model, PROMPTS[:2], GUIDANCE[:2])[: 2 if on_sphere else 1]
     outcomes = run(model, cases, **ADVERSARIAL, unit_variance=on_sphere)
     for case in cases:
         z = model.initial_latents([case.seed])[0]
@@ -83,7 +82,7 @@ def test_adversarial_search_agrees_with_the_slow_implementation(
             oracle.predictor(model, case.prompt, case.guidance),
             model.encode_images(case.target[None])[0],
             z,
-            timesteps=[751, 251],
+            timesteps=[667, 334],
             radius=0.2,
             step_size=0.6,
             on_sphere=on_sphere,
@@ -105,10 +104,10 @@ def test_noise_stays_within_the_radius_of_the_seeds_and_reaches_it(
     tiny_model64: TextToImage, started_from: Noises, on_sphere: bool
 ) -> None:
     cases = make_cases(tiny_model64, PROMPTS[:2], GUIDANCE[:2])
-    fields = {**ADVERSARIAL, "unrolled_steps": 1, "checks": 4, "step_size": 0.9}
+    fields = {**ADVERSARIAL, "unrolled_steps": 1, "checks": 3, "steps_per_check": 1, "step_size": 0.9}
     run(tiny_model64, cases, **fields, unit_variance=on_sphere)
     for seeded, *found in started_from.values():
-        assert len(found) == 4
+        assert len(found) == 3
         distances = [float((noise - seeded).norm() / seeded.norm()) for noise in found]
         assert max(distances) <= 0.2 * (1 + 1e-9)
         assert max(distances) == pytest.approx(0.2)
@@ -116,14 +115,13 @@ def test_noise_stays_within_the_radius_of_the_seeds_and_reaches_it(
         assert all(kept) if on_sphere else not any(kept)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_search_comes_nearer_to_the_picture(tiny_model64: TextToImage, guidance: float) -> None:
-    cases = make_cases(tiny_model64, PROMPTS[:1], guidance)
-    fields = {**ADVERSARIAL, "checks": 6, "step_size": 0.1, "radius": 1.0}
+def test_search_comes_nearer_to_the_picture(tiny_model64: TextToImage) -> None:
+    cases = make_cases(tiny_model64, PROMPTS[:1])
+    fields = {**ADVERSARIAL, "checks": 4, "steps_per_check": 1, "step_size": 0.1, "radius": 1.0}
     (outcome,) = run(tiny_model64, cases, **fields).values()
     losses = [check.loss for check in outcome.checks[1:]]
     assert losses == sorted(losses, reverse=True)
-    assert len(set(losses)) == 6
+    assert len(set(losses)) == 4
 
 
 @pytest.mark.parametrize("radius", [0.3, 1.4, 2.0])
@@ -166,22 +164,23 @@ def test_projections_leave_feasible_points_and_the_centre_where_they_are() -> No
 def test_path_is_that_of_the_ddim_sampler(tiny_model64: TextToImage) -> None:
     generator = torch.Generator().manual_seed(6)
     scheduler: DDIMScheduler = make_scheduler()
-    scheduler.set_timesteps(4)
-    path = denoising_path(tiny_model64, 4)
+    scheduler.set_timesteps(3)
+    path = denoising_path(tiny_model64, 3)
     assert [step.timestep for step in path] == TIMESTEPS == scheduler.timesteps.tolist()
     for step in path:
         latents, noise = draw(generator, 2, 4, 8, 8), draw(generator, 2, 4, 8, 8)
         expected = scheduler.step(noise, step.timestep, latents).prev_sample
         torch.testing.assert_close(ddim_move(latents, noise, step.noisy, step.clean), expected, rtol=1e-5, atol=1e-5)
-    for count, kept in [(4, TIMESTEPS), (3, [751, 501, 251]), (2, [751, 251]), (1, [751])]:
+    for count, kept in [(3, TIMESTEPS), (2, [667, 334]), (1, [667])]:
         some = thinned(path, count)
         assert [step.timestep for step in some] == kept
         assert [step.noisy for step in some] == [float(scheduler.alphas_cumprod[timestep]) for timestep in kept]
         assert [step.clean for step in some] == [*(step.noisy for step in some[1:]), float(scheduler.alphas_cumprod[0])]
 
 
-@pytest.mark.parametrize("inverted_with", ["plain", "empty", "guidance"])
-@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize(
+    ("inverted_with", "iterations"), [("plain", 1), ("empty", 2), ("guidance", 1), ("guidance", 2)]
+)
 def test_inversion_agrees_with_the_slow_implementation(
     tiny_model64: TextToImage, started_from: Noises, inverted_with: str, iterations: int
 ) -> None:
@@ -207,12 +206,12 @@ def test_one_iteration_is_ddim_inversion_as_usual(tiny_model64: TextToImage) -> 
     text = model.encode_prompts(["a church"])
     targets = model.encode_images(make_cases(model, PROMPTS)[0].target[None])
     scheduler = DDIMInverseScheduler.from_config(make_scheduler().config)
-    scheduler.set_timesteps(4)
+    scheduler.set_timesteps(3)
     latents = targets
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             latents = scheduler.step(model.predict_noise(latents, timestep, text), timestep, latents).prev_sample
-    found = invert(lambda x, t: model.predict_noise(x, t, text), denoising_path(model, 4), targets, 1)
+    found = invert(lambda x, t: model.predict_noise(x, t, text), denoising_path(model, 3), targets, 1)
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
 
 
@@ -221,28 +220,31 @@ def test_sampling_from_well_inverted_noise_returns_the_picture(
     tiny_model64: TextToImage, started_from: Noises, guidance: float
 ) -> None:
     model = tiny_model64
+    # The iteration converges where the prediction changes little with the latents; random weights are not so tame.
+    for parameter in model.unet.conv_out.parameters():
+        parameter.mul_(0.01)
     (case,) = make_cases(model, PROMPTS[:1], guidance)
     target = model.encode_images(case.target[None])
     errors = []
-    for iterations in (1, 40):
+    for iterations in (1, 12):
         started_from.clear()
         (outcome,) = run(model, [case], **INVERSION, inverted_with="guidance", inversion_iterations=iterations).values()
         noise = started_from[case.seed][-1]
         back = oracle.sample(model, oracle.predictor(model, case.prompt, guidance), noise, TIMESTEPS)
         errors.append(float((back - target[0]).abs().max()))
-    assert errors[1] < 1e-6 < 1e-3 < errors[0]
+    assert errors[1] < 1e-7 < 1e-4 < errors[0]
     off = (model.decode(target)[0].int() - outcome.image.int()).abs()
     assert off.max() <= 1
 
 
-def test_seeded_noise_has_the_likelihood_of_a_unit_gaussian(tiny_model64: TextToImage) -> None:
-    """An inversion in which the U-Net predicts nothing scales the picture, which has the density of its numbers."""
+def test_inversions_loss_is_the_unlikelihood_of_the_noise(tiny_model64: TextToImage) -> None:
+    """A U-Net that predicts nothing leaves the picture's own numbers, scaled."""
     model = tiny_model64
     (case,) = make_cases(model, PROMPTS[:1])
     model.predict_noise = lambda latents, *_: torch.zeros_like(latents)
     target = model.encode_images(case.target[None])
     ((_, check),) = [outcome.checks for outcome in run(model, [case], **INVERSION).values()]
-    scaled = target * math.sqrt(float(model.alphas_cumprod[751] / model.alphas_cumprod[0]))
+    scaled = target * math.sqrt(float(model.alphas_cumprod[667] / model.alphas_cumprod[0]))
     assert check.loss == pytest.approx(float(scaled.square().mean() + math.log(2 * math.pi)) / 2, rel=1e-6)
 
 
@@ -250,10 +252,10 @@ def test_seeded_noise_has_the_likelihood_of_a_unit_gaussian(tiny_model64: TextTo
     ("fields", "costs"),
     [
         (ADVERSARIAL, (2 * 2 * 2 * 2, 2 * 2 * 2)),
-        ({**ADVERSARIAL, "unrolled_steps": 4, "steps_per_check": 1}, (2 * 2 * 4, 2 * 4)),
-        (INVERSION, (4, 4)),
-        ({**INVERSION, "inverted_with": "guidance", "inversion_iterations": 3}, (2 * 3 * 4, 3 * 4)),
-        ({**INVERSION, "inverted_with": "empty", "inversion_iterations": 2}, (2 * 4, 2 * 4)),
+        ({**ADVERSARIAL, "unrolled_steps": 3, "steps_per_check": 1}, (2 * 2 * 3, 2 * 3)),
+        (INVERSION, (3, 3)),
+        ({**INVERSION, "inverted_with": "guidance", "inversion_iterations": 3}, (2 * 3 * 3, 3 * 3)),
+        ({**INVERSION, "inverted_with": "empty", "inversion_iterations": 2}, (2 * 3, 2 * 3)),
     ],
 )
 def test_every_cases_cost_is_exact(tiny_model: TextToImage, fields: dict, costs: tuple[int, int]) -> None:
@@ -264,7 +266,7 @@ def test_every_cases_cost_is_exact(tiny_model: TextToImage, fields: dict, costs:
     assert sum(outcome.unet_evaluations for outcome in outcomes.values()) == tiny_model.unet_evaluations
     for case in cases:
         outcome = outcomes[case.case_number]
-        search, picture = (costs[0], 2 * 4) if case.guidance == 3 else (costs[1], 4)
+        search, picture = (costs[0], 2 * 3) if case.guidance == 3 else (costs[1], 3)
         spent = [picture + number * (picture + search) for number in range(len(outcome.checks))]
         assert [check.unet_evaluations for check in outcome.checks] == spent
         assert all(check.shared_evaluations == 0 for check in outcome.checks)
@@ -272,21 +274,12 @@ def test_every_cases_cost_is_exact(tiny_model: TextToImage, fields: dict, costs:
 
 @both
 def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage, fields: dict) -> None:
-    cases = make_cases(tiny_model64, [*PROMPTS, "a church"], [*GUIDANCE, 2.0])
+    fields = {**fields, "steps_per_check": 1}
+    cases = make_cases(tiny_model64, PROMPTS, [3.0, 1.0, 2.0, 1.0])
     alone = run(tiny_model64, cases, by_pixels, **fields, batch_size=1)
     assert len({len(outcome.checks) for outcome in alone.values()}) > 1
-    assert_same_outcomes(alone, run(tiny_model64, cases, by_pixels, **fields, batch_size=5))
+    assert_same_outcomes(alone, run(tiny_model64, cases, by_pixels, **fields, batch_size=4))
     assert_same_outcomes(alone, run(tiny_model64, cases[::-1], by_pixels, **fields, batch_size=2))
-
-
-def test_an_interrupted_attack_goes_on_with_the_same_outcomes(tiny_model64: TextToImage) -> None:
-    cases = make_cases(tiny_model64, PROMPTS, GUIDANCE)
-    whole = run(tiny_model64, cases, **ADVERSARIAL, batch_size=2)
-    running = NoiseAttack(**ADVERSARIAL, batch_size=2).run(tiny_model64, cases, never, sampling=SAMPLING)
-    some = by_number(list(islice(running, 1)))
-    running.close()
-    rest = run(tiny_model64, [case for case in cases if case.case_number not in some], **ADVERSARIAL, batch_size=2)
-    assert_same_outcomes(whole, some | rest)
 
 
 def test_prompts_that_succeed_as_they_stand_are_not_attacked(tiny_model: TextToImage) -> None:
@@ -294,7 +287,7 @@ def test_prompts_that_succeed_as_they_stand_are_not_attacked(tiny_model: TextToI
     for outcome in run(tiny_model, cases, one_in(1), **ADVERSARIAL).values():
         assert outcome.plain_success
         assert len(outcome.checks) == 1
-    assert tiny_model.unet_evaluations == sum(8 if case.guidance == 3 else 4 for case in cases)
+    assert tiny_model.unet_evaluations == sum(6 if case.guidance == 3 else 3 for case in cases)
 
 
 @both
@@ -302,8 +295,8 @@ def test_half_precision_models_are_attacked_too(tiny_model: TextToImage, fields:
     cases = make_cases(tiny_model, PROMPTS[:2], GUIDANCE[:2])
     for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
         part.to(torch.bfloat16)
-    for outcome in run(tiny_model, cases, **fields).values():
-        assert len(outcome.checks) == (3 if fields is ADVERSARIAL else 2)
+    for outcome in run(tiny_model, cases, **{**fields, "checks": 1, "steps_per_check": 1}).values():
+        assert len(outcome.checks) == 2
         assert all(math.isfinite(check.loss) for check in outcome.checks[1:])
 
 
@@ -312,7 +305,7 @@ def test_what_it_needs_is_asked_for_before_anything_is_spent(tiny_model: TextToI
     for fields in (ADVERSARIAL, INVERSION):
         with pytest.raises(ValueError, match="case 10 has no target picture; NoiseAttack needs"):
             NoiseAttack(**fields).run(tiny_model, [case], never, sampling=SAMPLING)
-    with pytest.raises(ValueError, match=r"^unrolled_steps is 5; a picture has 4: use no more\.$"):
+    with pytest.raises(ValueError, match=r"^unrolled_steps is 5; a picture has 3: use no more\.$"):
         NoiseAttack(unrolled_steps=5).run(tiny_model, [], never, sampling=SAMPLING)
     assert run(tiny_model, [], **INVERSION, unrolled_steps=5) == {}
     assert tiny_model.unet_evaluations == 0

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+import experiments  # noqa: F401 - it resolves what configs set by the kind of the concept
 from attacks.cases import Outcome, PromptCase, evaluations_paid
 from attacks.textual_inversion import TextualInversion
 from diffusion.model import TextToImage
@@ -260,7 +261,7 @@ def test_what_a_job_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch, setti
 def test_config_instantiates_and_names_every_field(name: str) -> None:
     attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"pairs": str(path)}, "attack": attack_config})
+    config = OmegaConf.create({"seed": 7, "concept": {"kind": "unsafe", "pairs": str(path)}, "attack": attack_config})
     attack = instantiate(config.attack, _convert_="all")
     assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
