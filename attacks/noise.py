@@ -275,7 +275,8 @@ def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iteratio
 
 def norms(latents: Tensor) -> Tensor:
     """Return each picture's Euclidean norm, float [n, 1, 1, 1]."""
-    return latents.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    norm: Tensor = torch.linalg.vector_norm(latents, dim=(1, 2, 3), keepdim=True)
+    return norm
 
 
 def project_to_ball(points: Tensor, centres: Tensor, radius: float) -> Tensor:

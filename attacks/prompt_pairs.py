@@ -1,10 +1,14 @@
 """Prompts with a concept beside the same prompts without it, for attacks that learn from them what the concept is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
+from torch import Tensor
 
+from diffusion.model import TextToImage
+from diffusion.sampling import Sampling
 from evaluation.prompt_sets import csv_rows
 
 Pair = tuple[str, str]
@@ -54,3 +58,18 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     if not pairs:
         raise ValueError(f"{path} has no pairs below its first line.")
     return tuple(pairs)
+
+
+def draw_in_turn(
+    original: TextToImage, prompts: Sequence[str], seeds: Sequence[int], guidance: float, sampling: Sampling
+) -> tuple[list[str], Tensor]:
+    """Make a picture for each of the seeds, of the prompts in turn.
+
+    Returns:
+        The pictures' prompts, and uint8 [seeds, 3, H, W].
+    """
+    turns = [prompts[number % len(prompts)] for number in range(len(seeds))]
+    images = original.generate(
+        turns, seeds=seeds, steps=sampling.steps, guidance=guidance, batch_size=sampling.batch_size
+    )
+    return turns, images

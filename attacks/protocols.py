@@ -1,7 +1,7 @@
 """What an attack offers to those who run it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from diffusion.model import TextToImage
@@ -41,3 +41,8 @@ class ReferenceAttack(Attack, Protocol):
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """See :class:`Attack`; ``original`` is the unedited model."""
+
+
+def is_given_original(attack: Attack) -> TypeGuard[ReferenceAttack]:
+    """Whether an attack must be given the unedited model."""
+    return isinstance(attack, ReferenceAttack) and attack.needs_original

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_pairs import Pairs, resolve_pairs
+from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -162,12 +162,9 @@ class Relearn:
             sampling: How its pictures are sampled.
         """
         spent = original.unet_evaluations
-        prompts = [pair[0 if self.pictures == "concept" else 1] for pair in resolve_pairs(self.pairs)]
-        prompts = [prompts[index % len(prompts)] for index in range(self.count)]
+        sides = [pair[0 if self.pictures == "concept" else 1] for pair in resolve_pairs(self.pairs)]
         seeds = torch.randint(2**31, (self.count,), generator=step_generator(self.seed + PICTURE_STREAM, 0)).tolist()
-        images = original.generate(
-            prompts, seeds=seeds, steps=sampling.steps, guidance=self.guidance, batch_size=sampling.batch_size
-        )
+        prompts, images = draw_in_turn(original, sides, seeds, self.guidance, sampling)
         latents = model.encode_images(images, batch_size=sampling.batch_size)
         text = model.encode_prompts(prompts, batch_size=sampling.batch_size)
         evaluations = original.unet_evaluations - spent

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_pairs import Pairs, resolve_pairs
+from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
 from attacks.prompt_search import (
     EmbeddingStart,
     Insertion,
@@ -230,16 +230,8 @@ class TextualInversion:
     def _draw(self, original: TextToImage, sampling: Sampling) -> tuple[list[str], Tensor]:
         """Make the training pictures; their prompts, and uint8 [pictures, 3, H, W]."""
         present = [prompt for prompt, _ in resolve_pairs(self.pairs)]
-        prompts = [present[number % len(present)] for number in range(self.pictures)]
         seeds = [
             int(torch.randint(2**31, (), generator=step_generator(self.seed + PICTURE_STREAM, 1 + number)))
             for number in range(self.pictures)
         ]
-        images = original.generate(
-            prompts,
-            seeds=seeds,
-            steps=sampling.steps,
-            guidance=self.picture_guidance,
-            batch_size=sampling.batch_size,
-        )
-        return prompts, images
+        return draw_in_turn(original, present, seeds, self.picture_guidance, sampling)

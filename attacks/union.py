@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from attacks.cases import JudgedPicture, Outcome, PromptCase, ThreatModel
 from attacks.none import NoAttack
-from attacks.protocols import Attack, ReferenceAttack
+from attacks.protocols import Attack, is_given_original
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -42,7 +42,7 @@ class Union:
     @property
     def needs_original(self) -> bool:
         """Whether a member needs the unedited model."""
-        return any(isinstance(member, ReferenceAttack) and member.needs_original for member in self.members.values())
+        return any(map(is_given_original, self.members.values()))
 
     def run(
         self,
@@ -93,7 +93,7 @@ class Union:
             if not left:
                 return
             run = member.run
-            if isinstance(member, ReferenceAttack) and member.needs_original:
+            if is_given_original(member):
                 run = partial(member.run, original=original)
             for outcome in run(model, left, judge, sampling=sampling):
                 number = outcome.case_number

@@ -1,8 +1,6 @@
 """Figures of many runs, collected from the store: ``python -m experiments.figures attacks``."""
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.errors import one_sentence
-from experiments.tables import collect_runs, comes_as_text, model_name
+from experiments.tables import collect_runs, comes_as_text, model_name, parse_arguments
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""
@@ -62,11 +60,7 @@ def _draw(panel: Axes, summary: Mapping[str, Any], number: int) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draw an experiment's attack success rates against their cost.")
-    parser.add_argument("experiment", nargs="?", default="attacks", help="a preset of conf/experiment")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
-    parser.add_argument("--folder", type=Path, default=Path("results"))
-    arguments = parser.parse_args()
+    arguments = parse_arguments("Draw an experiment's attack success rates against their cost.", experiment="attacks")
     with one_sentence():
         summaries, _ = collect_runs(arguments.experiment, arguments.overrides)
         arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
-from attacks.protocols import ReferenceAttack
+from attacks.protocols import is_given_original
 from attacks.union import Union
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
@@ -208,7 +208,7 @@ class Stages:
     def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal) -> None:
         attack = self.job.attack
         run = attack.run
-        if isinstance(attack, ReferenceAttack) and attack.needs_original:
+        if is_given_original(attack):
             run = partial(attack.run, original=edit.unedited(self.model))
         ids = {case.case_number: case_id(case) for case in waiting}
         meter = Meter(self.model)

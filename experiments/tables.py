@@ -189,13 +189,18 @@ def write_tables(
     return paths
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Collect an experiment's runs into tables.")
-    parser.add_argument("experiment", nargs="?", default="table1", help="a preset of conf/experiment")
+def parse_arguments(description: str, *, experiment: str) -> argparse.Namespace:
+    """Read which experiment's runs a command is about (``experiment`` if it does not say) and where results go."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("experiment", nargs="?", default=experiment, help="a preset of conf/experiment")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
     parser.add_argument("--folder", type=Path, default=Path("results"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command line."""
+    arguments = parse_arguments("Collect an experiment's runs into tables.", experiment="table1")
     with one_sentence():
         found, missing = collect_runs(arguments.experiment, arguments.overrides)
         for path in write_tables(found, arguments.experiment, arguments.folder, missing=missing):

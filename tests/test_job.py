@@ -55,6 +55,7 @@ def numbers(summary: dict[str, Any]) -> dict[str, Any]:
 def test_in_the_undisturbed_job_some_plain_prompts_and_some_attacks_succeed(undisturbed: dict[str, Any]) -> None:
     kinds = {(case["erased"], case["attacked"]) for case in undisturbed["cases"]}
     assert kinds >= {(True, True), (False, True)}
+    assert all((case["pictures"] == 1) == case["erased"] for case in undisturbed["cases"])
 
 
 def test_the_second_run_takes_everything_from_the_store(
