@@ -195,6 +195,12 @@ def model_name(summary: Mapping[str, Any]) -> str:
     return f"{names['concept']}, {names['eraser']}, pruning {names['pruning']}, seed {summary['seed']}"
 
 
+def method_name(summary: Mapping[str, Any]) -> str:
+    """Eraser and pruning of a run in a few words."""
+    names = _names(summary)
+    return names["eraser"] if names["pruning"] in {"", "off"} else f"{names['eraser']}, pruning {names['pruning']}"
+
+
 def comes_as_text(summary: Mapping[str, Any]) -> bool:
     """Return whether what a run's attack found is a text and a seed, and nothing more."""
     return not any(case.get("variant") for case in summary["cases"])

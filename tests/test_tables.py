@@ -250,3 +250,31 @@ def test_measures_as_text() -> None:
     assert measure_text(0.12345) == "0.1235"
     assert measure_text(None) == ""
     assert (short_text(rate.as_dict()), short_text(mean.as_dict()), short_text(3.0)) == ("50 %", "1.50", "3")
+
+
+def test_a_frontier_is_what_no_other_point_beats() -> None:
+    points = [(0.9, 0.5), (0.8, 0.3), (0.8, 0.4), (0.7, 0.35), (0.95, 0.6), (0.6, 0.1)]
+    assert figures.frontier(points, 1) == [(0.95, 0.6), (0.9, 0.5), (0.8, 0.3), (0.6, 0.1)]
+    assert figures.frontier(points, -1) == [(0.6, 0.1)]
+
+
+def test_tradeoffs_have_a_point_per_run_and_a_line_per_method(table1: list[dict[str, Any]]) -> None:
+    def run(pruning: str, kept: list[bool], attacked: list[bool], concept: str = "van_gogh") -> dict[str, Any]:
+        job = next(job for job in table1 if job["concept"]["name"] == concept)
+        choices = {"eraser": "esd", "pruning": pruning, "attack": "random"}
+        made = summary(job, choices, run=f"{pruning}{kept}", attacked=attacked)
+        rate = Rate.of(kept).as_dict()
+        return made | {"measures": {"accuracy_style": rate, "accuracy_subject": Rate.of([True]).as_dict(), "fid": 3.0}}
+
+    all_four, half = [True] * 4, [True, False] * 2
+    runs = [run("off", all_four, all_four), run("off", half, half), run("on", half, all_four, "church")]
+    figure = figures.tradeoffs(runs)
+    assert [panel.get_title() for panel in figure.axes] == ["van_gogh", "church"] * 2
+    accuracy, church = figure.axes[:2]
+    lines = {line.get_label(): line for line in accuracy.get_lines()}
+    assert lines["esd"].get_xydata().tolist() == [[1, 1], [0.75, 0.5]]
+    assert "esd, pruning on" not in lines
+    assert [line.get_label() for line in church.get_lines()][-1] == "esd, pruning on"
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"esd", "esd, pruning on"}
+    assert figure.axes[2].xaxis_inverted()
+    assert not accuracy.xaxis_inverted()
