@@ -182,11 +182,12 @@ def check(
 ) -> None:
     """Make and judge the picture of one proposal per case and add it to the traces."""
     # One guided picture makes a whole batch pay for guidance; apart, a case's cost is its own.
-    groups: dict[tuple[bool, str], list[tuple[Trace, Proposal]]] = defaultdict(list)
+    groups: dict[tuple[int, str], list[tuple[Trace, Proposal]]] = defaultdict(list)
     for trace, proposal in zip(traces, proposals, strict=True):
         if trace.key(proposal) not in trace.judged:
-            groups[is_guided(model, trace.case), proposal.variant if under else ""].append((trace, proposal))
-    for (guided, variant), group in groups.items():
+            evaluations = model.evaluations_per_step(trace.case.guidance)
+            groups[evaluations, proposal.variant if under else ""].append((trace, proposal))
+    for (evaluations, variant), group in groups.items():
         for start in range(0, len(group), sampling.batch_size):
             batch = group[start : start + sampling.batch_size]
             with under(variant) if under and variant else nullcontext():
@@ -196,7 +197,7 @@ def check(
                 batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True
             ):
                 trace.judged[trace.key(proposal)] = JudgedPicture(present, score, image.clone())
-                trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * (2 if guided else 1)
+                trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * evaluations
     for trace, proposal in zip(traces, proposals, strict=True):
         trace.unet_evaluations += proposal.unet_evaluations + proposal.shared_evaluations
         trace.shared_evaluations += proposal.shared_evaluations
@@ -222,8 +223,3 @@ def draw(model: TextToImage, batch: Sequence[tuple[Trace, Proposal]], sampling: 
         batch_size=sampling.batch_size,
     )
     return model.decode(latents, batch_size=sampling.batch_size)
-
-
-def is_guided(model: TextToImage, case: PromptCase) -> bool:
-    """Return whether a sampling step of the case evaluates the empty prompt too."""
-    return model.noise_guidance is not None or case.guidance != 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
-from attacks.evaluate import Proposal, Trace, is_guided, search
+from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import require_targets, target_latents
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -119,7 +119,7 @@ class NoiseAttack:
             proposals: dict[int, Proposal] = {}
             # One guided prompt makes a whole batch pay for guidance; apart, a case's cost is its own.
             for guided in (True, False):
-                group = [trace for trace in traces if self._is_guided(model, trace.case) == guided]
+                group = [trace for trace in traces if self._is_guided(trace.case) == guided]
                 if group:
                     numbers = [trace.case.case_number for trace in group]
                     found = propose_group(model, group, path, guided=guided)
@@ -129,9 +129,9 @@ class NoiseAttack:
         rounds = self.checks if self.mode == "adversarial" else 1
         return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
-    def _is_guided(self, model: TextToImage, case: PromptCase) -> bool:
+    def _is_guided(self, case: PromptCase) -> bool:
         """Return whether the attack evaluates the empty prompt beside the case's."""
-        return is_guided(model, case) and (self.mode == "adversarial" or self.inverted_with == "guidance")
+        return case.guidance != 1 and (self.mode == "adversarial" or self.inverted_with == "guidance")
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace]) -> None:
         """Start a search for each case."""

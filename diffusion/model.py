@@ -1,7 +1,7 @@
 """A text-to-image diffusion model behind one small interface, whatever its size and origin."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from diffusion.guard import Guard
+
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
     "lms": LMSDiscreteScheduler,
@@ -27,9 +29,6 @@ SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False},
 """What Stable Diffusion asks of a sampler, whatever the checkpoint's own scheduler was."""
 
 _SCHEDULER_ORIGIN = {"_class_name", "_diffusers_version"}
-
-NoiseGuidance = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Replaces classifier-free guidance: (unconditional, conditional, timestep) -> guided noise, each [n, c, h, w]."""
 
 
 class TextToImage:
@@ -47,6 +46,7 @@ class TextToImage:
     Attributes:
         unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
+        guard: A defence at inference, if one stands before the model.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TextToImage:
         self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
         self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
         self.unet_evaluations = 0
-        self.noise_guidance: NoiseGuidance | None = None
+        self.guard: Guard | None = None
         for part in (self.text_encoder, self.unet, self.vae):
             part.eval().requires_grad_(False)
 
@@ -130,7 +130,11 @@ class TextToImage:
 
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
-        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
+        ids = ids.to(self.text_encoder.device)
+        if self.guard is None:
+            return self._read_ids(ids)
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(1)
+        return self.guard.read(self.text_encoder.get_input_embeddings()(ids), ends, self._read_embeddings)
 
     def encode_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         """Text embeddings of a sequence that is given by its token embeddings, differentiable in them.
@@ -142,13 +146,21 @@ class TextToImage:
         Returns:
             float [n, tokens, width].
         """
+        if self.guard is None:
+            return self._read_embeddings(token_embeddings, eos_positions)
+        return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
+
+    def _read_ids(self, ids: Tensor) -> Tensor:
+        return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
+
+    def _read_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
         ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
         # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
         table = self.text_encoder.get_input_embeddings()
         hook = table.register_forward_hook(lambda *_: token_embeddings)
         try:
-            return self.encode_ids(ids)
+            return self._read_ids(ids)
         finally:
             hook.remove()
 
@@ -159,6 +171,8 @@ class TextToImage:
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         self.unet_evaluations += len(latents)
+        if self.guard is not None:
+            text = self.guard.condition(text, timesteps)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.unet(latents.to(self.dtype), timesteps, text).sample
         if self.prediction_type == "v_prediction":
@@ -179,12 +193,19 @@ class TextToImage:
             guidance: One for all or float [n].
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
-        both = torch.cat([unconditional.expand_as(text), text])
+        unconditional = unconditional.expand_as(text)
+        if self.guard is not None:
+            unconditional = self.guard.pair(unconditional, text)
+        both = torch.cat([unconditional, text])
         without, conditional = self.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
-        if self.noise_guidance is not None:
-            return self.noise_guidance(without, conditional, timesteps)
         scale = torch.as_tensor(guidance, device=latents.device, dtype=latents.dtype).reshape(-1, 1, 1, 1)
         return without + scale * (conditional - without)
+
+    def evaluations_per_step(self, guidance: float) -> int:
+        """U-Net evaluations of one picture's sampler step at this guidance scale."""
+        if self.guard is not None and (self.guard.always_guides or guidance != 1):
+            return self.guard.evaluations_per_step
+        return 1 if guidance == 1 else 2
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
@@ -263,12 +284,13 @@ class TextToImage:
     ) -> Tensor:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
-        guided = self.noise_guidance is not None or bool((scales != 1).any())
+        guided = bool((scales != 1).any()) or (self.guard is not None and self.guard.always_guides)
+        guided_noise = self.guided_noise if self.guard is None else self.guard.guidance(self)
         for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
             model_timestep = timestep.to(self.device)
             noise = (
-                self.guided_noise(scaled, model_timestep, text, unconditional, scales)
+                guided_noise(scaled, model_timestep.expand(len(scaled)), text, unconditional, scales)
                 if guided
                 else self.predict_noise(scaled, model_timestep, text)
             )

@@ -104,7 +104,7 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
     if isinstance(content, Edit):
         if content.metadata.get("base") not in {None, model.fingerprint()}:
             log.warning("import: %s was made from other weights than those of %s", path, model.name)
-        return Edit(content.entries, {"imported": content.metadata})
+        return Edit(content.entries, {"imported": content.metadata}, content.additions)
     reasons = {key: reason for key in content if (reason := _skipped_as(key))}
     skipped = Counter(reasons.values())
     weights = {key: tensor for key, tensor in content.items() if key not in reasons}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from diffusion.files import replacing
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
+from erasure.addition import Addition, addition_class, attach_all
 
 SCHEMA = 1
 """Version of the file format."""
@@ -37,7 +38,18 @@ Fill = Literal["zero", "mean", "resampled"]
   as large as those, and the same to the bit on every machine.
 """
 
-Replaced = dict[str, Tensor]
+
+@dataclass
+class Application:
+    """An edit in a model.
+
+    Attributes:
+        replaced: The parameters that the edit replaced, by name.
+        detach: Takes the edit's additions out of the model.
+    """
+
+    replaced: dict[str, Tensor]
+    detach: Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +142,9 @@ prunes."""
 
 _MASKS = ("bits", "indices")
 
+_ADDED = "+"
+"""Before an addition's number in the names of its stored tensors; no parameter's name starts so."""
+
 
 def _encode_mask(kept: Tensor, fill: Fill, seed: int) -> Entry:
     flat = kept.cpu().reshape(-1)
@@ -148,13 +163,19 @@ class Edit:
         entries: The changes by parameter name (diffusers U-Net names; those of the text encoder are prefixed).
         metadata: JSON values: method, concept, base (the fingerprint of the model it was made from), scope, seed,
             config, versions, ...
+        additions: What is put beside the parameters, such as adapters or a guard.
     """
 
     entries: dict[str, Entry]
     metadata: dict[str, Any] = field(default_factory=dict)
-    _replaced: "WeakKeyDictionary[TextToImage, Replaced]" = field(
+    additions: tuple[Addition, ...] = ()
+    _applications: "WeakKeyDictionary[TextToImage, Application]" = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
+
+    def __bool__(self) -> bool:
+        """Return whether it changes anything."""
+        return bool(self.entries or self.additions)
 
     @classmethod
     def identity(cls, metadata: Mapping[str, Any] | None = None) -> "Edit":
@@ -240,13 +261,15 @@ class Edit:
 
     def with_metadata(self, metadata: Mapping[str, Any]) -> "Edit":
         """The same changes, with ``metadata`` added to what they say of themselves."""
-        return Edit(self.entries, {**self.metadata, **metadata})
+        return Edit(self.entries, {**self.metadata, **metadata}, self.additions)
 
     def then(self, later: "Edit", model: TextToImage) -> "Edit":
         """One edit that does what this one and, on its result, ``later`` do to ``model``, which is left as it was."""
         both = self.entries.keys() & later.entries.keys()
+        metadata = {**self.metadata, **later.metadata}
+        additions = (*self.additions, *later.additions)
         if not both:
-            return Edit({**self.entries, **later.entries}, {**self.metadata, **later.metadata})
+            return Edit({**self.entries, **later.entries}, metadata, additions)
         with self.applied(model), later.applied(model):
             parameters = named_parameters(model)
             dense = {
@@ -254,7 +277,7 @@ class Edit:
                 for name in self.entries
                 if name in both
             }
-        return Edit({**self.entries, **later.entries, **dense}, {**self.metadata, **later.metadata})
+        return Edit({**self.entries, **later.entries, **dense}, metadata, additions)
 
     def masks(self) -> dict[str, Tensor]:
         """The entries that are masks, bool tensors by parameter name, True where the weight is kept."""
@@ -264,7 +287,8 @@ class Edit:
     def size_bytes(self) -> int:
         """Bytes of the stored tensors."""
         distinct = {id(entry.parts): entry.parts for entry in self.entries.values()}
-        return sum(part.nbytes for parts in distinct.values() for part in parts.values())
+        stored = [*distinct.values(), *(addition.tensors() for addition in self.additions)]
+        return sum(part.nbytes for parts in stored for part in parts.values())
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
@@ -277,10 +301,10 @@ class Edit:
         Raises:
             ValueError: The edit is applied already, or the model is not the one that it was made from.
         """
-        if model in self._replaced:
+        if model in self._applications:
             raise ValueError(f"The edit is already applied to {model.name!r}; revert it first.")
         base = self.metadata.get("base")
-        if self.entries and base is not None and base != (fingerprint or model.fingerprint()):
+        if self and base is not None and base != (fingerprint or model.fingerprint()):
             raise ValueError(
                 f"The edit was made from another model than {model.name!r} (fingerprints differ: the edit's begins "
                 f"{base[:12]}); load the model that it was made from, in the same precision."
@@ -293,9 +317,10 @@ class Edit:
                     "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
+        detach = attach_all(self.additions, model)
         for name, entry in self.entries.items():
             parameters[name].copy_(entry.value(parameters[name]))
-        self._replaced[model] = replaced
+        self._applications[model] = Application(replaced, detach)
 
     @torch.no_grad()
     def revert(self, model: TextToImage) -> None:
@@ -304,10 +329,12 @@ class Edit:
         Raises:
             ValueError: The edit is not applied to this model.
         """
-        if model not in self._replaced:
+        if model not in self._applications:
             raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
+        application = self._applications.pop(model)
+        application.detach()
         parameters = named_parameters(model)
-        for name, original in self._replaced.pop(model).items():
+        for name, original in application.replaced.items():
             parameters[name].copy_(original)
 
     def unedited(self, model: TextToImage) -> TextToImage:
@@ -319,16 +346,20 @@ class Edit:
         Raises:
             ValueError: The edit is not applied to this model.
         """
-        if model not in self._replaced:
+        if model not in self._applications:
             raise ValueError(f"The edit is not applied to {model.name!r}; that model is unedited itself.")
+        application = self._applications[model]
         parts = (model.unet, model.text_encoder)
         shared = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
         parameters = named_parameters(model)
-        for name, original in self._replaced[model].items():
+        for name, original in application.replaced.items():
             shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
+        # Additions hang on the modules, whose copies are to be without them.
+        application.detach()
         unedited = copy.copy(model)
         unedited.unet = copy.deepcopy(model.unet, shared)
         unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+        application.detach = attach_all(self.additions, model)
         unedited.unet_evaluations = 0
         return unedited
 
@@ -360,6 +391,7 @@ class Edit:
                 }
                 for name, entry in self.entries.items()
             },
+            "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
         }
         tensors = {
             f"{name}:{part}" if part else name: tensor
@@ -367,6 +399,11 @@ class Edit:
             if owners[id(entry.parts)] == name
             for part, tensor in entry.parts.items()
         }
+        for place, addition in enumerate(self.additions):
+            tensors |= {
+                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
+                for name, tensor in addition.tensors().items()
+            }
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={"edit": json.dumps(header)})
 
@@ -410,7 +447,14 @@ class Edit:
         for name, entry in entries.items():
             if entry.kind not in _DECODERS or entry.fill not in get_args(Fill) or not entry.is_sound():
                 raise ValueError(f"{path} is damaged at {name!r} (kind {entry.kind!r}); make the edit again.")
-        return cls(entries, header)
+        try:
+            additions = tuple(
+                addition_class(described["kind"]).restored(described["settings"], parts.get(f"{_ADDED}{place}", {}))
+                for place, described in enumerate(header.pop("additions", []))
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or of a newer version: {error}") from error
+        return cls(entries, header, additions)
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
@@ -422,8 +466,13 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
         folder: Where to; its parent must exist.
 
     Raises:
-        ValueError: The folder exists and is not empty.
+        ValueError: The folder exists and is not empty; or the edit adds what no plain pipeline has.
     """
+    if edit.additions:
+        raise ValueError(
+            f"The edit adds {', '.join(addition.kind for addition in edit.additions)} to the model, which no plain "
+            "pipeline folder can hold; keep the edit beside the base model."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")

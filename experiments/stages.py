@@ -138,7 +138,7 @@ class Stages:
         edit = Edit.load(folder / "edit.safetensors")
         return StoredEdit(
             edit=edit,
-            key=folder.name if edit.entries else "none",
+            key=folder.name if edit else "none",
             losses=read_json(folder / "losses.json"),
             cost=Cost.of(read_json(folder / "result.json")),
             folder=folder,

@@ -250,7 +250,10 @@ def test_the_unedited_model_stands_beside_the_edited_one_and_shares_the_rest(tin
         assert (unedited.unet_evaluations, tiny_model.unet_evaluations) == (2, spent)
         mine, theirs = named_parameters(tiny_model), named_parameters(unedited)
         assert {name for name in mine if mine[name] is not theirs[name]} == set(edit.entries)
-        assert all(theirs[name].data_ptr() == value.data_ptr() for name, value in edit._replaced[tiny_model].items())
+        assert all(
+            theirs[name].data_ptr() == value.data_ptr()
+            for name, value in edit._applications[tiny_model].replaced.items()
+        )
         assert tiny_model.fingerprint() == edited
 
     assert tiny_model.fingerprint() == unedited.fingerprint() == fingerprint

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from diffusion.guard import Encode, Guard, Guidance
 from diffusion.model import SCHEDULERS, TextToImage
 from tests.conftest import make_tiny_pipeline
 
@@ -199,11 +200,50 @@ def test_each_picture_has_its_own_guidance(tiny_model64: TextToImage):
         torch.testing.assert_close(alone, together[rows], atol=1e-9, rtol=0)
 
 
-def test_noise_guidance_replaces_classifier_free_guidance(tiny_model: TextToImage):
+class Doubled(Guard):
+    """Text carries itself twice, the U-Net is given the second half; guidance is 4 whatever is asked for."""
+
+    evaluations_per_step = 3
+    always_guides = True
+
+    def read(self, token_embeddings: Tensor, eos_positions: Tensor, encode: Encode) -> Tensor:
+        text = encode(token_embeddings, eos_positions)
+        return torch.cat([torch.zeros_like(text), text], dim=1)
+
+    def condition(self, text: Tensor, timesteps: Tensor) -> Tensor:
+        return text[:, text.shape[1] // 2 :]
+
+    def guidance(self, model: TextToImage) -> Guidance:
+        return lambda latents, timesteps, text, unconditional, scales: model.guided_noise(
+            latents, timesteps, text, unconditional, 4.0
+        )
+
+
+def test_a_guard_that_does_nothing_changes_no_bit(tiny_model: TextToImage):
     text = tiny_model.encode(PROMPTS)
     expected = tiny_model.sample(text, seeds=SEEDS, steps=3, guidance=4.0)
-    tiny_model.noise_guidance = lambda without, conditional, timestep: without + 4.0 * (conditional - without)
+    tiny_model.guard = Guard()
+    assert torch.equal(tiny_model.encode(PROMPTS), text)
+    assert torch.equal(tiny_model.sample(text, seeds=SEEDS, steps=3, guidance=4.0), expected)
+    assert [tiny_model.evaluations_per_step(guidance) for guidance in (1.0, 4.0)] == [1, 2]
+
+
+def test_a_guard_reads_text_conditions_the_unet_and_guides(tiny_model: TextToImage):
+    expected = tiny_model.sample(tiny_model.encode(PROMPTS), seeds=SEEDS, steps=3, guidance=4.0)
+    tiny_model.guard = Doubled()
+    text = tiny_model.encode(PROMPTS)
+    assert text.shape[1] == 2 * tiny_model.max_tokens
     torch.testing.assert_close(tiny_model.sample(text, seeds=SEEDS, steps=3, guidance=1.0), expected)
+    assert tiny_model.evaluations_per_step(1.0) == 3
+
+
+def test_a_guard_reads_token_embeddings_as_it_reads_ids(tiny_model: TextToImage):
+    tiny_model.guard = Doubled()
+    ids = tiny_model.tokenize(PROMPTS)
+    ends = (ids == tiny_model.tokenizer.eos_token_id).int().argmax(1)
+    torch.testing.assert_close(
+        tiny_model.encode_embeddings(tiny_model.vocabulary[ids], ends), tiny_model.encode(PROMPTS)
+    )
 
 
 def test_velocity_is_converted_to_noise(tiny_model64: TextToImage, tokenizer_folder: Path):

@@ -1,0 +1,62 @@
+"""What may stand between prompts and U-Net at inference, while the weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusion.model import TextToImage
+
+Encode = Callable[[Tensor, Tensor], Tensor]
+"""(token embeddings [n, tokens, width], end positions [n]) -> text embeddings [n, tokens, width]."""
+
+Guidance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(latents [n, c, h, w], timesteps [n], text [n, tokens, width], unconditional [tokens, width] or as text, scales [n])
+-> the noise of one sampler step, [n, c, h, w]."""
+
+
+class Guard:
+    """A defence at inference that everything meets which goes through the model: pictures and attacks alike.
+
+    This one does nothing; others replace the methods that they need.
+
+    Attributes:
+        evaluations_per_step: U-Net evaluations of one picture's guided sampler step.
+        always_guides: It has a guidance of its own, whatever the guidance scale.
+    """
+
+    evaluations_per_step: int = 2
+    always_guides: bool = False
+
+    def read(self, token_embeddings: Tensor, eos_positions: Tensor, encode: Encode) -> Tensor:
+        """What prompts become when they are encoded, differentiable in the token embeddings.
+
+        Text may be longer than ``encode`` returns it; :meth:`condition` makes of it what the U-Net takes.
+
+        Args:
+            token_embeddings: float [n, tokens, width], no positions added.
+            eos_positions: int64 [n], where each prompt ends.
+            encode: The text encoder.
+
+        Returns:
+            float [n, any, width].
+        """
+        return encode(token_embeddings, eos_positions)
+
+    def pair(self, unconditional: Tensor, text: Tensor) -> Tensor:
+        """The unconditional half of guidance that goes with ``text``, both float [n, any, width]."""
+        return unconditional
+
+    def condition(self, text: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net is given at ``timesteps``, int64 [n], of ``text`` float [n, any, width]; [n, tokens, width].
+
+        The U-Net's evaluation follows at once, so that what the guard adds to it can be set here.
+        """
+        return text
+
+    def guidance(self, model: TextToImage) -> Guidance:
+        """The guidance of one batch of pictures from their first sampler step to the last; it may remember."""
+        return model.guided_noise

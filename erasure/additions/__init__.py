@@ -1,0 +1,1 @@
+"""One module for each kind of addition; see :mod:`erasure.addition`."""
