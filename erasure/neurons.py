@@ -17,6 +17,10 @@ Units = Literal["feed_forward", "cross_attention"]
 """What counts as a neuron: a hidden unit of a feed-forward (what enters ``ff.net.2``), or a channel that a
 cross-attention's output projection (``attn2.to_out.0``) gives."""
 
+Spread = Literal["paired", "pooled"]
+"""What a difference is standardised by: the standard deviation of the differences (matched samples), or the root mean
+square of the standard deviations with the concept and without it; both with n - 1."""
+
 _LAYERS: dict[Units, str] = {"feed_forward": ".ff.net.2", "cross_attention": ".attn2.to_out.0"}
 
 
@@ -81,25 +85,27 @@ def activations(
     return torch.cat(parts)
 
 
-def standardised_differences(present: Tensor, absent: Tensor) -> Tensor:
+def standardised_differences(present: Tensor, absent: Tensor, *, spread: Spread = "paired") -> Tensor:
     """How a neuron's activation goes with a concept, float64 [neurons]; above 0 where the concept makes it more active.
 
-    For d_i = a_i(with) - a_i(without) over matched prompts i, at each timestep mean_i(d_i) / sd_i(d_i), the
-    standardised difference of matched samples (sd with n - 1; 0 where all differences are 0); then the mean over
-    timesteps.
+    At each timestep the mean of a_i(with) - a_i(without) over matched prompts i, divided by a spread (0 if both are
+    0); then the mean over timesteps.
 
     Args:
         present: float [n, steps, neurons], on prompts with the concept.
         absent: The same, on the same prompts without it, sampled from the same seeds.
+        spread: What the difference is divided by; see :data:`Spread`.
 
     Raises:
         ValueError: There are fewer than two pairs.
     """
     if len(present) < 2:
         raise ValueError(f"{len(present)} pairs of prompts have no spread; give at least 2.")
-    differences = present.double() - absent.double()
-    means, deviations = differences.mean(0), differences.std(0)
-    return torch.where(deviations > 0, means / deviations, 0).mean(0)
+    present, absent = present.double(), absent.double()
+    differences = present - absent
+    deviations = differences.std(0) if spread == "paired" else ((present.var(0) + absent.var(0)) / 2).sqrt()
+    means = differences.mean(0)
+    return torch.where(means == 0, 0, means / deviations).mean(0)
 
 
 def choose(correlation: Tensor, candidates: Tensor, *, percent: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +155,7 @@ class Sensitivity:
 
     @classmethod
     def of(cls, original: Tensor, erased: Tensor, attacked: Tensor) -> "Sensitivity":
-        """From activations float [n, neurons], means over timesteps.
+        """From activations float [n, neurons], which are means over timesteps.
 
         Raises:
             ValueError: A neuron is silent in the original model, so nothing is relative to it.
@@ -169,9 +175,9 @@ class Sensitivity:
         """
         return (self.attacked - self.erased).mean(1)
 
-    def neurons(self, chosen: Tensor) -> "Sensitivity":
-        """Of the neurons ``chosen``, int64 [any], alone."""
-        return Sensitivity(*(values[:, chosen] for values in (self.original, self.erased, self.attacked)))
+    def on(self, rows: Tensor) -> "Sensitivity":
+        """On some prompts alone, bool or int64 [any]; the unit stays."""
+        return Sensitivity(*(values[rows] for values in (self.original, self.erased, self.attacked)))
 
 
 @contextmanager
