@@ -262,11 +262,16 @@ def write_tables(
 
 def parse_arguments(description: str, *, experiment: str) -> argparse.Namespace:
     """Read which experiment's runs a command is about (``experiment`` if it does not say) and where results go."""
+    return arguments_parser(description, experiment=experiment).parse_args()
+
+
+def arguments_parser(description: str, *, experiment: str) -> argparse.ArgumentParser:
+    """The parser of :func:`parse_arguments`, for commands that take more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("experiment", nargs="?", default=experiment, help="a preset of conf/experiment")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
     parser.add_argument("--folder", type=Path, default=Path("results"))
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
