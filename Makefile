@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks figure-neurons benchmarks clean
+.PHONY: demo test slow lint types canvas table1 attacks claim figure-neurons benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -37,6 +37,14 @@ attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
 	$(BIN)/python -m experiments.tables attacks
 	$(BIN)/python -m experiments.figures attacks
+
+claim: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=claim
+	$(BIN)/python run.py -m +experiment=tradeoff
+	$(BIN)/python -m experiments.tables claim
+	$(BIN)/python -m experiments.claim
+	$(BIN)/python -m experiments.tables tradeoff
+	$(BIN)/python -m experiments.figures tradeoff
 
 figure-neurons: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=neurons
