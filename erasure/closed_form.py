@@ -53,10 +53,18 @@ class Term:
         return cls(embeddings, embeddings, scale)
 
 
-def right_multiplication(terms: Sequence[Term], ridge: float) -> Tensor:
-    """T of the module's formula, float64 [width, width] on the CPU; ``ridge`` is lambda, above 0."""
+def right_multiplication(terms: Sequence[Term], ridge: float, kept: Tensor | None = None) -> Tensor:
+    """T of the module's formula, float64 [width, width] on the CPU.
+
+    Args:
+        terms: The sums.
+        ridge: lambda; above 0 unless the embeddings span all dimensions.
+        kept: One more sum, of embeddings that stay where they are: sum_i s_i c_i c_i^T, float64 [width, width].
+    """
     identity = torch.eye(terms[0].sources.shape[1], dtype=torch.float64)
     gram = ridge * identity
+    if kept is not None:
+        gram += kept
     change = torch.zeros_like(identity)
     for term in terms:
         for sources, destinations in zip(
