@@ -348,7 +348,7 @@ def test_runs_that_cannot_be_measured_are_one_sentence(summaries, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--percent", "60"], "percent is '60'; it must be 50 or less."),
+        (["--percent", "60"], "percent is '60'; it must be 50.0 or less."),
         (["--percent", "x"], "percent is 'x'; it must be a number."),
         (["--seeds-per-pair", "0"], "seeds_per_pair is '0'; it must be 1 or more."),
     ],
