@@ -269,32 +269,31 @@ def long_table(runs: Sequence[RunNeurons], analysis: Analysis) -> pd.DataFrame:
 def reading_table(numbers: pd.DataFrame) -> pd.DataFrame:
     """The same for readers: percent with intervals as text, without the settings."""
     columns = {name: numbers[name] for name in ("concept", *GROUPS, "seed", "neurons", "prompts", "n")}
-    columns["without the concept"] = numbers["absent"].map("{:.0%}".format)
+    columns["without the concept"] = numbers["absent"].map(lambda level: f"{100 * level:.0f} %")
     for name, label in {**SITUATIONS, "reactivation": "reactivation"}.items():
+        cells = numbers[["n", name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
         sign = "+" if name == "reactivation" else ""
-        cells = zip(*(numbers[column] for column in (name, f"{name}_low", f"{name}_high")), strict=True)
-        columns[label] = pd.Series([_percent(*cell, sign=sign) for cell in cells])
+        columns[label] = pd.Series([_percent(Mean(*cell), sign=sign) for cell in cells])
     columns["run"] = numbers["run"]
     return pd.DataFrame(columns)
 
 
 @dataclasses.dataclass(frozen=True)
 class PruningEffect:
-    """How far correlated neurons come back beyond random ones, without and with pruning.
+    """How far neurons come back under attack, without and with pruning; means over prompts with bootstrap intervals.
 
-    A prompt's value is the reactivation of the correlated neurons minus that of the random ones, in units of their
-    original activation. The intervals are the bootstrap's over prompts.
+    A prompt's value is the reactivation of a group of neurons, in units of their activation in the original model.
 
     Attributes:
         pruned_run: The run with pruning.
-        unpruned: Mean without pruning, over the prompts that the attack began on.
-        pruned: The same with pruning.
-        difference: Unpruned minus pruned, over the prompts that it began on in both.
+        groups: By ``off`` or ``on``, what pruning is, and group; over the prompts that the attack began on.
+        excess: By ``off`` or ``on``: correlated minus random, prompt by prompt, over the same prompts.
+        difference: The excess without pruning minus that with it, over the prompts that the attack began on in both.
     """
 
     pruned_run: RunNeurons
-    unpruned: Mean
-    pruned: Mean
+    groups: dict[tuple[str, str], Mean]
+    excess: dict[str, Mean]
     difference: Mean
 
     @classmethod
@@ -303,24 +302,32 @@ class PruningEffect:
         both = pruned.tried & unpruned.tried
         if not bool(both.any()):
             return None
-        with_pruning, without = (
-            run.groups["correlated"].reactivation - run.groups["random"].reactivation for run in (pruned, unpruned)
-        )
+        runs = {"off": unpruned, "on": pruned}
+        excess = {
+            pruning: run.groups["correlated"].reactivation - run.groups["random"].reactivation
+            for pruning, run in runs.items()
+        }
         return cls(
             pruned,
-            unpruned=Mean.bootstrapped(without[unpruned.tried], seed=seed),
-            pruned=Mean.bootstrapped(with_pruning[pruned.tried], seed=seed),
-            difference=Mean.bootstrapped((without - with_pruning)[both], seed=seed),
+            groups={
+                (pruning, name): Mean.bootstrapped(group.reactivation[run.tried], seed=seed)
+                for pruning, run in runs.items()
+                for name, group in run.groups.items()
+            },
+            excess={pruning: Mean.bootstrapped(excess[pruning][run.tried], seed=seed) for pruning, run in runs.items()},
+            difference=Mean.bootstrapped((excess["off"] - excess["on"])[both], seed=seed),
         )
 
     @property
     def verdict(self) -> str:
         """What the intervals say of the claim: correlated neurons come back without pruning, and not with it."""
-        if self.unpruned.low <= 0:
-            return "no: they do not come back without pruning either"
+        if self.groups["off", "correlated"].low <= 0:
+            return "not shown: without pruning the correlated neurons do not come back"
+        if self.excess["off"].low <= 0:
+            return "not shown: without pruning the correlated neurons come back no more than random ones"
         if self.difference.low <= 0:
-            return "no: they do not come back less with pruning"
-        return "yes" if self.pruned.low <= 0 else "in part: with pruning they come back less"
+            return "not shown: with pruning the correlated neurons come back no less"
+        return "shown" if self.excess["on"].low <= 0 else "in part: with pruning the correlated neurons come back less"
 
 
 def pruning_effects(runs: Sequence[RunNeurons], *, seed: int) -> list[PruningEffect]:
@@ -335,14 +342,14 @@ def effects_table(effects: Sequence[PruningEffect]) -> pd.DataFrame:
     """One row per pair of runs, for readers."""
     rows = []
     for effect in effects:
-        row = names(effect.pruned_run) | {"n in both": effect.difference.n}
-        for label, mean in (
-            ("off: correlated - random", effect.unpruned),
-            ("on: correlated - random", effect.pruned),
-            ("off - on", effect.difference),
-        ):
-            row[label] = f"{_percent(mean.mean, mean.low, mean.high, sign='+')}"
-        rows.append(row | {"as claimed": effect.verdict})
+        row = {name: value for name, value in names(effect.pruned_run).items() if name != "pruning"}
+        row["n in both"] = effect.difference.n
+        for pruning, excess in effect.excess.items():
+            for group in GROUP_COLORS:
+                row[f"{pruning}: {group}"] = _percent(effect.groups[pruning, group], sign="+")
+            row[f"{pruning}: difference"] = _percent(excess, sign="+")
+        row["off minus on"] = _percent(effect.difference, sign="+")
+        rows.append(row | {"the claim": effect.verdict})
     return pd.DataFrame(rows)
 
 
@@ -358,19 +365,19 @@ def write_results(
         f"# {name}",
         f"Neurons: {unit[analysis.units]}. Correlated: the {analysis.percent:g} % with the largest standardised "
         f"difference ({analysis.spread}) of activation between {max(run.pairs for run in runs)} pictures of prompts "
-        "with the concept and as many of the same prompts without it, from the same noise, in the original model; "
-        "random: as many others. The pairs are none of the prompts below. "
+        "with the concept and as many of the same prompts without it, from the same noise, in the original model, "
+        "so more active with it; random: as many others. The pairs are none of the prompts below. "
         f"Seed {analysis.seed}.",
     ]
     if effects:
         parts += [
             "## Do the correlated neurons come back under attack?",
             effects_table(effects).to_markdown(index=False),
-            "The claim: with pruning off they do, with pruning on they do not. Reactivation is activation under attack "
-            "minus that on the plain prompt, in percent of the activation in the original model; numbers are those of "
-            "correlated neurons minus those of random ones, with bootstrap 95 % intervals over the prompts that the "
-            "attack began on (off - on: began on in both, prompt by prompt). An erasure is one draw: the intervals say "
-            "nothing of other seeds.",
+            "The claim: with pruning off they do, more than random ones, and with pruning on they do not. Numbers are "
+            "reactivations: activation under attack minus that on the plain prompt, both in the erased model, in "
+            "percent of the neuron's activation in the original model; difference: correlated minus random. Bootstrap "
+            "95 % intervals over the prompts that the attack began on (off minus on: that it began on in both, prompt "
+            "by prompt). Erasure and random neurons are one draw each: the intervals say nothing of others.",
         ]
     parts += [
         "## Activations",
@@ -402,9 +409,11 @@ def draw(runs: Sequence[RunNeurons], numbers: pd.DataFrame) -> Figure:
         tasks.setdefault((run.summary["concept"], run.summary["seed"]), []).append(run)
     columns = max(map(len, tasks.values()))
     figure = Figure(figsize=(3.9 * columns + 3.0, 3.0 * len(tasks) + 0.9), layout="constrained")
-    panels = figure.subplots(
-        len(tasks), columns + 1, squeeze=False, sharey="col", width_ratios=[*[1.0] * columns, 0.75]
-    )
+    panels = figure.subplots(len(tasks), columns + 1, squeeze=False, width_ratios=[*[1.0] * columns, 0.75])
+    for panel in panels[:, :-1].flat:
+        panel.sharey(panels[0, 0])
+    for panel in panels[:, -1]:
+        panel.sharey(panels[0, -1])
     for row, same in zip(panels, tasks.values(), strict=True):
         for panel, run in zip(row, same, strict=False):
             _draw_situations(panel, run, numbers[numbers["run"] == run.summary["run"]])
@@ -480,8 +489,8 @@ def _numbers(name: str, mean: Mean) -> dict[str, float]:
     return {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
 
 
-def _percent(mean: float, low: float, high: float, *, sign: str = "") -> str:
-    return f"{100 * mean:{sign}.0f} % [{100 * low:{sign}.0f}, {100 * high:{sign}.0f}]"
+def _percent(mean: Mean, *, sign: str = "") -> str:
+    return f"{100 * mean.mean:{sign}.0f} % [{100 * mean.low:{sign}.0f}, {100 * mean.high:{sign}.0f}]"
 
 
 def main() -> None:

@@ -301,17 +301,32 @@ def invented(reactivation: list[float], tried: list[bool], *, pruning: str, scal
 @pytest.mark.parametrize(
     ("off", "on", "verdict"),
     [
-        ([0.3, 0.4, 0.5, 0.4], [0.1, -0.1, 0.1, -0.1], "yes"),
-        ([0.5, 0.6, 0.7, 0.6], [0.1, 0.2, 0.1, 0.2], "in part: with pruning they come back less"),
-        ([0.3, 0.4, 0.5, 0.4], [0.3, 0.5, 0.4, 0.4], "no: they do not come back less with pruning"),
-        ([0.1, -0.1, 0.1, -0.1], [0.0, 0.1, -0.1, 0.0], "no: they do not come back without pruning either"),
+        ([0.3, 0.4, 0.5, 0.4], [0.1, -0.1, 0.1, -0.1], "shown"),
+        ([0.5, 0.6, 0.7, 0.6], [0.1, 0.2, 0.1, 0.2], "in part: with pruning the correlated neurons come back less"),
+        (
+            [0.3, 0.4, 0.5, 0.4],
+            [0.3, 0.5, 0.4, 0.4],
+            "not shown: with pruning the correlated neurons come back no less",
+        ),
+        (
+            [0.1, -0.1, 0.1, -0.1],
+            [0.0, 0.1, -0.1, 0.0],
+            "not shown: without pruning the correlated neurons do not come back",
+        ),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(off, on, verdict):
     runs = [invented(values, [True] * 4, pruning=name) for name, values in (("off", off), ("on", on))]
     (effect,) = neurons.pruning_effects(runs, seed=0)
     assert effect.verdict == verdict
-    assert neurons.effects_table([effect])["as claimed"][0] == verdict
+    assert neurons.effects_table([effect])["the claim"][0] == verdict
+
+
+def test_neurons_that_come_back_as_random_ones_do_say_nothing_of_the_concept():
+    off = invented([0.3, 0.4, 0.5, 0.4], [True] * 4, pruning="off", scale=1.0)
+    on = invented([0.0] * 4, [True] * 4, pruning="on")
+    (effect,) = neurons.pruning_effects([off, on], seed=0)
+    assert effect.verdict.startswith("not shown: without pruning the correlated neurons come back no more than random")
 
 
 def test_pruning_is_compared_beyond_random_neurons_on_the_prompts_attacked_in_both():
@@ -319,8 +334,10 @@ def test_pruning_is_compared_beyond_random_neurons_on_the_prompts_attacked_in_bo
     on = invented([0.2, 0.0, 0.4, 0.6], [True, False, True, True], pruning="on")
     effect = PruningEffect.of(on, off, seed=0)
     assert effect is not None
-    assert (effect.unpruned.n, effect.unpruned.mean) == (3, pytest.approx(fmean([0.2, 0.4, 0.3])))
-    assert (effect.pruned.n, effect.pruned.mean) == (3, pytest.approx(fmean([0.2, 0.4, 0.6])))
+    assert effect.groups["off", "correlated"].mean == pytest.approx(fmean([0.4, 0.8, 0.6]))
+    assert effect.groups["off", "random"].mean == pytest.approx(fmean([0.2, 0.4, 0.3]))
+    assert (effect.excess["off"].n, effect.excess["off"].mean) == (3, pytest.approx(fmean([0.2, 0.4, 0.3])))
+    assert (effect.excess["on"].n, effect.excess["on"].mean) == (3, pytest.approx(fmean([0.2, 0.4, 0.6])))
     assert (effect.difference.n, effect.difference.mean) == (2, pytest.approx(fmean([0.2 - 0.2, 0.3 - 0.4])))
     disjoint = invented([0.1] * 4, [False, False, False, True], pruning="on")
     assert PruningEffect.of(disjoint, off, seed=0) is None
@@ -348,7 +365,7 @@ def test_runs_that_cannot_be_measured_are_one_sentence(summaries, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--percent", "60"], "percent is '60'; it must be 50 or less."),
+        (["--percent", "60"], "percent is '60'; it must be 50.0 or less."),
         (["--percent", "x"], "percent is 'x'; it must be a number."),
         (["--seeds-per-pair", "0"], "seeds_per_pair is '0'; it must be 1 or more."),
     ],
