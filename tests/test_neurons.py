@@ -182,7 +182,7 @@ def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     pairs = ["with,without", "a red fish,a fish", "a church at night,a night", "a church in the snow,snow"]
     (folder / "pairs.csv").write_text("\n".join(pairs) + "\n")
     for pruning in ("off", "on"):
-        steps = ["eraser.steps=4", *(["pruning.steps=4"] if pruning == "on" else [])]
+        steps = ["eraser.steps=4", "attack.timesteps=1", *(["pruning.steps=4"] if pruning == "on" else [])]
         tiny_job.run([*command(folder), f"pruning={pruning}", *steps], folder / pruning)
     return folder
 
@@ -381,5 +381,5 @@ def test_the_experiment_is_esd_without_and_with_pruning_on_each_task():
     jobs = tables.experiment_jobs("neurons")
     cells = [(job["concept"]["name"], job["pruning"]["_target_"].rpartition(".")[2]) for job in jobs]
     assert cells == [(concept, pruning) for concept in ("van_gogh", "church", "fire") for pruning in ("Off", "Learned")]
-    shared = tables.experiment_jobs("table1")
+    shared = tables.experiment_jobs("table1", ["attack=unlearndiff"])
     assert all(job in shared for job in jobs)
