@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -98,10 +98,16 @@ class ClosedForm(ABC):
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
         """T of W' = W T, float64 [width, width]."""
 
+    def solution(
+        self, model: TextToImage, concept: Concept, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Tensor, dict[str, Any], int]:
+        """T, what the edit is to say of it, and the U-Net evaluations that it cost; a method that samples has some."""
+        return self.right_multiplication(model, concept), {}, 0
+
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
-        right = self.right_multiplication(model, concept)
-        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model)), [], 0)
+        right, said, spent = self.solution(model, concept, seed=seed, checkpoint=checkpoint)
+        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model), said), [], spent)
         return prune_after(erasure, self, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)

@@ -38,7 +38,9 @@ def edited(model, edit):
 
 @pytest.mark.parametrize("granularity", ["neuron", "head"])
 def test_every_weight_hangs_on_the_score_of_its_unit(tiny_model, granularity):
-    weights = maskable_parameters(tiny_model, "linear_conv")
+    weights = {
+        name: weight for name, weight in maskable_parameters(tiny_model, "linear_conv").items() if "up_" not in name
+    }
     structure = structure_of(tiny_model, weights, granularity)
     scores = {
         group: torch.arange(units, dtype=torch.float64) + 1000 * place
@@ -48,8 +50,9 @@ def test_every_weight_hangs_on_the_score_of_its_unit(tiny_model, granularity):
 
     members = {}
     for name, value in values.items():
-        for index in structures.some_places(weights[name].shape):
-            members.setdefault(float(value[index]), set()).add((name, index))
+        flat = value.flatten(2)[..., 0] if value.ndim > 2 else value
+        for index, score in zip(structures.some_places(value.shape), flat.flatten().tolist(), strict=True):
+            members.setdefault(score, set()).add((name, index))
     heads = {name: module.heads for name, module in tiny_model.unet.named_modules() if hasattr(module, "heads")}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     expected = structures.units(shapes, heads if granularity == "head" else {})
@@ -86,8 +89,14 @@ def test_units_are_pruned_as_a_whole(tiny_model, granularity, scope):
     }
     heads = {name: module.heads for name, module in tiny_model.unet.named_modules() if hasattr(module, "heads")}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    first_taps = {name: mask.flatten(2)[..., 0] if mask.ndim > 2 else mask for name, mask in masks.items()}
+    kept = {name: mask.tolist() for name, mask in first_taps.items()}
     for unit in structures.units(shapes, heads if granularity == "head" else {}):
-        assert len({bool(masks[name][index]) for name, index in unit}) == 1
+        assert len({kept[name][row][column] for name, (row, column, *_) in unit}) == 1
+    assert all(
+        torch.equal(mask, first_taps[name].reshape(*mask.shape[:2], *[1] * (mask.ndim - 2)).expand_as(mask))
+        for name, mask in masks.items()
+    )
     pruned = sum(int((~mask).sum()) for mask in masks.values())
     assert 0 < pruned == erasure.edit.metadata["pruned_weights"] < erasure.edit.metadata["maskable_weights"]
     after = edited(tiny_model, erasure.edit)
@@ -243,7 +252,7 @@ def test_weights_trained_jointly_follow_adam_on_the_masked_loss(tiny_model64):
 
 
 def test_training_jointly_moves_biases_and_lowers_the_loss_below_the_masks_alone(tiny_model):
-    pruning = replace(SHORT, steps=30, learning_rate=0.1, initial_score=1.0)
+    pruning = replace(SHORT, steps=12, learning_rate=0.1, initial_score=1.0)
     base = copied(tiny_model)
     alone = ERASER.erase(tiny_model, CONCEPT, pruning, seed=0)
     joint = ERASER.erase(tiny_model, CONCEPT, replace(pruning, finetune="jointly", finetune_learning_rate=1e-3), seed=0)
@@ -252,19 +261,24 @@ def test_training_jointly_moves_biases_and_lowers_the_loss_below_the_masks_alone
     assert {name for name, weight in after.items() if not torch.equal(weight, base[name])} == set(
         scope_parameters(tiny_model, "xattn_ffn")
     )
-    assert sum(joint.losses[-10:]) < sum(alone.losses[-10:])
+    assert sum(joint.losses[-6:]) < sum(alone.losses[-6:])
 
 
-@pytest.mark.parametrize("finetune", ["none", "before", "after", "jointly"])
-@pytest.mark.parametrize("granularity", ["weight", "head"])
-def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(tiny_model, tmp_path, granularity, finetune):
+@pytest.mark.parametrize(
+    ("granularity", "finetune"),
+    [("weight", "before"), ("weight", "jointly"), ("head", "none"), ("head", "after"), ("head", "jointly")],
+)
+def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(
+    tiny_model, tmp_path, monkeypatch, granularity, finetune
+):
     class Killed(Exception):
         pass
 
-    pruning = replace(SHORT, granularity=granularity, finetune=finetune, steps=52, finetune_steps=51, learning_rate=0.1)
+    monkeypatch.setattr("erasure.finetuning.CHECKPOINT_EVERY", 2)
+    pruning = replace(SHORT, granularity=granularity, finetune=finetune, steps=5, finetune_steps=3)
     undisturbed = ERASER.erase(tiny_model, CONCEPT, pruning, seed=0)
-    steps = 52 + (51 if finetune in ("before", "after") else 0)
-    # One frozen trajectory a sample, of up to 2 guided steps and 2 predictions, then one gradient evaluation.
+    steps = 5 + (3 if finetune in ("before", "after") else 0)
+    # What the objective costs beforehand, and two samples a step.
     prepared = ERASER.objective().prepare(tiny_model, CONCEPT, scope="xattn_ffn", steps=steps, seed=0, checkpoint=None)
     assert undisturbed.unet_evaluations == prepared + 2 * steps
 
@@ -273,7 +287,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(tiny_model,
     def dying(*arguments, **named):
         nonlocal calls
         calls += torch.is_grad_enabled()
-        if calls == steps - 1:
+        if calls == steps:
             raise Killed
         return original(*arguments, **named)
 
@@ -281,7 +295,10 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(tiny_model,
     with pytest.raises(Killed):
         ERASER.erase(tiny_model, CONCEPT, pruning, seed=0, checkpoint=tmp_path / "work")
     tiny_model.predict_noise = original
-    assert_same_erasure(ERASER.erase(tiny_model, CONCEPT, pruning, seed=0, checkpoint=tmp_path / "work"), undisturbed)
+    spent = tiny_model.unet_evaluations
+    resumed = ERASER.erase(tiny_model, CONCEPT, pruning, seed=0, checkpoint=tmp_path / "work")
+    assert_same_erasure(resumed, undisturbed)
+    assert tiny_model.unet_evaluations - spent < 2 * steps
 
 
 def test_what_cannot_be_filled_is_refused():
