@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks claim figure-neurons benchmarks clean
+.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -37,6 +37,10 @@ attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
 	$(BIN)/python -m experiments.tables attacks
 	$(BIN)/python -m experiments.figures attacks
+
+erasers: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=erasers
+	$(BIN)/python -m experiments.tables erasers
 
 claim: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=claim

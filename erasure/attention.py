@@ -139,7 +139,7 @@ def concept_maps(record: AttentionRecord, columns: Tensor, size: tuple[int, int]
     mean = torch.stack(maps).mean(0)
     raised = mean - mean.amin(1, keepdim=True)
     largest = raised.amax(1, keepdim=True)
-    return (raised / torch.where(largest > 0, largest, 1)).unflatten(1, size)
+    return (raised / torch.where(largest > 0, largest, 1)).unflatten(1, size)  # type: ignore[no-any-return]
 
 
 def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
