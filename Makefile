@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks benchmarks clean
+.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -37,6 +37,22 @@ attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
 	$(BIN)/python -m experiments.tables attacks
 	$(BIN)/python -m experiments.figures attacks
+
+erasers: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=erasers
+	$(BIN)/python -m experiments.tables erasers
+
+claim: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=claim
+	$(BIN)/python run.py -m +experiment=tradeoff
+	$(BIN)/python -m experiments.tables claim
+	$(BIN)/python -m experiments.claim
+	$(BIN)/python -m experiments.tables tradeoff
+	$(BIN)/python -m experiments.figures tradeoff
+
+figure-neurons: $(INSTALLED)
+	$(BIN)/python run.py -m +experiment=neurons
+	$(BIN)/python -m experiments.neurons
 
 benchmarks: $(INSTALLED)
 	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

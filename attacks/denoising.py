@@ -15,8 +15,6 @@ from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import (
     Criterion,
-    Insertion,
-    PromptTemplate,
     Schedule,
     adam_step,
     embedding_gradient,
@@ -26,6 +24,7 @@ from attacks.prompt_search import (
     target_latents,
 )
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
-from attacks.prompt_search import EmbeddingStart, PromptTemplate, candidate_tokens, first_embeddings
+from attacks.prompt_search import EmbeddingStart, candidate_tokens, first_embeddings
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -13,9 +13,7 @@ from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import (
     Criterion,
-    Insertion,
     NoisyPictures,
-    PromptTemplate,
     Schedule,
     candidate_tokens,
     embedding_gradient,
@@ -27,6 +25,7 @@ from attacks.prompt_search import (
     target_latents,
 )
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

@@ -14,9 +14,7 @@ from attacks.evaluate import Proposal, Trace, search
 from attacks.projected_embeddings import FreeTokens, descend
 from attacks.prompt_search import (
     Criterion,
-    Insertion,
     NoisyPictures,
-    PromptTemplate,
     Schedule,
     candidate_tokens,
     random_rows,
@@ -25,6 +23,7 @@ from attacks.prompt_search import (
     target_latents,
 )
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

@@ -7,15 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.prompt_search import (
-    Criterion,
-    NoisyPictures,
-    PromptTemplate,
-    adam_step,
-    embedding_gradient,
-    nearest_tokens,
-)
+from attacks.prompt_search import Criterion, NoisyPictures, adam_step, embedding_gradient, nearest_tokens
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 
 
 @dataclass

@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_search import Insertion, PromptTemplate, candidate_tokens
+from attacks.prompt_search import candidate_tokens
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

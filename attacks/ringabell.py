@@ -12,8 +12,9 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
-from attacks.prompt_search import PromptTemplate, candidate_tokens
+from attacks.prompt_search import candidate_tokens
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

@@ -13,16 +13,9 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
-from attacks.prompt_search import (
-    EmbeddingStart,
-    Insertion,
-    PromptTemplate,
-    adam_step,
-    candidate_tokens,
-    embedding_gradient,
-    first_embeddings,
-)
+from attacks.prompt_search import EmbeddingStart, adam_step, candidate_tokens, embedding_gradient, first_embeddings
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Judge

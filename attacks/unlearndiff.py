@@ -10,8 +10,9 @@ from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
-from attacks.prompt_search import PromptTemplate, candidate_tokens, one_hot_gradient, project_to_simplex
+from attacks.prompt_search import candidate_tokens, one_hot_gradient, project_to_simplex
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.cases import Outcome, PromptCase
-from attacks.prompt_search import PromptTemplate
 from diffusion.allocator import keep_freed_memory
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.erasers.uce import UCE

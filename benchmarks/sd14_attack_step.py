@@ -96,7 +96,25 @@ def make_model() -> TextToImage:
     """Build the U-Net and the text encoder of Stable Diffusion 1.4 with random weights: 64x64 latents, float32."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    text_encoder = CLIPTextModel(
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, sample_size=512, **blocks)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=make_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return Undrawn(pipeline, name="random")
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Build the text encoder of Stable Diffusion 1.4 with random weights."""
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=768,
@@ -108,20 +126,6 @@ def make_model() -> TextToImage:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, sample_size=512, **blocks)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return Undrawn(pipeline, name="random")
 
 
 def make_tokenizer() -> CLIPTokenizer:

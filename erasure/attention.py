@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffusion.model import TextToImage
 from erasure.concept import Concept
@@ -18,13 +19,24 @@ class AttentionRecord:
         self._queries: list[Tensor] = []
         self._keys: list[Tensor] = []
 
-    def probabilities(self) -> Iterator[Tensor]:
-        """softmax(scale q k^T) of every layer, float [n, heads, pixels, tokens]; rows sum to 1."""
+    def probabilities(self, pixels: int | None = None) -> Iterator[Tensor]:
+        """softmax(scale q k^T) of every layer, float [n, heads, pixels, tokens]; rows sum to 1.
+
+        Args:
+            pixels: If given, only of the layers that look with so many.
+        """
         for (heads, scale), query, key in zip(self._heads, self._queries, self._keys, strict=True):
+            if pixels is not None and query.shape[1] != pixels:
+                continue
             q, k = (rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (query, key))
             scores = scale * (q @ k.transpose(-1, -2))
             # Under autocast the products are in half precision, whose softmax is too coarse for a loss.
             yield scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+
+    @property
+    def layer_pixels(self) -> list[int]:
+        """With how many pixels layers look, every number once, the largest first."""
+        return sorted({query.shape[1] for query in self._queries}, reverse=True)
 
     def watch(self, layer: nn.Module, hooks: ExitStack) -> None:
         """Keep what ``layer`` computes until ``hooks`` closes."""
@@ -60,7 +72,7 @@ def concept_columns(model: TextToImage, concept: Concept, *, end_tokens: bool = 
         end_tokens: Count the end token and the padding after it as well.
 
     Raises:
-        ValueError: A target lies beyond the last token that the text encoder reads.
+        ValueError: A target lies beyond the last token that the text encoder reads; an empty one lies nowhere.
     """
     columns = torch.zeros((len(concept.target_prompts), model.max_tokens), dtype=torch.bool)
     prompts = ((target, template) for part in concept.parts for target in part.targets for template in part.templates)
@@ -70,7 +82,7 @@ def concept_columns(model: TextToImage, concept: Concept, *, end_tokens: bool = 
             start, end = _ends(model, [text, text + target])
             row[start:end] = True
             text += target + context
-        if not row.any():
+        if target and not row.any():
             raise ValueError(
                 f"{target!r} in the template {template!r} lies beyond the {model.max_tokens} tokens that "
                 f"{model.name!r} reads; shorten the template."
@@ -78,6 +90,62 @@ def concept_columns(model: TextToImage, concept: Concept, *, end_tokens: bool = 
         if end_tokens:
             row[_ends(model, [text])[0] :] = True
     return columns
+
+
+def concept_squares(record: AttentionRecord, columns: Tensor, masks: Tensor | None = None) -> Tensor:
+    """The squared Frobenius norm of every layer's attention to the concept's tokens, float [layers, n].
+
+    Args:
+        record: Of one evaluation of n samples.
+        columns: Which tokens belong to the concept, bool [n, tokens].
+        masks: If given, the latents' pixels that count, bool [n, height, width]; smaller layers take the nearest ones.
+    """
+    squares = []
+    for A in record.probabilities():
+        counted = A.square() * columns[:, None, None, :]
+        if masks is not None:
+            size = masks.shape[1:]
+            while size[0] * size[1] > A.shape[2]:
+                # Convolutions of stride 2 halve the latents and round up.
+                size = torch.Size(-(-edge // 2) for edge in size)
+            counted = counted * nearest(masks, (size[0], size[1])).flatten(1)[:, None, :, None]
+        squares.append(counted.sum((1, 2, 3)))
+    return torch.stack(squares)
+
+
+def concept_maps(record: AttentionRecord, columns: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where in the picture the U-Net looks at the concept: the mean attention over layers, heads and its tokens.
+
+    Args:
+        record: Of one evaluation of n samples, or of several evaluations of the same n.
+        columns: Which tokens belong to the concept, bool [n, tokens], some in every row.
+        size: Height and width of the layers that count; 16x16 is the field's habit with Stable Diffusion.
+
+    Returns:
+        float [n, height, width], stretched to 0 .. 1 for every sample; all 0 if the attention is the same everywhere.
+
+    Raises:
+        ValueError: No layer has this size.
+    """
+    maps = [
+        (A * columns[:, None, None, :]).sum(-1).mean(1) / columns.sum(-1, keepdim=True)
+        for A in record.probabilities(size[0] * size[1])
+    ]
+    if not maps:
+        raise ValueError(
+            f"No cross-attention layer looks with {size[0]}x{size[1]} pixels; their numbers of pixels are "
+            f"{', '.join(map(str, record.layer_pixels))}."
+        )
+    mean = torch.stack(maps).mean(0)
+    raised = mean - mean.amin(1, keepdim=True)
+    largest = raised.amax(1, keepdim=True)
+    return (raised / torch.where(largest > 0, largest, 1)).unflatten(1, size)  # type: ignore[no-any-return]
+
+
+def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks bool [n, height, width] in another size, every pixel that of the nearest one above and to the left."""
+    resized: Tensor = functional.interpolate(masks[:, None].float(), size=size, mode="nearest")
+    return resized[:, 0] > 0.5
 
 
 def _ends(model: TextToImage, texts: list[str]) -> list[int]:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,10 +53,18 @@ class Term:
         return cls(embeddings, embeddings, scale)
 
 
-def right_multiplication(terms: Sequence[Term], ridge: float) -> Tensor:
-    """T of the module's formula, float64 [width, width] on the CPU; ``ridge`` is lambda, above 0."""
+def right_multiplication(terms: Sequence[Term], ridge: float, kept: Tensor | None = None) -> Tensor:
+    """T of the module's formula, float64 [width, width] on the CPU.
+
+    Args:
+        terms: The sums.
+        ridge: lambda; above 0 unless the embeddings span all dimensions.
+        kept: One more sum, of embeddings that stay where they are: sum_i s_i c_i c_i^T, float64 [width, width].
+    """
     identity = torch.eye(terms[0].sources.shape[1], dtype=torch.float64)
     gram = ridge * identity
+    if kept is not None:
+        gram += kept
     change = torch.zeros_like(identity)
     for term in terms:
         for sources, destinations in zip(
@@ -90,10 +98,16 @@ class ClosedForm(ABC):
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
         """T of W' = W T, float64 [width, width]."""
 
+    def solution(
+        self, model: TextToImage, concept: Concept, *, seed: int, checkpoint: Path | None
+    ) -> tuple[Tensor, dict[str, Any], int]:
+        """T, what the edit is to say of it, and the U-Net evaluations that it cost; a method that samples has some."""
+        return self.right_multiplication(model, concept), {}, 0
+
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
-        right = self.right_multiplication(model, concept)
-        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model)), [], 0)
+        right, said, spent = self.solution(model, concept, seed=seed, checkpoint=checkpoint)
+        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model), said), [], spent)
         return prune_after(erasure, self, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.model import TextToImage
-from diffusion.parameters import substituted
+from diffusion.parameters import named_parameters, substituted
 from diffusion.training import fit
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -38,6 +38,7 @@ class FineTuning:
         weight_decay: Decoupled weight decay.
         clip_norm: Largest norm of the gradient, None for any.
         token_rows: If given, the rows of the token embedding table, int64 [k], that are trained in place of the scope.
+        text_parameters: If given, the names of the text encoder's parameters that are trained in place of the scope.
     """
 
     scope: UNetScope
@@ -46,6 +47,14 @@ class FineTuning:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     token_rows: Tensor | None = None
+    text_parameters: tuple[str, ...] | None = None
+
+    def parameters(self, model: TextToImage) -> dict[str, nn.Parameter]:
+        """What is trained, by name; not for ``token_rows``."""
+        if self.text_parameters is None:
+            return scope_parameters(model, self.scope)
+        named = named_parameters(model)
+        return {name: named[name] for name in self.text_parameters}
 
 
 class Retaining:
@@ -59,13 +68,23 @@ class Retaining:
         weight: Of the retain term.
         trajectories: How x_t is sampled.
         batch_size: Preserved samples per step.
+        learns_text: The text encoder changes, so that p is encoded anew at every step.
     """
 
-    def __init__(self, objective: Objective, weight: float, trajectories: Trajectories, batch_size: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        weight: float,
+        trajectories: Trajectories,
+        batch_size: int,
+        *,
+        learns_text: bool = False,
+    ) -> None:
         self._objective = objective
         self._weight = weight
         self._trajectories = trajectories
         self._batch_size = batch_size
+        self._learns_text = learns_text
 
     def prepare(
         self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
@@ -73,6 +92,7 @@ class Retaining:
         """See :class:`erasure.protocols.Objective`."""
         require_preserved(concept, self._weight)
         spent = self._objective.prepare(model, concept, scope=scope, steps=steps, seed=seed, checkpoint=checkpoint)
+        self._ids = model.tokenize(concept.preserved_prompts)
         self._samples = FrozenSamples(
             model,
             model.encode_prompts(concept.preserved_prompts),
@@ -88,13 +108,19 @@ class Retaining:
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
         samples, text = self._samples.batch(step)
+        if self._learns_text:
+            text = model.encode_ids(self._ids[samples.prompts])
         kept = noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
         return self._objective.loss(model, step) + self._weight * kept
 
 
-def retaining(objective: Objective, weight: float, trajectories: Trajectories, batch_size: int) -> Objective:
+def retaining(
+    objective: Objective, weight: float, trajectories: Trajectories, batch_size: int, *, learns_text: bool = False
+) -> Objective:
     """The objective with a retain term, if that has weight; see :class:`Retaining`."""
-    return Retaining(objective, weight, trajectories, batch_size) if weight else objective
+    if not weight:
+        return objective
+    return Retaining(objective, weight, trajectories, batch_size, learns_text=learns_text)
 
 
 def require_preserved(concept: Concept, retain_weight: float) -> None:
@@ -208,7 +234,7 @@ def fine_tune(
         kept: Masks by parameter name; where False, weights are zero from the start and stay so.
     """
     require_trainable_precision(model)
-    parameters = scope_parameters(model, training.scope)
+    parameters = training.parameters(model)
     base = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     pruned = {name: ~mask.to(parameters[name].device) for name, mask in (kept or {}).items()}
 
@@ -232,7 +258,8 @@ def fine_tune(
                 clip_norm=training.clip_norm,
                 after_step=zero_pruned,
             )
-        return Erasure(Edit.from_weights(base, parameters), losses, spent)
+        metadata = {} if training.text_parameters is None else {"scope": "text_encoder"}
+        return Erasure(Edit.from_weights(base, parameters, metadata), losses, spent)
     finally:
         with torch.no_grad():
             for name, parameter in parameters.items():

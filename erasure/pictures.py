@@ -79,9 +79,12 @@ class Pictures:
     latents: Tensor
     prompts: Tensor
 
-    def noised(self, model: TextToImage, picks: Tensor, generator: torch.Generator) -> NoisedPictures:
-        """The pictures ``picks``, int64 [n], each with noise of its own at a timestep of its own, uniform."""
-        timesteps = torch.randint(model.training_timesteps, (len(picks),), generator=generator)
+    def noised(
+        self, model: TextToImage, picks: Tensor, generator: torch.Generator, timesteps: Tensor | None = None
+    ) -> NoisedPictures:
+        """The pictures ``picks``, int64 [n], each with noise of its own, at ``timesteps`` int64 [n] or uniform ones."""
+        if timesteps is None:
+            timesteps = torch.randint(model.training_timesteps, (len(picks),), generator=generator)
         noise = torch.randn((len(picks), *model.latent_shape), generator=generator).to(self.latents)
         timesteps = timesteps.to(model.device)
         latents = model.add_noise(self.latents[picks], noise, timesteps)

@@ -87,6 +87,31 @@ def latents_before(
     return latents, torch.tensor(scored, device=model.device)
 
 
+def current_points(
+    model: TextToImage, text: Tensor, settings: Trajectories, *, batch_size: int, seed: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of training step ``step`` on trajectories of the model as it is now.
+
+    Args:
+        model: Whose trajectories.
+        text: float [prompts, tokens, width]; prompts take turns.
+        settings: How trajectories are sampled, each on its own.
+        batch_size: Points per step.
+        seed: Of stops and noise.
+        step: Training step.
+
+    Returns:
+        x_t, float [batch_size, c, h, w], their t and which prompts they are of, int64 [batch_size].
+    """
+    stops, seeds = draw_stops(seed, step, batch_size, settings.steps)
+    prompts = torch.arange(step * batch_size, (step + 1) * batch_size) % len(text)
+    points = [
+        latents_before(model, text[[prompt]], [own], stop, settings)
+        for prompt, own, stop in zip(prompts.tolist(), seeds, stops.tolist(), strict=True)
+    ]
+    return torch.cat([latents for latents, _ in points]), torch.cat([t for _, t in points]), prompts
+
+
 def target_noise(
     model: TextToImage,
     latents: Tensor,
@@ -129,6 +154,8 @@ class FrozenSamples:
         batch_size: Samples per training step.
         seed: Of stops, noise and order.
         checkpoint: Finished parts are kept in files whose names start with this one, and found again.
+        prompts: int64 [steps * batch_size], which prompt each training sample is of; None for the turns above.
+            A pool too small for all prompts gives the next before it that has a trajectory.
 
     Attributes:
         unet_evaluations: Spent on the samples, by an interrupted run as well.
@@ -147,8 +174,10 @@ class FrozenSamples:
         batch_size: int,
         seed: int,
         checkpoint: Path | None = None,
+        prompts: Tensor | None = None,
     ) -> None:
         self.text = text
+        self._prompts = prompts
         self._reference = reference
         self._attribute = attribute
         self.unet_evaluations = 0
@@ -179,7 +208,8 @@ class FrozenSamples:
         groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
 
         def sample(chunk: Tensor) -> NoiseSamples:
-            prompts = (chunk % len(self.text)).to(model.device)
+            chosen = chunk % len(self.text) if self._prompts is None else self._prompts[chunk]
+            prompts = chosen.to(model.device)
             text = self.text[prompts]
             latents, timesteps = latents_before(
                 model, text, [seeds[place] for place in chunk], int(stops[chunk[0]]), settings
@@ -244,10 +274,19 @@ class FrozenSamples:
                 for chunk in track(chunks, "trajectories", len(chunks))
             ]
         samples = _joined(parts)
-        size = len(samples.timesteps)
-        rounds = -(-steps * self._batch_size // size)
-        order = [torch.randperm(size, generator=step_generator(seed, 1 + number)) for number in range(rounds)]
-        return torch.cat(order), samples
+        if self._prompts is None:
+            rows = torch.arange(len(samples.timesteps))
+            return _shuffled(rows, steps * self._batch_size, seed, first=1), samples
+        owners = samples.prompts.cpu()
+        present = owners.unique()
+        wanted = present[torch.searchsorted(present, self._prompts, right=True) - 1]
+        order = torch.empty_like(wanted)
+        for prompt in wanted.unique().tolist():
+            where = (wanted == prompt).nonzero().reshape(-1)
+            rows = (owners == prompt).nonzero().reshape(-1)
+            # There are fewer rounds than samples, so that no two prompts' are shuffled alike.
+            order[where] = _shuffled(rows, len(where), seed, first=1 + prompt * len(wanted))
+        return order, samples
 
     def _remembered(self, part: str, compute: Callable[[], NoiseSamples], model: TextToImage) -> NoiseSamples:
         tensors, spent = remembered(self._checkpoint, part, lambda: vars(compute()), model)
@@ -284,6 +323,13 @@ def remembered(
 def stage(checkpoint: Path | None, name: str) -> Path | None:
     """The checkpoint of one stage of a job."""
     return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
+
+
+def _shuffled(rows: Tensor, count: int, seed: int, *, first: int) -> Tensor:
+    """``count`` of ``rows``, all of them in an order drawn anew before one comes again."""
+    rounds = -(-count // len(rows))
+    orders = [torch.randperm(len(rows), generator=step_generator(seed, first + number)) for number in range(rounds)]
+    return torch.cat([rows[order] for order in orders])[:count]
 
 
 def _fields(samples: NoiseSamples) -> tuple[Tensor, Tensor, Tensor, Tensor]:

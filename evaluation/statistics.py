@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, bootstrap, t
 from torch import Tensor
 
 CONFIDENCE = 0.95
@@ -79,7 +79,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of independent values with Student's 95 % interval; without width where ``n`` is 1.
+    """The mean of independent values with a 95 % interval, without width where ``n`` is 1.
+
+    The interval is Student's, or a bootstrap's for values that may be far from normal.
 
     Attributes:
         n: Number of values.
@@ -109,6 +111,31 @@ class Mean:
         if n > 1:
             margin = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
         return cls(n, mean, mean - margin, mean + margin)
+
+    @classmethod
+    def bootstrapped(cls, values: Sequence[float] | Tensor, *, seed: int, resamples: int = 9999) -> "Mean":
+        """The mean of ``values`` with the bootstrap's interval, bias-corrected and accelerated (Efron 1987).
+
+        Args:
+            values: Independent values.
+            seed: Of the resamples.
+            resamples: How many.
+
+        Raises:
+            ValueError: There are no values.
+        """
+        plain = cls.of(values)
+        numbers = np.asarray(values, dtype=np.float64)
+        if plain.n == 1 or not np.ptp(numbers):
+            return cls(plain.n, plain.mean, plain.mean, plain.mean)
+        interval = bootstrap(
+            (numbers,),
+            np.mean,
+            confidence_level=CONFIDENCE,
+            n_resamples=resamples,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        return cls(plain.n, plain.mean, float(interval.low), float(interval.high))
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n})"

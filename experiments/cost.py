@@ -1,15 +1,24 @@
 """What a stage cost: U-Net evaluations, seconds, memory."""
 
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffusion.model import TextToImage
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Linux's view of the process; 5 in the second file resets the peak in the first (proc_pid_clear_refs(5))."""
+
+_RESIDENT_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,7 @@ class Cost:
     Attributes:
         unet_evaluations: Samples through the U-Net.
         seconds: Wall-clock time.
-        peak_memory_bytes: The process's largest resident set up to the end of the work; on a GPU the largest
-            allocation there.
+        peak_memory_bytes: The process's largest resident set during the work; on a GPU the largest allocation there.
     """
 
     unet_evaluations: int = 0
@@ -52,25 +60,42 @@ class Cost:
 
 
 class Meter:
-    """Measures the work on ``model`` from now on."""
+    """Measures the work on ``model`` from now on; one at a time, as the peak of memory starts anew with each."""
 
     def __init__(self, model: TextToImage) -> None:
         self._model = model
-        self._evaluations = model.unet_evaluations
+        self._begin()
+
+    def _begin(self) -> None:
+        self._evaluations = self._model.unet_evaluations
         self._started = time.perf_counter()
+        reset_peak_memory()
 
     def read(self) -> Cost:
         """The cost since the last reading."""
-        evaluations, now = self._model.unet_evaluations, time.perf_counter()
-        cost = Cost(evaluations - self._evaluations, now - self._started, peak_memory_bytes())
-        self._evaluations, self._started = evaluations, now
+        seconds = time.perf_counter() - self._started
+        cost = Cost(self._model.unet_evaluations - self._evaluations, seconds, peak_memory_bytes())
+        self._begin()
         return cost
 
 
 def peak_memory_bytes() -> int:
-    """Largest GPU allocation of the process if it uses a GPU, else its largest resident set."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    """Largest GPU allocation of the process if it uses a GPU, else its largest resident set, since the last reset."""
+    if _uses_gpu():
         return torch.cuda.max_memory_allocated()
-    # Linux counts in kibibytes, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if found := _RESIDENT_PEAK.search(_STATUS.read_text() if _STATUS.exists() else ""):
+        return 1024 * int(found[1])
+    # macOS counts in bytes, and knows no reset.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory() -> None:
+    """Let the peak of memory start from what is in use now, where the system can."""
+    if _uses_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        _CLEAR_REFS.write_text("5")
+
+
+def _uses_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

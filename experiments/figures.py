@@ -1,17 +1,27 @@
-"""Figures of many runs, collected from the store: ``python -m experiments.figures attacks``."""
+"""Figures of many runs, collected from the store: ``python -m experiments.figures attacks`` (or ``tradeoff``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from evaluation.statistics import Rate
 from experiments.errors import one_sentence
-from experiments.tables import collect_runs, comes_as_text, model_name, parse_arguments
+from experiments.tables import attack_table, collect_runs, comes_as_text, method_name, model_name, parse_arguments
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""
+
+RETAINED: dict[str, tuple[Callable[[Mapping[str, Any]], float], int]] = {
+    "retained accuracy (mean of style and subject)": (
+        lambda measures: (measures["accuracy_style"]["rate"] + measures["accuracy_subject"]["rate"]) / 2,
+        1,
+    ),
+    "FID between base and edited model": (lambda measures: measures["fid"], -1),
+}
+"""What trade-offs are drawn against, and whether more (1) or less (-1) of it is better."""
 
 
 def cost_curves(summaries: Sequence[Mapping[str, Any]]) -> Figure:
@@ -36,8 +46,7 @@ def cost_curves(summaries: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set_ylim(-0.02, 1.02)
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.grid(alpha=0.3)
-    handles = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=9)
+    _add_legend(figure, panels.flat)
     figure.supxlabel("U-Net evaluations per prompt", fontsize=10)
     figure.supylabel("prompts whose picture shows the concept", fontsize=10)
     return figure
@@ -58,14 +67,85 @@ def _draw(panel: Axes, summary: Mapping[str, Any], number: int) -> None:
     )
 
 
+def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw attack success rate against what is retained: a column per concept, a row per measure, a line per method.
+
+    Every run is a point, with the 95 % interval of its rate. A method's line is its frontier: the lowest rate at which
+    it keeps so much.
+    """
+    concepts = list(dict.fromkeys(summary["concept"] for summary in summaries))
+    methods = list(dict.fromkeys(map(method_name, summaries)))
+    figure = Figure(figsize=(4.2 * len(concepts) + 2.0, 3.4 * len(RETAINED)), layout="constrained")
+    panels = figure.subplots(len(RETAINED), len(concepts), sharex="row", sharey=True, squeeze=False)
+    for row, (label, (retained, better)) in zip(panels, RETAINED.items(), strict=True):
+        for panel, concept in zip(row, concepts, strict=True):
+            panel.set_title(concept, fontsize=10)
+            panel.set_xlabel(label, fontsize=9)
+            panel.set_ylim(-0.02, 1.02)
+            panel.yaxis.set_major_formatter(PercentFormatter(1))
+            panel.grid(alpha=0.3)
+            for number, method in enumerate(methods):
+                runs = [s for s in summaries if (s["concept"], method_name(s)) == (concept, method)]
+                points = [(retained(run["measures"]), Rate(**run["rates"]["attacked"])) for run in runs]
+                _draw_tradeoff(panel, points, method, COLORS[number % len(COLORS)], better)
+        if better < 0:
+            row[0].invert_xaxis()  # which all of the row share
+    _add_legend(figure, panels.flat)
+    figure.supylabel("prompts whose picture shows the concept under attack", fontsize=10)
+    return figure
+
+
+def frontier(points: Sequence[tuple[float, float]], better: int) -> list[tuple[float, float]]:
+    """The points that no other beats: as well retained and a lower rate, or better retained and as low a rate.
+
+    Args:
+        points: (retained, rate).
+        better: 1 where more is better retained, -1 where less is.
+
+    Returns:
+        The best retained first.
+    """
+    best: list[tuple[float, float]] = []
+    for retained, rate in sorted(points, key=lambda point: (-better * point[0], point[1])):
+        if not best or rate < best[-1][1]:
+            best.append((retained, rate))
+    return best
+
+
+def _draw_tradeoff(panel: Axes, points: Sequence[tuple[float, Rate]], label: str, color: str, better: int) -> None:
+    """Draw one method's runs and its frontier."""
+    if not points:
+        return
+    x, rates = [retained for retained, _ in points], [rate for _, rate in points]
+    errors = [[rate.rate - rate.low for rate in rates], [rate.high - rate.rate for rate in rates]]
+    y = [rate.rate for rate in rates]
+    panel.errorbar(x, y, yerr=errors, fmt="o", markersize=4, elinewidth=0.6, color=color, alpha=0.7, label="_")
+    line = frontier(list(zip(x, y, strict=True)), better)
+    panel.step(
+        *zip(*line, strict=True), where="post", color=color, linewidth=1.4, marker="o", markersize=4, label=label
+    )
+
+
+def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Name every line once, beside the panels."""
+    lines = {str(line.get_label()): line for panel in panels for line in panel.get_lines()}
+    named = {label: line for label, line in lines.items() if not label.startswith("_")}
+    figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=9)
+
+
 def main() -> None:
     """The command line."""
-    arguments = parse_arguments("Draw an experiment's attack success rates against their cost.", experiment="attacks")
+    arguments = parse_arguments(
+        "Draw an experiment's attack success rates: against their cost where one model met several attacks, else "
+        "against what is retained.",
+        experiment="attacks",
+    )
     with one_sentence():
         summaries, _ = collect_runs(arguments.experiment, arguments.overrides)
         arguments.folder.mkdir(parents=True, exist_ok=True)
         path = arguments.folder / f"{arguments.experiment}.png"
-        cost_curves(summaries).savefig(path, dpi=130)
+        draw = cost_curves if len(attack_table(summaries)) else tradeoffs
+        draw(summaries).savefig(path, dpi=130)
         print(path)
 
 

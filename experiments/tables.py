@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from evaluation.statistics import PairedComparison, Rate
 from experiments.config import matters
 from experiments.errors import CommandError, one_sentence
-from experiments.screen import RATES, measure_text
+from experiments.screen import RATES, measure_text, short_text
 from experiments.shorthands import spell_out
 from experiments.summary import compare, pruning_pairs, read_summaries
 from experiments.sweep import sweep_jobs
@@ -22,6 +22,8 @@ from experiments.sweep import sweep_jobs
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
+_IF_ANY = {"settings", "pruned"}
+"""Columns of erased models that are left out where they are empty."""
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -133,10 +135,70 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
+def model_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per erased model: what it shows, plain and under each attack, what it keeps, and what erasing cost.
+
+    Empty where all runs are of one model.
+    """
+    models: dict[tuple[str, str], dict[str, Any]] = {}
+    for summary, settings in zip(summaries, varied_settings(summaries), strict=True):
+        row = models.setdefault((summary["concept"], summary["edit"]["hash"]), _model_row(summary, settings))
+        if summary["choices"]["attack"] != "none":
+            row[summary["choices"]["attack"]] = _percent(Rate(**summary["rates"]["attacked"]))
+    if len(models) < 2:
+        return pd.DataFrame()
+    table = pd.DataFrame(models.values()).fillna("")
+    attacks = list(dict.fromkeys(s["choices"]["attack"] for s in summaries if s["choices"]["attack"] != "none"))
+    first = ["concept", "eraser", "pruning", "settings", "seed", "shown"]
+    others = [column for column in table.columns if column not in {*first, *attacks}]
+    columns = [*first, *attacks, *others]
+    return table[[column for column in columns if column not in _IF_ANY or (table[column] != "").any()]]
+
+
+def varied_settings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each run the settings of eraser and pruning in which runs of the same choices differ, as ``steps=100``."""
+    flat = pd.json_normalize([{part: s["config"][part] for part in ("eraser", "pruning")} for s in summaries])
+    settings = flat.astype(str).to_dict("records")
+    methods = [(s["choices"].get("eraser"), s["choices"].get("pruning")) for s in summaries]
+
+    def varies(name: Hashable, method: tuple[Any, Any]) -> bool:
+        return len({own[name] for own, other in zip(settings, methods, strict=True) if other == method}) > 1
+
+    return [
+        ", ".join(f"{str(name).partition('.')[2]}={value}" for name, value in own.items() if varies(name, method))
+        for own, method in zip(settings, methods, strict=True)
+    ]
+
+
+def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
+    names, cost, edit = _names(summary), summary["costs"]["edit"], summary["edit"]
+    masked = edit["metadata"].get("maskable_weights")
+    return {
+        "concept": names["concept"],
+        "eraser": names["eraser"],
+        "pruning": names["pruning"],
+        "settings": settings,
+        "seed": str(summary["seed"]),
+        "shown": _percent(Rate(**summary["rates"]["erased"])),
+        **{label: short_text(value) for label, value in _measures(summary).items()},
+        "pruned": f"{100 * edit['metadata']['pruned_weights'] / masked:.1f} %" if masked else "",
+        "U-Net evaluations": f"{cost['unet_evaluations']:,}",
+        "seconds": f"{cost['seconds']:.1f}",
+        "peak memory": f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "edit": f"{edit['size_bytes'] / 2**20:.2f} MiB",
+    }
+
+
 def model_name(summary: Mapping[str, Any]) -> str:
     """The erased model that a run attacked, in a few words."""
     names = _names(summary)
     return f"{names['concept']}, {names['eraser']}, pruning {names['pruning']}, seed {summary['seed']}"
+
+
+def method_name(summary: Mapping[str, Any]) -> str:
+    """Eraser and pruning of a run in a few words."""
+    names = _names(summary)
+    return names["eraser"] if names["pruning"] in {"", "off"} else f"{names['eraser']}, pruning {names['pruning']}"
 
 
 def comes_as_text(summary: Mapping[str, Any]) -> bool:
@@ -159,6 +221,15 @@ def write_tables(
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    models = model_table(summaries)
+    if len(models):
+        parts += [
+            "## Erased models",
+            models.to_markdown(index=False, disable_numparse=True),
+            "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
+            "intervals; retained quality on other prompts; what erasing cost, its peak being the largest resident set "
+            "of the process meanwhile (libraries and model included), and the size of what is stored of it.",
+        ]
     attacks = attack_table(summaries)
     if len(attacks):
         parts += [
@@ -191,11 +262,16 @@ def write_tables(
 
 def parse_arguments(description: str, *, experiment: str) -> argparse.Namespace:
     """Read which experiment's runs a command is about (``experiment`` if it does not say) and where results go."""
+    return arguments_parser(description, experiment=experiment).parse_args()
+
+
+def arguments_parser(description: str, *, experiment: str) -> argparse.ArgumentParser:
+    """The parser of :func:`parse_arguments`, for commands that take more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("experiment", nargs="?", default=experiment, help="a preset of conf/experiment")
     parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
     parser.add_argument("--folder", type=Path, default=Path("results"))
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Fixtures: a tiny Stable-Diffusion-shaped model with random weights, built offline in a second."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 keep_freed_memory()
 
 

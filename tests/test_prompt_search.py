@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from attacks.prompt_search import PromptTemplate, candidate_tokens, project_to_simplex
+from attacks.prompt_search import candidate_tokens, project_to_simplex
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 from tests.oracles.p4d import interleave
 from tests.oracles.simplex import project_row
 from tests.oracles.unlearndiff import encode_one_hot, insert, prompt_tokens

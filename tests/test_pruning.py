@@ -142,9 +142,9 @@ def test_gradient_of_a_score_is_weight_times_gradient_of_the_masked_weight(tiny_
     seen = {}
 
     class Spy(Learned):
-        def binary_masks(self, scores):
+        def binary_masks(self, scores, sizes=None):
             seen.update(scores)
-            return super().binary_masks(scores)
+            return super().binary_masks(scores, sizes)
 
     Spy(scope="xattn", steps=1, learning_rate=1e-9).prune(
         tiny_model64, CONCEPT, ERASER.objective(), scope="xattn", seed=0, checkpoint=None
@@ -227,7 +227,7 @@ def test_random_pruning_depends_on_the_seed_alone_and_takes_the_exact_fraction(t
         ({"budget": 1.5}, "less than or equal to 1"),
         ({"sparsity_weight": -0.1}, "greater than or equal to 0"),
         ({"relaxation": "sigmoid"}, "'straight_through', 'hard_concrete' or 'annealed'"),
-        ({"finetune": True}, "'none' or 'after'"),
+        ({"finetune": True}, "'none', 'before', 'after' or 'jointly'"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

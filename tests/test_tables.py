@@ -37,8 +37,11 @@ def summary(
         "seed": job["seed"],
         "rates": {name: Rate.of(values).as_dict() for name, values in rates.items()},
         "measures": {"clip_score": Mean.of([20.0, 30.0]).as_dict(), "clip_score_base": 31.0, "fid": 1.25, "fid_n": 80},
-        "costs": {"attack": {"unet_evaluations": 10, "seconds": 1.5, "peak_memory_bytes": 1}},
-        "edit": {"size_bytes": 100},
+        "costs": {
+            "attack": {"unet_evaluations": 10, "seconds": 1.5, "peak_memory_bytes": 1},
+            "edit": {"unet_evaluations": 2000, "seconds": 12.34, "peak_memory_bytes": 2**30},
+        },
+        "edit": {"size_bytes": 2**19, "hash": choices["eraser"] + choices["pruning"], "metadata": {}},
         "cases": cases,
         "identity": {"attack": job["attack"], "pruning": job["pruning"], "eraser": job["eraser"], "edit": run},
         "config": job,
@@ -114,6 +117,33 @@ def test_runs_with_several_seeds_have_their_mean_and_spread(table1: list[dict[st
     assert table["clip score"][0] == "25.00 (25 - 25)"
     text = tables.write_tables([*runs, other], "seeds", tmp_path)[0].read_text()
     assert "58.3 % (25 - 100)" in text
+
+
+def test_an_erased_model_is_a_row_whatever_attacked_it(table1: list[dict[str, Any]], tmp_path: Path) -> None:
+    esd, pruned = ({"eraser": "esd", "pruning": pruning} for pruning in ("off", "on"))
+    runs = [
+        summary(table1[0], esd | {"attack": "none"}, run="a", attacked=[False] * 4),
+        summary(table1[0], esd | {"attack": "random"}, run="b", attacked=[True] * 3 + [False]),
+        summary(table1[0], pruned | {"attack": "random"}, run="c", attacked=[False] * 4),
+    ]
+    runs[2]["edit"]["metadata"] = {"maskable_weights": 8, "pruned_weights": 1}
+    table = tables.model_table(runs)
+    assert list(table.columns[:6]) == ["concept", "eraser", "pruning", "seed", "shown", "random"]
+    assert [cell.partition(" [")[0] for cell in table["random"]] == ["75 %", "0 %"]
+    assert list(table["pruned"]) == ["", "12.5 %"]
+    assert list(table["clip score"]) == ["25.00"] * 2
+    assert list(table.iloc[0, -4:]) == ["2,000", "12.3", "1.00 GiB", "0.50 MiB"]
+    assert tables.model_table(runs[:2]).empty
+    assert "## Erased models" in tables.write_tables(runs, "models", tmp_path)[0].read_text()
+
+
+def test_settings_are_named_where_runs_of_one_method_differ(table1: list[dict[str, Any]]) -> None:
+    def run(eraser: str, **settings: Any) -> dict[str, Any]:
+        job = {**table1[0], "eraser": {**table1[0]["eraser"], "scope": "xattn", **settings}}
+        return summary(job, {"eraser": eraser, "pruning": "off", "attack": "none"}, run="r", attacked=[True])
+
+    runs = [run("esd", steps=100, templates=["a"]), run("esd", steps=200, templates=["a"]), run("ac", steps=5)]
+    assert tables.varied_settings(runs) == ["steps=100", "steps=200", ""]
 
 
 def attacked_by(
@@ -220,3 +250,31 @@ def test_measures_as_text() -> None:
     assert measure_text(0.12345) == "0.1235"
     assert measure_text(None) == ""
     assert (short_text(rate.as_dict()), short_text(mean.as_dict()), short_text(3.0)) == ("50 %", "1.50", "3")
+
+
+def test_a_frontier_is_what_no_other_point_beats() -> None:
+    points = [(0.9, 0.5), (0.8, 0.3), (0.8, 0.4), (0.7, 0.35), (0.95, 0.6), (0.6, 0.1)]
+    assert figures.frontier(points, 1) == [(0.95, 0.6), (0.9, 0.5), (0.8, 0.3), (0.6, 0.1)]
+    assert figures.frontier(points, -1) == [(0.6, 0.1)]
+
+
+def test_tradeoffs_have_a_point_per_run_and_a_line_per_method(table1: list[dict[str, Any]]) -> None:
+    def run(pruning: str, kept: list[bool], attacked: list[bool], concept: str = "van_gogh") -> dict[str, Any]:
+        job = next(job for job in table1 if job["concept"]["name"] == concept)
+        choices = {"eraser": "esd", "pruning": pruning, "attack": "random"}
+        made = summary(job, choices, run=f"{pruning}{kept}", attacked=attacked)
+        rate = Rate.of(kept).as_dict()
+        return made | {"measures": {"accuracy_style": rate, "accuracy_subject": Rate.of([True]).as_dict(), "fid": 3.0}}
+
+    all_four, half = [True] * 4, [True, False] * 2
+    runs = [run("off", all_four, all_four), run("off", half, half), run("on", half, all_four, "church")]
+    figure = figures.tradeoffs(runs)
+    assert [panel.get_title() for panel in figure.axes] == ["van_gogh", "church"] * 2
+    accuracy, church = figure.axes[:2]
+    lines = {line.get_label(): line for line in accuracy.get_lines()}
+    assert lines["esd"].get_xydata().tolist() == [[1, 1], [0.75, 0.5]]
+    assert "esd, pruning on" not in lines
+    assert [line.get_label() for line in church.get_lines()][-1] == "esd, pruning on"
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"esd", "esd, pruning on"}
+    assert figure.axes[2].xaxis_inverted()
+    assert not accuracy.xaxis_inverted()

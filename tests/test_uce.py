@@ -40,7 +40,8 @@ def embeddings(model, prompt):
     return model.encode([prompt])[0], oracle.last_token(ids, model.tokenizer.eos_token_id)
 
 
-def expected_weights(model, concept, *, tokens, ridge, erase_scale, preserve_scale):
+def expected_weights(model, concept, *, tokens, ridge, erase_scale, preserve_scale, debias=None):
+    assert debias is None
     rule = oracle.pairs_2025 if tokens == "last" else oracle.pairs_2023
     pairs = []
     for target in concept.targets:

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
 from attacks.denoising import RESTART_STREAM
-from attacks.prompt_search import PromptTemplate, adam_step, embedding_gradient
+from attacks.prompt_search import adam_step, embedding_gradient
 from attacks.unlearndiff import UnlearnDiffAtk, draw_tokens, straight_through_gradient
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
 from evaluation.verdicts import Verdicts

@@ -47,6 +47,7 @@ class AC(Trained):
         prior_weight: lambda.
         detach_first_token: Keys and values of the first token get no gradient, as in the authors' code.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0 for none.
+        retain_trajectories: Of the retain term; see :class:`erasure.trajectories.Trajectories`.
         sampling_batch_size: Pictures sampled at a time; it changes speed and memory only.
         cache: Folder that keeps the anchor's pictures for every concept that has this anchor in these templates; it
             changes speed only: their cost is counted all the same.
@@ -65,6 +66,7 @@ class AC(Trained):
     prior_weight: Annotated[float, Field(ge=0)] = 0.0
     detach_first_token: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
+    retain_trajectories: Annotated[int, Field(ge=1)] | None = None
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
     cache: Path | None = None
 
@@ -80,7 +82,9 @@ class AC(Trained):
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""
-        trajectories = Trajectories(self.sampling_steps, self.image_guidance, None, self.sampling_batch_size)
+        trajectories = Trajectories(
+            self.sampling_steps, self.image_guidance, self.retain_trajectories, self.sampling_batch_size
+        )
         return retaining(ACObjective(self), self.retain_weight, trajectories, self.batch_size)
 
     def training(self, model: TextToImage, concept: Concept) -> FineTuning:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -15,7 +14,7 @@ from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
-from erasure.trajectories import FrozenSamples, Trajectories, draw_stops, latents_before, target_noise
+from erasure.trajectories import FrozenSamples, Trajectories, current_points, target_noise
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -149,22 +148,13 @@ class ESDObjective:
         if self._samples is not None:
             samples, text = self._samples.batch(step)
             return noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
-        latents, timesteps, prompts = self._current_latents(model, step)
+        config = self._config
+        latents, timesteps, prompts = current_points(
+            model, self._text, config.settings, batch_size=config.batch_size, seed=self._seed, step=step
+        )
         text = self._text[prompts]
         reference = self._reference[prompts]
         attribute = None if self._attribute is None else self._attribute[prompts]
         with substituted(model, self._base):
-            targets = target_noise(model, latents, timesteps, text, reference, -self._config.eta, attribute)
+            targets = target_noise(model, latents, timesteps, text, reference, -config.eta, attribute)
         return noise_error(model, latents, timesteps, text, targets)
-
-    def _current_latents(self, model: TextToImage, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t on trajectories of the model as it is now, their timesteps and which prompts they are of."""
-        settings = self._config.settings
-        stops, seeds = draw_stops(self._seed, step, self._config.batch_size, settings.steps)
-        prompts = torch.arange(step * len(stops), (step + 1) * len(stops)) % len(self._text)
-        text = self._text[prompts]
-        points = [
-            latents_before(model, text[place : place + 1], seeds[place : place + 1], int(stop), settings)
-            for place, stop in enumerate(stops)
-        ]
-        return torch.cat([latents for latents, _ in points]), torch.cat([t for _, t in points]), prompts

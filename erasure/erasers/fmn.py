@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
-from erasure.attention import concept_columns, recorded_attention
+from erasure.attention import concept_columns, concept_squares, recorded_attention
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, retaining
 from erasure.parameters import UNetScope
@@ -100,7 +99,6 @@ class FMNObjective:
         batch = self._pictures.draw(model, self._config.batch_size, step_generator(self._seed, step))
         with recorded_attention(model) as attention:
             model.predict_noise(batch.latents, batch.timesteps, self._text[batch.prompts])
-        columns = self._columns[batch.prompts][:, None, None, :]
-        squares = torch.stack([(A.square() * columns).sum((1, 2, 3)) for A in attention.probabilities()])
+        squares = concept_squares(attention, self._columns[batch.prompts])
         norms = squares.sqrt().sum(0) if self._config.norm == "layers" else squares.sum(0).sqrt()
         return norms.mean()

@@ -1,9 +1,9 @@
 """RECE: UCE, then the embeddings that still bring the concept back are found and erased in turn, in closed form."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -46,6 +46,12 @@ class RECE(ClosedForm):
     ridge: Annotated[float, Field(gt=0)] = 0.1
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.uce.debias is not None:
+            raise ValueError("uce.debias is set and RECE follows an erasure; set uce.debias=null or use eraser=uce.")
+        return self
 
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
         """See :class:`erasure.closed_form.ClosedForm`."""

@@ -1,6 +1,6 @@
 """What pruning strategies score weights on: pictures of prompts while they are sampled, or noised afterwards."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from diffusion.progress import track
 from diffusion.training import step_generator
 from erasure.concept import Concept
 from erasure.finetuning import noise_error
-from erasure.pictures import Painting, paint
+from erasure.pictures import PICTURES_PER_FILE, Painting, paint
 from erasure.trajectories import remembered
 
 Prompts = Literal["preserved", "targets", "anchors"]
@@ -78,7 +78,12 @@ def input_squares(
     seeds = painting.seeds(seed)
 
     def measure(chunk: Tensor) -> dict[str, Tensor]:
-        with _watched(model, weights, unit_tokens) as seen:
+        seen: dict[str, list[Tensor]] = {name: [] for name in weights}
+
+        def watch(name: str, module: nn.Module, inputs: Tensor) -> None:
+            seen[name].append(_sum_of_squares(module, inputs, unit_tokens))
+
+        with _watched(model, weights, watch):
             painting.sample(model, text[chunk], [seeds[place] for place in chunk], until)
         return {name: torch.stack(steps) for name, steps in seen.items()}
 
@@ -88,6 +93,56 @@ def input_squares(
         squares, evaluations = remembered(checkpoint, part, partial(measure, chunk), model)
         spent += evaluations
         totals = {name: totals.get(name, 0) + value.cpu() for name, value in squares.items()}
+    return totals, spent
+
+
+def input_products(
+    model: TextToImage,
+    weights: Mapping[str, Tensor],
+    text: Tensor,
+    painting: Painting,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+) -> tuple[dict[str, Tensor], int]:
+    """How the inputs of linear layers and convolutions go together: X X^T over all sampler steps.
+
+    Args:
+        model: See :func:`input_squares`.
+        weights: See there.
+        text: See there.
+        painting: See there.
+        seed: See there.
+        checkpoint: See there.
+
+    Returns:
+        Sums over steps, pictures, positions and both halves of guidance by parameter name, float64 [inputs, inputs] on
+        the CPU, a kernel's inputs with its input channels last; and the U-Net evaluations that they cost.
+    """
+    totals: dict[str, Tensor] = {}
+    spent = 0
+    seeds = painting.seeds(seed)
+
+    def measure(chunk: Tensor) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def watch(name: str, module: nn.Module, inputs: Tensor) -> None:
+            # Sample by sample in the model's precision, so that the batch size does not matter.
+            for columns in _columns(module, inputs.to(torch.promote_types(inputs.dtype, torch.float32))):
+                product = (columns.T @ columns).to("cpu", torch.float64)
+                seen[name] = seen[name].add_(product) if name in seen else product
+
+        with _watched(model, weights, watch):
+            painting.sample(model, text[chunk], [seeds[place] for place in chunk])
+        return seen
+
+    chunks = torch.arange(painting.images).split(PICTURES_PER_FILE)
+    for chunk in track(chunks, "pictures", len(chunks)):
+        products, evaluations = remembered(
+            checkpoint, f"products-{int(chunk[0])}-{int(chunk[-1])}", partial(measure, chunk), model
+        )
+        spent += evaluations
+        totals = {name: totals.get(name, 0) + value.cpu() for name, value in products.items()}
     return totals, spent
 
 
@@ -101,18 +156,19 @@ def sizes_times_use(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]
 
 
 @contextmanager
-def _watched(model: TextToImage, weights: Mapping[str, Tensor], unit_tokens: bool) -> Iterator[dict[str, list[Tensor]]]:
-    """Sums of squares of every layer's inputs, one per call of the U-Net."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in weights}
+def _watched(
+    model: TextToImage, weights: Mapping[str, Tensor], watch: Callable[[str, nn.Module, Tensor], None]
+) -> Iterator[None]:
+    """Show every layer's inputs to ``watch(name of the weight, layer, inputs)``, at each call of the U-Net."""
 
-    def watch(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[name].append(_sum_of_squares(module, inputs[0].detach(), unit_tokens))
+    def show(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        watch(name, module, inputs[0].detach())
 
     with ExitStack() as hooks:
         for name in weights:
             module = model.unet.get_submodule(name.rpartition(".")[0])
-            hooks.callback(module.register_forward_pre_hook(partial(watch, name)).remove)
-        yield seen
+            hooks.callback(module.register_forward_pre_hook(partial(show, name)).remove)
+        yield
 
 
 def _sum_of_squares(module: nn.Module, inputs: Tensor, unit_tokens: bool) -> Tensor:
@@ -121,16 +177,29 @@ def _sum_of_squares(module: nn.Module, inputs: Tensor, unit_tokens: bool) -> Ten
     inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     squares = (functional.normalize(inputs, dim=features) if unit_tokens else inputs).square()
     if isinstance(module, nn.Conv2d):
-        columns = functional.unfold(
-            squares,
-            module.kernel_size,
-            dilation=module.dilation,
-            padding=module.padding,  # type: ignore[arg-type]
-            stride=module.stride,
-        )
+        columns = _unfolded(module, squares)
         return columns.sum(-1).cpu().double().sum(0).reshape(module.weight.shape[1:])
     # Sample by sample in the model's precision, so that the batch size does not matter.
     return squares.reshape(len(squares), -1, squares.shape[-1]).sum(1).cpu().double().sum(0)
+
+
+def _columns(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What every weight of an output is multiplied with, float [n, positions, weights], a kernel's channels last."""
+    if isinstance(module, nn.Conv2d):
+        columns = _unfolded(module, inputs).unflatten(1, (module.weight.shape[1], -1))
+        return columns.transpose(1, 2).flatten(1, 2).transpose(1, 2)  # type: ignore[no-any-return]
+    return inputs.reshape(len(inputs), -1, inputs.shape[-1])
+
+
+def _unfolded(module: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """What a kernel meets at every position, float [n, inputs * height * width of the kernel, positions]."""
+    return functional.unfold(
+        inputs,
+        module.kernel_size,
+        dilation=module.dilation,
+        padding=module.padding,  # type: ignore[arg-type]
+        stride=module.stride,
+    )
 
 
 class DenoisingLoss:

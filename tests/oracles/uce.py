@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from diffusion.training import step_generator
+
 Pair = tuple[Tensor, Tensor]
 """An embedding float64 [width] and the one whose keys and values it is to get."""
 
@@ -41,3 +43,34 @@ def edit_matrix(
         numerator += preserve_scale * torch.outer(weight @ kept, kept)
         denominator += preserve_scale * torch.outer(kept, kept)
     return numerator @ torch.linalg.inv(denominator)
+
+
+def debiasing_pairs(texts: list[tuple[Tensor, int]], strengths: list[float], tokens: int | None) -> list[Pair]:
+    """c and c + sum_p alpha_p a_p, token by token from the last subject tokens on.
+
+    Args:
+        texts: The target's embeddings float64 [tokens, width] and last subject token, then each attribute's.
+        strengths: alpha, one for each attribute.
+        tokens: How many; None for as many as all of them have.
+    """
+    count = min(len(text) - last for text, last in texts) if tokens is None else tokens
+    (target, target_last), *attributes = texts
+    pairs = []
+    for offset in range(count):
+        destination = target[target_last + offset].clone()
+        for strength, (text, last) in zip(strengths, attributes, strict=True):
+            destination += strength * text[last + offset]
+        pairs.append((target[target_last + offset], destination))
+    return pairs
+
+
+def shown(model, prompts, judges, pictures, steps, guidance, seed) -> list[int]:
+    """Which attribute's judge is surest of each picture; prompts take turns."""
+    seeds = torch.randint(2**31, (pictures,), generator=step_generator(seed, 0)).tolist()
+    surest = []
+    for number, picture_seed in enumerate(seeds):
+        text = model.encode_prompts([prompts[number % len(prompts)]])
+        latents = model.sample(text, seeds=[picture_seed], steps=steps, guidance=guidance)
+        scores = [float(judge(model.decode(latents)).score[0]) for judge in judges]
+        surest.append(scores.index(max(scores)))
+    return surest

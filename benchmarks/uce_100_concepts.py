@@ -1,0 +1,122 @@
+"""UCE of many concepts at the text width of Stable Diffusion 1.4. Prints one line of JSON for each token rule.
+
+Text encoder and matrices have that model's sizes and random weights, so nothing is downloaded. ``seconds`` is what the
+edit takes from the embeddings to the file; encoding the prompts, which every method has to, is told apart from it.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from sd14_attack_step import make_text_encoder, make_tokenizer
+from torch import Tensor
+
+from diffusion.canvas.recipe import make_scheduler
+from diffusion.model import TextToImage
+from erasure.closed_form import key_value_weights
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.erasers.uce import UCE
+
+RULES = {
+    "2025": UCE(tokens="last"),
+    "2023": UCE(tokens="from_last", preserve_scale=None),
+}
+"""The authors' settings (conf/eraser/uce_sd14.yaml, uce_2023_sd14.yaml)."""
+
+
+def main() -> None:
+    """Time an edit by each rule."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--concepts", type=int, default=100)
+    parser.add_argument("--preserved", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = make_model()
+    concept = make_concept(arguments.concepts, arguments.preserved)
+    for rule, uce in RULES.items():
+        result = measure(model, uce, concept)
+        settings = {"preserved": arguments.preserved, "device": "cpu", "threads": arguments.threads}
+        print(json.dumps({"benchmark": "uce_100_concepts", "rule": rule, **result, **settings}), flush=True)
+
+
+class Timed(TextToImage):
+    """A model that knows how long its text encoder has taken."""
+
+    encoding_seconds = 0.0
+
+    def encode_prompts(self, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Encode, and add up the time."""
+        started = time.perf_counter()
+        embeddings = super().encode_prompts(prompts, batch_size=batch_size)
+        self.encoding_seconds += time.perf_counter() - started
+        return embeddings
+
+
+def measure(model: Timed, uce: UCE, concept: Concept) -> dict[str, object]:
+    """Erase, save, and apply to matrices."""
+    weights = {name: torch.randn(weight.shape) for name, weight in key_value_weights(model).items()}
+    before = model.encoding_seconds
+    started = time.perf_counter()
+    right = uce.right_multiplication(model, concept)
+    edit = Edit.from_right_multiplication(right, weights)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "edit.safetensors"
+        edit.save(path)
+        elapsed = time.perf_counter() - started
+        size = path.stat().st_size
+    encoding = model.encoding_seconds - before
+    started = time.perf_counter()
+    for name, entry in edit.entries.items():
+        entry.value(weights[name])
+    return {
+        "concepts": len(concept.parts),
+        "seconds": elapsed - encoding,
+        "encoding_seconds": encoding,
+        "applying_seconds": time.perf_counter() - started,
+        "edit_bytes": size,
+        "matrices": len(weights),
+    }
+
+
+def make_concept(concepts: int, preserved: int) -> Concept:
+    """Make made-up artists to erase together, each turned into art, and others to preserve."""
+    generator = torch.Generator().manual_seed(0)
+    names = [
+        "".join(chr(ord("a") + letter) for letter in torch.randint(26, (12,), generator=generator).tolist())
+        for _ in range(concepts + preserved)
+    ]
+    first, *others = [Concept(name, "style", targets=(name,), anchor="art") for name in names[:concepts]]
+    return Concept(
+        first.name, "style", targets=first.targets, anchor="art", preserved=tuple(names[concepts:]), also=tuple(others)
+    )
+
+
+def make_model() -> Timed:
+    """Build Stable Diffusion 1.4's text encoder with random weights beside a U-Net that has shapes alone."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=make_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return Timed(pipeline, name="random")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The claim's table: the right pairs, a prompt's mean over seeds, and every shortfall named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import claim
+from experiments.store import write_json
+from experiments.tables import experiment_jobs
+
+
+def run(
+    attacked: list[bool],
+    *,
+    pruning: str = "off",
+    seed: int = 0,
+    concept: str = "church",
+    eraser: str = "esd",
+    style: float = 0.9,
+    clip: float = 80.0,
+    fid: float = 50.0,
+) -> dict[str, Any]:
+    return {
+        "concept": concept,
+        "seed": seed,
+        "choices": {"eraser": eraser, "pruning": pruning, "attack": "unlearndiff"},
+        "cases": [{"case_number": number, "attacked": success} for number, success in enumerate(attacked)],
+        "measures": {
+            "accuracy_style": {"rate": style},
+            "accuracy_subject": {"rate": 0.8},
+            "clip_score": {"mean": clip},
+            "fid": fid,
+        },
+    }
+
+
+def test_pairs_are_of_one_concept_eraser_and_seed() -> None:
+    unpruned = [run([True], seed=seed, eraser=eraser) for seed in (0, 1) for eraser in ("esd", "ac")]
+    pruned = [run([True], seed=1, pruning="on"), run([True], seed=2, pruning="on")]
+    assert claim.method_pairs([*unpruned, *pruned]) == [(pruned[0], unpruned[2])]
+
+
+def test_a_prompt_counts_once_with_its_mean_over_the_seeds() -> None:
+    pairs = [
+        (run([False, False, True, False], pruning="on"), run([True, True, True, False])),
+        (run([False, True, True, False], pruning="on", seed=1), run([True, True, True, True], seed=1)),
+    ]
+    found = claim.Comparison.of(pairs)
+    assert found.lower_by.n == 4
+    assert found.unpruned.mean == pytest.approx((100 + 100 + 100 + 50) / 4)
+    assert found.pruned.mean == pytest.approx((0 + 50 + 100 + 0) / 4)
+    assert found.lower_by.mean == pytest.approx((100 + 50 + 0 + 50) / 4)
+    assert found.lower_by.low < found.lower_by.mean < found.lower_by.high
+
+
+def test_prompts_of_several_concepts_are_apart() -> None:
+    pairs = [
+        (run([False], pruning="on"), run([True])),
+        (run([True], pruning="on", concept="fire"), run([True], concept="fire")),
+    ]
+    assert claim.Comparison.of(pairs).lower_by.n == 2
+
+
+def test_shortfalls_are_named() -> None:
+    good = claim.Comparison.of([(run([False] * 20, pruning="on"), run([True] * 20))])
+    assert good.shortfalls == []
+    worse = run([False] * 15 + [True] * 5, pruning="on", style=0.86, clip=79.0, fid=56.0)
+    bad = claim.Comparison.of([(worse, run([False] * 10 + [True] * 10))])
+    assert (bad.style, bad.clip, bad.fid) == (pytest.approx(-4), pytest.approx(-1.25), pytest.approx(12))
+    assert bad.lower_by.mean == 25
+    assert bad.shortfalls == ["intervals apart", "style", "CLIP score", "FID"]
+    better = run([False] * 20, pruning="on", style=1.0, clip=90.0, fid=10.0)
+    assert claim.Comparison.of([(better, run([True] * 20))]).shortfalls == []
+
+
+def test_a_row_per_concept_and_one_over_all() -> None:
+    table = claim.claim_table(
+        [
+            run([True] * 20),
+            run([False] * 20, pruning="on"),
+            run([True] * 20, concept="fire"),
+            run([False] * 20, pruning="on", concept="fire", fid=70.0),
+        ]
+    )
+    assert list(table["concept"]) == ["church", "fire", "all"]
+    assert list(table["runs"]) == [1, 1, 2]
+    assert list(table["falls short in"]) == ["nothing", "FID", "FID"]
+    assert table["lower by"][2] == "100 [100, 100]"
+
+
+def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    jobs = [
+        job
+        for job in experiment_jobs("claim", [f"store={store}"])
+        if job["concept"]["name"] == "church" and job["seed"] == 0 and job["eraser"]["_target_"].endswith("ESD")
+    ]
+    assert len(jobs) == 2
+    for job in jobs:
+        pruning = "off" if job["pruning"]["_target_"].endswith("Off") else "finetuned"
+        (store / "runs" / pruning).mkdir(parents=True)
+        write_json(
+            store / "runs" / pruning / "summary.json", {**run([True, pruning == "off"], pruning=pruning), "config": job}
+        )
+    monkeypatch.setattr("sys.argv", ["claim", "claim", f"store={store}", "--folder", str(tmp_path / "results")])
+    claim.main()
+    text = (tmp_path / "results" / "claim_comparison.md").read_text()
+    assert "| esd      | finetuned | church    | 1" in text
+    assert "runs are missing" in text
