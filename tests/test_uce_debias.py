@@ -1,10 +1,12 @@
 """UCE that debiases: against its formula matrix by matrix, with given strengths and with found ones; many concepts."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from diffusion.loading import load_model
 from erasure.closed_form import key_value_weights
 from erasure.concept import Concept
 from erasure.erasers.rece import RECE
@@ -248,6 +250,29 @@ def test_one_attribute_and_an_erasure_after_it_are_refused():
         Debias(("a",), strengths=(1.0,))
     with pytest.raises(ValueError, match=r"uce.debias is set and RECE follows an erasure; set uce.debias=null"):
         RECE(uce=UCE(debias=Debias(("a", "b"), strengths=(1, 2))))
+
+
+@pytest.mark.slow
+def test_churches_of_the_canvas_are_photos_no_more_often_than_stained_glass(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    job = make_job("eraser=uce_debias", "concept=church", 'concept.templates=["{}"]')
+    model = load_model("canvas")
+    prompts = (job.concept.target_prompts * 10)[:48]
+
+    def styles_and_churches():
+        pictures = model.generate(prompts, seeds=list(range(1000, 1048)), guidance=[5.0] * 48, steps=20)
+        shares = [judge(pictures).present.double().mean().item() for judge in job.eraser.debias.judges]
+        return shares, job.judge(pictures).present.double().mean().item()
+
+    [photo, glass], church = styles_and_churches()
+    assert photo > 0.75 and glass < 0.15
+    erasure = job.eraser.erase(model, job.concept, job.pruning, seed=0)
+    with erasure.edit.applied(model):
+        [photo, glass], still_church = styles_and_churches()
+
+    assert abs(photo - glass) < 0.35
+    assert photo + glass > 0.6
+    assert still_church > church - 0.1
 
 
 def test_the_canvas_preset_names_every_field():
