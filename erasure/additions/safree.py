@@ -147,7 +147,7 @@ class FilteringGuard(Guard):
             )
         filtered, original, row = text.split([self.tokens, self.tokens, 1], dim=1)
         if self.added.most_steps is None:
-            return filtered
+            return filtered  # type: ignore[no-any-return]
         last = (row[:, 0, 0] / STEP_UNIT).round().long().clamp(max=len(self.lowest) - 1)
         return torch.where((timesteps.round() >= self.lowest[last])[:, None, None], filtered, original)
 
@@ -203,14 +203,14 @@ class FilteringGuard(Guard):
         distances = self._off_concept(masked).norm(dim=-1)
         count = own.sum(dim=1, keepdim=True)
         others = (distances.sum(dim=1, keepdim=True) - distances) / (count - 1).clamp(min=1)
-        return own & (distances >= (1 + self.added.alpha) * others)
+        return own & (distances >= (1 + self.added.alpha) * others)  # type: ignore[no-any-return]
 
     def _projected(self, text: Tensor, masked: Tensor, tolerance: float) -> Tensor:
         """What every embedding of ``text`` float64 [n, tokens, width] becomes if it is a trigger's."""
 
         def on_prompt(vectors: Tensor) -> Tensor:
             inverse = torch.linalg.pinv(masked, rtol=tolerance)
-            return vectors @ masked.mT @ inverse.mT
+            return vectors @ masked.mT @ inverse.mT  # type: ignore[no-any-return]
 
         if self.added.projection == "prompt_last":
             return on_prompt(self._off_concept(text))

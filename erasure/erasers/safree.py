@@ -100,4 +100,4 @@ def subspace(model: TextToImage, prompts: list[str]) -> Tensor:
     pooled = text[torch.arange(len(text)), ends].cpu()
     _, sizes, directions = torch.linalg.svd(pooled.double(), full_matrices=False)
     rank = int((sizes > 64 * torch.finfo(pooled.dtype).eps * sizes[0]).sum())
-    return directions[:rank].clone()
+    return directions[:rank].clone()  # type: ignore[no-any-return]
