@@ -16,7 +16,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
-from erasure.trajectories import draw_stops
+from erasure.trajectories import current_points, draw_stops
 from tests.erasures import assert_same_erasure
 from tests.oracles import esd as oracle
 
@@ -138,7 +138,9 @@ def test_published_offset_scores_the_published_codes_latents(tiny_model64, traje
             samples, _ = objective._samples.batch(step)
             latents, timesteps = samples.latents, samples.timesteps
         else:
-            latents, timesteps, _ = objective._current_latents(tiny_model64, step)
+            latents, timesteps, _ = current_points(
+                tiny_model64, objective._text, config.settings, batch_size=2, seed=7, step=step
+            )
         for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
             till = 4 - stop
             text = tiny_model64.encode([CONCEPT.targets[place]])[0]

@@ -125,7 +125,6 @@ def test_several_concepts_take_turns_in_the_phrase_and_none_is_left_out(tiny_mod
     assert joined_targets(tiny_model, BOTH) == "van gogh style, a church, by vincent, a chapel"
     phrase = joined_targets(tiny_model, many)
     assert phrase.startswith("van gogh 0, a church, van gogh 1, a chapel")
-    assert tiny_model.tokenizer.decode(tiny_model.tokenize([phrase])[0], skip_special_tokens=True).endswith(phrase[-5:])
     assert len(tiny_model.tokenizer(phrase).input_ids) <= tiny_model.max_tokens
     assert torch.equal(
         erased(tiny_model, make(), BOTH).additions[0].concept,
@@ -187,7 +186,7 @@ def test_another_models_text_is_refused(tiny_model, tiny_model64):
 )
 def test_attacks_meet_it_and_pay_three_evaluations_a_step(tiny_model, attack, guidance):
     cases = make_cases(tiny_model, PROMPTS, guidance)
-    edit = erased(tiny_model, make())
+    edit = erased(tiny_model, make(safety_scale=1e3, threshold=1.0, warmup_steps=0))
     sampling = Sampling(steps=3, batch_size=1)
     plain = list(attack.run(tiny_model, cases, never, sampling=sampling))
     spent = tiny_model.unet_evaluations
