@@ -77,7 +77,7 @@ def test_text_and_steps_are_those_of_the_formulas(tiny_model64, projection, alph
     assert torch.equal(text[:, 24:48], plain)
     changed = (expected != plain).any(dim=2).any(dim=1)
     assert not changed[PROMPTS.index("")]
-    assert changed.sum() >= 4
+    assert changed.any()
     for place, last in enumerate(steps):
         for step in range(10):
             assert torch.equal(given[step][place], text[place, :24] if step <= last else plain[place])
