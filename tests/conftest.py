@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Workers of pytest-xdist share the cores, and so do the jobs that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 keep_freed_memory()
 
 
