@@ -63,7 +63,7 @@ class Adapters(Addition):
                     f"the adapter of {layer!r} consists of {', '.join(parts)}; it must be {', '.join(PARTS)}."
                 )
             shapes = [list(parts[part].shape) for part in PARTS]
-            rank, width = len(parts["down.bias"]), len(parts["up.bias"])
+            rank, width = parts["down.bias"].numel(), parts["up.bias"].numel()
             if shapes != [[rank, width], [rank], [width, rank], [width]]:
                 raise ValueError(
                     f"the shapes {', '.join(map(str, shapes))} of the adapter of {layer!r} do not go together."
