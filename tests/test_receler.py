@@ -223,7 +223,7 @@ def test_losses_are_the_papers_formula_at_the_embeddings_that_the_attacks_find(t
     anchors = concept.target_anchors if config.reference == "anchor" else [""] * len(prompts)
     edge = 8 // config.mask_reduction
 
-    for step in range(3):
+    for step in range(2):
         with torch.no_grad():
             points = expected_points(frozen, weights, config, objective, step)
             named = [frozen.unet(x, torch.tensor([t]), prompts[row].text[None]).sample for x, t, row in points]
@@ -330,7 +330,7 @@ def test_an_attack_brings_the_prediction_closer_to_the_concepts(tiny_model):
         objective._at_work.detach()
         return error
 
-    assert distance(40) < 0.9 * distance(1)
+    assert distance(20) < 0.9 * distance(1)
 
 
 def test_several_concepts_take_turns_with_masks_of_their_own_tokens(tiny_model):
@@ -406,7 +406,7 @@ def test_erasing_lowers_the_loss_adds_adapters_only_and_leaves_the_model_alone(t
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
     before = tiny_model.predict_noise(latents, 500, text)
     config = make(
-        steps=40, learning_rate=1e-2, attack_steps=1, trajectory="frozen", trajectories=2, regularisation_weight=0.1
+        steps=24, learning_rate=1e-2, attack_steps=1, trajectory="frozen", trajectories=2, regularisation_weight=0.1
     )
 
     erasure = config.erase(tiny_model, CONCEPT, Off(), seed=0)
@@ -418,7 +418,7 @@ def test_erasing_lowers_the_loss_adds_adapters_only_and_leaves_the_model_alone(t
     [added] = erasure.edit.additions
     assert list(added.layers) == list(layer_widths(tiny_model))
     assert not any(value.requires_grad for value in added.weights.values())
-    assert sum(erasure.losses[-8:]) < 0.9 * sum(erasure.losses[:8])
+    assert sum(erasure.losses[-6:]) < 0.9 * sum(erasure.losses[:6])
     assert erasure.edit.metadata["method"] == "Receler"
 
 
@@ -607,7 +607,7 @@ def test_the_papers_preset_is_the_classs_defaults(monkeypatch):
 
 def test_a_short_run_unlearns_some_of_the_canvas_concept(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
-    shortened = ["trajectories=4", "steps=12", "attack_steps=1", "retain_weight=0"]
+    shortened = ["trajectories=4", "steps=16", "attack_steps=1", "batch_size=4", "retain_weight=0"]
     job = make_job("concept=church", "eraser=receler", *(f"eraser.{part}" for part in shortened))
 
     losses = job.eraser.erase(load_model("canvas"), job.concept, job.pruning, seed=0).losses
