@@ -104,11 +104,8 @@ def concept_squares(record: AttentionRecord, columns: Tensor, masks: Tensor | No
     for A in record.probabilities():
         counted = A.square() * columns[:, None, None, :]
         if masks is not None:
-            size = masks.shape[1:]
-            while size[0] * size[1] > A.shape[2]:
-                # Convolutions of stride 2 halve the latents and round up.
-                size = torch.Size(-(-edge // 2) for edge in size)
-            counted = counted * nearest(masks, (size[0], size[1])).flatten(1)[:, None, :, None]
+            size = layer_size((masks.shape[1], masks.shape[2]), A.shape[2])
+            counted = counted * nearest(masks, size).flatten(1)[:, None, :, None]
         squares.append(counted.sum((1, 2, 3)))
     return torch.stack(squares)
 
@@ -140,6 +137,21 @@ def concept_maps(record: AttentionRecord, columns: Tensor, size: tuple[int, int]
     raised = mean - mean.amin(1, keepdim=True)
     largest = raised.amax(1, keepdim=True)
     return (raised / torch.where(largest > 0, largest, 1)).unflatten(1, size)  # type: ignore[no-any-return]
+
+
+def layer_size(latents: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Height and width that a layer with so many pixels sees latents of this height and width in."""
+    height, width = latents
+    while height * width > pixels:
+        # Convolutions of stride 2 halve the latents and round up.
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
+def reduced_size(model: TextToImage, reduction: int) -> tuple[int, int]:
+    """Height and width of the model's latents, ``reduction`` times smaller and rounded up."""
+    height, width = (-(-edge // reduction) for edge in model.latent_shape[1:])
+    return height, width
 
 
 def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:

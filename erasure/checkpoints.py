@@ -9,12 +9,14 @@ The format is told by what a file holds, never by its name:
 - low-rank factors ``lora_unet_...`` (SPM), folded into the weights at full strength, whatever the prompt;
 - the folder of a pipeline (FMN, MACE, :func:`erasure.edit.export`), of a U-Net or of a CLIP text encoder
   (AdvUnlearn), or the text encoder's parameters as a file;
+- adapters behind cross-attention, ``eraser_weights.pt`` beside ``eraser_config.json`` or alone (Receler);
 - an edit of this project.
 
 No code of a file is ever run. A tensor that has no place in the model is an error, but for what an edit cannot change
 or sampling does not use: the autoencoder, the noise schedule, averaged copies and embeddings of added tokens.
 """
 
+import json
 import logging
 import re
 from collections import Counter
@@ -31,6 +33,7 @@ from torch import Tensor
 from diffusion.loading import LOADING_ERRORS, in_short, lightning_names_allowed
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
+from erasure.additions.adapters import Adapters, layer_widths
 from erasure.edit import Edit
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ _PASSED_OVER = {
     "embeddings of added tokens": r"embed",
     "position ids": r"(.*\.)?position_ids",
 }
+
+ADAPTER_FILES = ("eraser_weights.pt", "eraser_config.json")
 _ADAPTER = re.compile(r".*\.(down|up)\.(weight|bias)")
 
 LORA_PREFIX = "lora_unet_"
@@ -82,8 +87,6 @@ def read_checkpoint(path: Path) -> Edit | Weights:
     if not isinstance(content, Edit):
         if not content:
             raise ValueError(f"{path} holds no tensors.")
-        if all(_ADAPTER.fullmatch(key) for key in content):
-            raise _receler(path)
         if odd := [f"{key!r}" for key, tensor in content.items() if tensor.layout != torch.strided or tensor.is_meta]:
             raise ValueError(
                 f"{path} is no checkpoint of weights: {_examples(odd, len(content))} are no plain tensors."
@@ -110,6 +113,8 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
     weights = {key: tensor for key, tensor in content.items() if key not in reasons}
     if not weights:
         raise ValueError(f"{path} holds nothing of a U-Net or a text encoder, but {', '.join(skipped)}.")
+    if all(_ADAPTER.fullmatch(key) for key in weights):
+        return _adapters_edit(path, weights, model)
     if any(key.startswith("lora_") for key in weights):
         fitting, strange = _folded(weights, model)
     else:
@@ -131,8 +136,8 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
 
 
 def _read_folder(folder: Path) -> Edit | Weights:
-    if (folder / "eraser_config.json").is_file():
-        raise _receler(folder)
+    if any((folder / name).is_file() for name in ADAPTER_FILES):
+        return _read_adapters(*(folder / name for name in ADAPTER_FILES))
     if not (folder / "model_index.json").is_file():
         return _read_part(folder)
     parts = {part: _read_part(folder / part) for part in ("unet", "text_encoder")}
@@ -197,11 +202,50 @@ def _leaves(content: Any, prefix: str = "", levels: int = NESTING) -> Iterator[t
         yield prefix, content
 
 
-def _receler(path: Path) -> ValueError:
-    return ValueError(
-        f"{path} holds Receler's erasers, layers of their own behind cross-attention; no change of the model's own "
-        "weights does what they do, so they cannot be imported."
-    )
+def _read_adapters(weights: Path, config: Path) -> Weights:
+    if absent := [str(path) for path in (weights, config) if not path.is_file()]:
+        raise FileNotFoundError(f"Adapters consist of {' and '.join(ADAPTER_FILES)}; there is no {absent[0]}.")
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{config} is damaged: {in_short(error)}.") from error
+    content = _read_file(weights)
+    if not isinstance(described, dict) or described.get("eraser_type") != "adapter" or isinstance(content, Edit):
+        raise ValueError(f"{config} describes no adapters: its eraser_type must be 'adapter'.")
+    if odd := [f"{key!r}" for key in content if not _ADAPTER.fullmatch(key)]:
+        raise ValueError(f"{weights} does not hold adapters alone: {_examples(odd, len(content))} are none.")
+    ranks = [list(tensor.shape[:1]) for key, tensor in content.items() if key.endswith(".down.weight")]
+    if odd := [str(rank) for rank in ranks if rank != [described.get("eraser_rank")]]:
+        raise ValueError(
+            f"{weights} holds {_examples(odd, len(ranks))} of another rank than the eraser_rank in {config}; take both "
+            "from one training."
+        )
+    return content
+
+
+def _adapters_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:
+    """Adapters by the names of our layers; a published one goes by the name of the block around it."""
+    widths = layer_widths(model)
+    named: Weights = {}
+    for key, tensor in weights.items():
+        block, matrix, kind = key.rsplit(".", 2)
+        within = [name for name in widths if f"{name}.".startswith(f"{block}.")]
+        name = f"{within[0]}.{matrix}.{kind}" if len(within) == 1 else key
+        named[key if name in named else name] = tensor
+    if odd := [f"{key!r}" for key, tensor in named.items() if tensor.dtype not in _PRECISIONS or not _finite(tensor)]:
+        raise ValueError(f"{path} holds infinite values or none at all: {_examples(odd, len(named))}.")
+    adapters = Adapters(named)
+    try:
+        if lacking := [f"{name!r}" for name in widths if name not in adapters.layers]:
+            raise ValueError(f"adapters are lacking for {_examples(lacking, len(widths))}.")
+        adapters.attach(model)()
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {model.name!r}: {error}") from error
+    return Edit({}, {}, (adapters,))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _skipped_as(key: str) -> str | None:

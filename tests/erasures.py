@@ -12,3 +12,7 @@ def assert_same_erasure(one: Erasure, other: Erasure) -> None:
     assert one.edit.entries.keys() == other.edit.entries.keys()
     for name, entry in one.edit.entries.items():
         assert all(torch.equal(part, other.edit.entries[name].parts[key]) for key, part in entry.parts.items())
+    for added, same in zip(one.edit.additions, other.edit.additions, strict=True):
+        assert (added.kind, added.settings()) == (same.kind, same.settings())
+        assert added.tensors().keys() == same.tensors().keys()
+        assert all(torch.equal(value, same.tensors()[name]) for name, value in added.tensors().items())

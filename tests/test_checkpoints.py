@@ -1,5 +1,6 @@
 """Published erased checkpoints: every format gives the erased model, and what is none is refused in one sentence."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch.nn import functional
 
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
+from erasure.addition import attached
+from erasure.additions.adapters import Adapters, layer_widths
 from erasure.checkpoints import edit_of, read_checkpoint
 from erasure.concept import Concept
 from erasure.edit import Edit, export
@@ -204,6 +207,125 @@ def test_any_single_layer_of_compvis_names_finds_its_place(tiny_model, tmp_path)
         assert_becomes(tiny_model, edit_of(tmp_path / "delta.ckpt", tiny_model), changed)
 
 
+def receler_erasers(model: TextToImage, rank: int = 3) -> dict[str, Weights]:
+    """Erasers as Receler's authors save them: by the block around a transformer."""
+    generator = torch.Generator().manual_seed(3)
+    erasers = {}
+    for name, width in layer_widths(model).items():
+        shapes = {"down.weight": (rank, width), "down.bias": (rank,), "up.weight": (width, rank), "up.bias": (width,)}
+        erasers[name.partition(".transformer_blocks")[0]] = {
+            part: torch.randn(shape, generator=generator) for part, shape in shapes.items()
+        }
+    return erasers
+
+
+def write_erasers(folder: Path, erasers: object, config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(erasers, folder / "eraser_weights.pt")
+    (folder / "eraser_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return folder
+
+
+ERASERS = {"eraser_type": "adapter", "eraser_rank": 3}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_recelers_erasers_are_adapters_behind_cross_attention(tiny_model, tmp_path, alone):
+    erasers = receler_erasers(tiny_model)
+    assert {"down_blocks.1.attentions.0", "mid_block.attentions.0"} < erasers.keys()
+    path = write_erasers(tmp_path / "given", erasers, ERASERS)
+    adapters = Adapters(
+        {
+            f"{name}.{part}": value
+            for name in layer_widths(tiny_model)
+            for part, value in erasers[name.partition(".transformer_blocks")[0]].items()
+        }
+    )
+    text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
+    with attached(tiny_model, adapters):
+        expected = tiny_model.predict_noise(latents, 500, text)
+
+    eraser = Imported(path=path / "eraser_weights.pt" if alone else path)
+    edit = eraser.erase(tiny_model, CONCEPT, Off(), seed=0).edit
+    edit.save(tmp_path / "edit.safetensors")
+
+    assert not edit.entries
+    with edit_of(tmp_path / "edit.safetensors", tiny_model).applied(tiny_model):
+        assert torch.equal(tiny_model.predict_noise(latents, 500, text), expected)
+
+
+def changed_eraser(part: str, value: Tensor | None, block: str = "mid_block.attentions.0") -> Callable[..., object]:
+    """Erasers with one of their tensors replaced or left out."""
+
+    def change(erasers: dict[str, Weights], folder: Path) -> object:
+        erasers[block] = {**erasers.get(block, {}), part: value}
+        if value is None:
+            del erasers[block][part]
+        return erasers
+
+    return change
+
+
+WRONG_ERASERS = {
+    "a layer is missing": (
+        lambda erasers, folder: {key: value for key, value in erasers.items() if key[:3] != "mid"},
+        ERASERS,
+        "does not fit 'tiny': adapters are lacking for 1 of 7 entries .'mid_block",
+    ),
+    "a layer too many": (
+        lambda erasers, folder: {**erasers, "up_blocks.7.attentions.0": erasers["mid_block.attentions.0"]},
+        ERASERS,
+        "does not fit 'tiny': .*'up_blocks.7.attentions.0' of width 32 and 'tiny' has no such layer",
+    ),
+    "a layer twice": (
+        lambda erasers, folder: {**erasers, "mid_block": erasers["mid_block.attentions.0"]},
+        ERASERS,
+        "'mid_block' of width 32 and 'tiny' has no such layer",
+    ),
+    "half a layer": (changed_eraser("up.bias", None), ERASERS, "does not fit 'tiny': the adapter of 'mid_block"),
+    "other shapes": (changed_eraser("up.weight", torch.zeros(4, 4)), ERASERS, r"\[4, 4\].* do not go together"),
+    "a number": (changed_eraser("up.bias", torch.tensor(1.0)), ERASERS, "do not go together"),
+    "not finite": (changed_eraser("up.bias", torch.full((32,), torch.inf)), ERASERS, "infinite values"),
+    "integers": (changed_eraser("up.bias", torch.zeros(32, dtype=torch.int64)), ERASERS, "infinite values or none"),
+    "no tensor": (changed_eraser("up.bias", 3), ERASERS, "'mid_block.attentions.0.up.bias'.* are no tensors"),
+    "sparse": (changed_eraser("up.bias", torch.zeros(32).to_sparse()), ERASERS, "are no plain tensors"),
+    "other keys": (changed_eraser("middle.weight", torch.zeros(3)), ERASERS, "1 of 29 entries .* are none"),
+    "of another rank": (lambda erasers, folder: erasers, {**ERASERS, "eraser_rank": 128}, "another rank than"),
+    "an odd rank": (lambda erasers, folder: erasers, {**ERASERS, "eraser_rank": [3]}, "another rank than"),
+    "of another type": (lambda erasers, folder: erasers, {"eraser_type": "lora"}, "must be 'adapter'"),
+    "a list for a config": (lambda erasers, folder: erasers, [3], "must be 'adapter'"),
+    "half a config": (lambda erasers, folder: erasers, '{"eraser_type": ', "eraser_config.json is damaged"),
+    "a deep config": (lambda erasers, folder: erasers, "[" * 100_000, "eraser_config.json is damaged"),
+    "code": (
+        lambda erasers, folder: {**erasers, "callbacks": Evil(folder / "ran")},
+        ERASERS,
+        "eraser_weights.pt is damaged or holds more than tensors .*no code .* is ever run",
+    ),
+    "nothing": (lambda erasers, folder: {}, ERASERS, "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize(("change", "config", "sentence"), WRONG_ERASERS.values(), ids=WRONG_ERASERS)
+def test_erasers_that_do_not_fit_are_refused_in_one_sentence(tiny_model, tmp_path, change, config, sentence):
+    path = write_erasers(tmp_path / "given", change(receler_erasers(tiny_model), tmp_path), config)
+
+    with pytest.raises(ValueError, match=sentence) as raised:
+        edit_of(path, tiny_model)
+    assert str(path) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+
+
+@pytest.mark.parametrize("name", ["eraser_weights.pt", "eraser_config.json"])
+def test_erasers_without_one_of_their_files_are_known_at_once(tiny_model, tmp_path, name):
+    path = write_erasers(tmp_path / "given", receler_erasers(tiny_model), ERASERS)
+    (path / name).unlink()
+
+    with pytest.raises(FileNotFoundError, match=f"there is no .*{name}"):
+        Imported(path=path)
+
+
 def test_a_checkpoint_of_another_model_ends_the_job_before_any_picture_is_made(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_job.Float64Folder, "load", lambda self: tiny_model)
     tiny_job.write_world(tmp_path)
@@ -310,10 +432,6 @@ REFUSED = {
     "no tensors": (lambda path, model: torch.save({}, path), "holds no tensors"),
     "numbers": (lambda path, model: torch.save({"lr": 0.1}, path), "'lr'.* are no tensors"),
     "EcoDiff": (lambda path, model: torch.save([torch.ones(3)], path), "holds a list, as EcoDiff"),
-    "Receler": (
-        lambda path, model: torch.save({"down_blocks.0.attentions.0": {"down.weight": torch.ones(2, 3)}}, path),
-        "Receler",
-    ),
     "CAD's gradients": (
         lambda path, model: torch.save({k: torch.randn_like(v) for k, v in whole_unet(model, {}).items()}, path),
         "gradients, such as CAD's",

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.training import step_generator
-from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention
+from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention, reduced_size
 from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, sum_of_squares
 from erasure.concept import Concept, ConceptKind
 from erasure.edit import Edit
@@ -310,8 +310,8 @@ class ConceptAttention:
     def _concept_pixels(self, model: TextToImage, columns: Tensor) -> Tensor:
         """The pictures' masks in the latents' size, bool [images, h, w]."""
         config = self._config
-        height, width = model.latent_shape[1:]
-        size = (-(-height // config.mask_reduction), -(-width // config.mask_reduction))
+        _, height, width = model.latent_shape
+        size = reduced_size(model, config.mask_reduction)
         picks = torch.arange(config.images)
         generator = step_generator(self._seed + MASK_STREAM, self._first_step)
         batch = self._pictures.noised(model, picks, generator, torch.full_like(picks, config.mask_timestep))
