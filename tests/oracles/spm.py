@@ -84,7 +84,7 @@ def anchor_weight(anchor: Tensor, target: Tensor, exponent: float) -> float:
 
 
 def with_membranes(unet: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], scale: float) -> dict[str, Tensor]:
-    """The U-Net's parameters with scale * u d in the weights of the layers named; u [outputs, r], d [r, inputs, ...]."""
+    """Parameters with scale * u d in the weights of the layers named; u [outputs, r], d [r, inputs, ...]."""
     parameters = dict(unet.named_parameters())
     for layer, (up, down) in factors.items():
         weight = parameters[f"{layer}.weight"].detach().clone()
