@@ -104,7 +104,7 @@ class Openness:
     """
 
     def __init__(self, added: Membranes, device: torch.device) -> None:
-        self.gates = torch.full((1, len(added.targets)), added.strength, device=device)
+        self.gates = torch.full((1, len(added.targets)), added.strength, dtype=torch.float64, device=device)
 
 
 class _Hook:
