@@ -134,7 +134,8 @@ class _Hook:
         gates = gates.reshape(len(gates), *[1] * (split.ndim - 3), self.concepts, 1)
         if self.merge == "published":
             split = (gates * split).sum(-2, keepdim=True)
-        return (gates * split).flatten(-2)
+        passed: Tensor = gates * split
+        return passed.flatten(-2)
 
 
 class FacilitatedTransport(Guard):

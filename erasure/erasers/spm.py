@@ -311,7 +311,8 @@ class SimilarityWeighted:
                 break
         least, greatest = self._lengths
         length = least + (greatest - least) * float(torch.rand((), generator=generator))
-        return noise * (length * text.norm() / noise.norm())
+        anchor: Tensor = noise * (length * text.norm() / noise.norm())
+        return anchor
 
 
 def _together(factors: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
