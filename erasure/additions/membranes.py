@@ -21,7 +21,7 @@ Merge = Literal["exact", "published"]
 
 UP, DOWN = ".up", ".down"
 
-PROMPTS_READ_AT_ONCE = 64
+PROMPTS_READ_AT_ONCE = 8
 """Prompts whose tokens are looked up together; it changes memory only."""
 
 GATE_UNIT = 2.0**-10
