@@ -460,9 +460,11 @@ def test_killed_training_resumes_to_the_same_membranes_bit_for_bit(
 
 
 def test_training_lowers_the_loss(tiny_model):
-    losses = make(steps=16, learning_rate=1e-1, anchoring_weight=0.1).erase(tiny_model, STYLE, Off(), seed=0).losses
+    # One trajectory of two steps: every batch has the same points.
+    points = {"trajectory": "frozen", "trajectories": 1, "sampling_steps": 2, "anchoring_weight": 0.0, "eta": 3.0}
+    losses = make(steps=12, learning_rate=2e-2, **points).erase(tiny_model, STYLE, Off(), seed=0).losses
 
-    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
