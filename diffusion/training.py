@@ -24,13 +24,18 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
-def cosine_warmup(steps: int, warmup: int) -> Callable[[int], float]:
-    """Learning-rate factor: linear from 0 over ``warmup`` steps, then half a cosine down to 0 at ``steps``."""
+def cosine_warmup(steps: int, warmup: int, cycles: int = 1) -> Callable[[int], float]:
+    """Learning-rate factor: linear from 0 over ``warmup`` steps, then half a cosine down to 0 at ``steps``.
+
+    With several ``cycles``, so many half cosines, each of which starts at 1 again.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+        if step >= steps:
+            return 0.0
+        return 0.5 * (1 + math.cos(math.pi * (cycles * (step - warmup) / (steps - warmup) % 1)))
 
     return factor
 

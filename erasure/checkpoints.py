@@ -6,7 +6,8 @@ The format is told by what a file holds, never by its name:
 - the same nested by module, ``{"unet.mid_block...": {"weight": ..., "bias": ...}}`` (STEREO), or by part,
   ``{"unet": {...}, "text_encoder": {...}}`` (AC's ``delta.bin``);
 - CompVis names ``model.diffusion_model...``, bare or as a Lightning ``state_dict``, some or all (ESD, SalUn, AC);
-- low-rank factors ``lora_unet_...`` (SPM), folded into the weights at full strength, whatever the prompt;
+- low-rank factors ``lora_unet_...``, folded into the weights at full strength, whatever the prompt; those whose header
+  says what they erase (SPM) as :class:`erasure.additions.membranes.Membranes`, as open as the paper's formula says;
 - the folder of a pipeline (FMN, MACE, :func:`erasure.edit.export`), of a U-Net or of a CLIP text encoder
   (AdvUnlearn), or the text encoder's parameters as a file;
 - adapters behind cross-attention, ``eraser_weights.pt`` beside ``eraser_config.json`` or alone (Receler);
@@ -34,12 +35,16 @@ from diffusion.loading import LOADING_ERRORS, in_short, lightning_names_allowed
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.additions.adapters import Adapters, layer_widths
+from erasure.additions.membranes import Membranes
 from erasure.edit import Edit
 
 log = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 """Tensors by the names that a checkpoint gives them, with a dot between levels of nesting."""
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Low-rank changes of parameters, by name: float64 [outputs, rank], scale included, and [rank, inputs, ...]."""
 
 WEIGHT_FILES = tuple(
     f"{stem}{variant}.{suffix}"
@@ -64,6 +69,9 @@ _ADAPTER = re.compile(r".*\.(down|up)\.(weight|bias)")
 
 LORA_PREFIX = "lora_unet_"
 LORA_FACTORS = ("lora_up.weight", "lora_down.weight")
+SPM_HEADER = {"prompts", "rank", "alpha"}
+"""What the header of SPM's files tells."""
+
 NESTING = 3
 """Levels of dicts that are looked into."""
 
@@ -115,8 +123,10 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
         raise ValueError(f"{path} holds nothing of a U-Net or a text encoder, but {', '.join(skipped)}.")
     if all(_ADAPTER.fullmatch(key) for key in weights):
         return _adapters_edit(path, weights, model)
+    factors: Factors = {}
+    fitting: Weights = {}
     if any(key.startswith("lora_") for key in weights):
-        fitting, strange = _folded(weights, model)
+        factors, strange = _low_rank(weights, model)
     else:
         fitting, strange = _fitting(weights, model)
     if strange:
@@ -124,6 +134,10 @@ def edit_of(path: Path, model: TextToImage) -> Edit:
             f"{path} does not fit {model.name!r}: {_examples(strange, len(weights))} have no place in it; choose the "
             "model that it was made from (model=, model.source=)."
         )
+    if factors and (targets := _erased_by_spm(path)):
+        log.info("import: membranes of %d layers in %s, against %s", len(factors), path, ", ".join(targets))
+        return _membranes(path, factors, targets, model)
+    fitting = fitting or _folded(factors, model)
     edit = _dense_edit(path, fitting, model)
     log.info(
         "import: %d tensors in %s, %d differ from the model's%s",
@@ -286,10 +300,10 @@ def _diffusers_names(keys: Sequence[str], model: TextToImage) -> dict[str, str]:
     return {key: name for name, key in converted.items() if key}
 
 
-def _folded(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
-    """W + alpha / rank * up down by parameter name, and what has no place in the model; alpha is the rank if absent."""
+def _low_rank(weights: Weights, model: TextToImage) -> tuple[Factors, list[str]]:
+    """(alpha / rank) up and down by parameter name, and what has no place in the model; alpha is the rank if absent."""
     parameters = {
-        LORA_PREFIX + name.removesuffix(".weight").replace(".", "_"): (name, weight.detach().cpu())
+        LORA_PREFIX + name.removesuffix(".weight").replace(".", "_"): (name, weight)
         for name, weight in model.unet.named_parameters()
         if name.endswith(".weight")
     }
@@ -297,16 +311,50 @@ def _folded(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
     for key, tensor in weights.items():
         layer, _, part = key.partition(".")
         layers.setdefault(layer, {})[part] = tensor
-    folded, strange = {}, []
+    factors: Factors = {}
+    strange = []
     for layer, parts in layers.items():
         name, weight = parameters.get(layer, ("", torch.empty(0)))
         if _is_low_rank(parts, weight):
-            up, down = (parts[factor].double().flatten(1) for factor in LORA_FACTORS)
+            up, down = (parts[factor].double() for factor in LORA_FACTORS)
             scale = float(parts["alpha"]) / len(down) if "alpha" in parts else 1.0
-            folded[name] = (weight.double() + scale * (up @ down).reshape(weight.shape)).to(weight.dtype)
+            factors[name] = (scale * up.flatten(1), down)
         else:
             strange += [f"'{layer}.{part}' ({list(tensor.shape)})" for part, tensor in parts.items()]
-    return folded, strange
+    return factors, strange
+
+
+def _folded(factors: Factors, model: TextToImage) -> Weights:
+    """W + up down by parameter name."""
+    parameters = {name: weight.detach().cpu() for name, weight in model.unet.named_parameters() if name in factors}
+    return {
+        name: (weight.double() + (factors[name][0] @ factors[name][1].flatten(1)).reshape(weight.shape)).to(
+            weight.dtype
+        )
+        for name, weight in parameters.items()
+    }
+
+
+def _erased_by_spm(path: Path) -> tuple[str, ...]:
+    """What the header of an SPM file says that it erases; nothing of any other file."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except LOADING_ERRORS:
+        return ()
+    if not header.keys() >= SPM_HEADER:
+        return ()
+    return tuple(phrase.strip() for phrase in header["prompts"].split(",") if phrase.strip())
+
+
+def _membranes(path: Path, factors: Factors, targets: tuple[str, ...], model: TextToImage) -> Edit:
+    dtype = model.dtype
+    up = {name.removesuffix(".weight"): up[None].to(dtype) for name, (up, _) in factors.items()}
+    down = {name.removesuffix(".weight"): down[None].to(dtype) for name, (_, down) in factors.items()}
+    _require_finite(
+        path, {f"{layer} ({side})": one[layer] for side, one in (("up", up), ("down", down)) for layer in one}
+    )
+    return Edit({}, {}, (Membranes(up, down, (targets,)),))
 
 
 def _is_low_rank(parts: Weights, weight: Tensor) -> bool:
@@ -330,14 +378,18 @@ def _dense_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:
         own = parameters[name].detach().cpu()
         coarser = min(own.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
         before[name], after[name] = own.to(coarser), tensor.detach().to(coarser)
-    if broken := [f"{name!r}" for name, tensor in after.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{path} holds infinite values or none at all: {_examples(broken, len(after))}.")
+    _require_finite(path, after)
     if (cosine := _cosine(before, after)) < UNRELATED:
         raise ValueError(
             f"{path} names parameters of {model.name!r}, but its values have nothing to do with theirs (cosine "
             f"{cosine:.3f}); gradients, such as CAD's attributions, are no weights and cannot be imported."
         )
     return Edit.from_weights(before, after)
+
+
+def _require_finite(path: Path, tensors: Weights) -> None:
+    if broken := [f"{name!r}" for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} holds infinite values or none at all: {_examples(broken, len(tensors))}.")
 
 
 def _cosine(one: Weights, other: Weights) -> float:

@@ -18,7 +18,7 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Eraser, Erasure, Objective, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, stage
+from erasure.trajectories import FrozenSamples, Trajectories, remembered, stage
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps that a killed run may lose."""
@@ -123,16 +123,16 @@ def retaining(
     return Retaining(objective, weight, trajectories, batch_size, learns_text=learns_text)
 
 
-def require_preserved(concept: Concept, retain_weight: float) -> None:
-    """Refuse a retain term on nothing.
+def require_preserved(concept: Concept, weight: float, name: str = "retain_weight") -> None:
+    """Refuse a term on preserved phrases, with its weight's ``name``, where there are none.
 
     Raises:
         ValueError: The concept names no preserved phrases.
     """
     if not concept.preserved_prompts:
         raise ValueError(
-            f"retain_weight is {retain_weight} and concept {concept.name!r} names no preserved phrases; "
-            "add some to concept.preserved or set retain_weight to 0."
+            f"{name} is {weight} and concept {concept.name!r} names no preserved phrases; "
+            f"add some to concept.preserved or set {name} to 0."
         )
 
 
@@ -182,6 +182,7 @@ def minimise(
     label: str,
     checkpoint: Path | None,
     clip_norm: float | None = None,
+    learning_rate_factor: Callable[[int], float] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> tuple[list[float], int]:
     """:func:`diffusion.training.fit` with a count of the model's U-Net evaluations that survives a kill.
@@ -206,12 +207,52 @@ def minimise(
         steps=steps,
         optimizer=optimizer,
         label=label,
+        learning_rate_factor=learning_rate_factor,
         clip_norm=clip_norm,
         checkpoint=checkpoint,
         checkpoint_every=CHECKPOINT_EVERY,
         after_step=finish_step,
     )
     return losses, int(spent)
+
+
+def train_beside(
+    model: TextToImage,
+    loss: Callable[[int], Tensor],
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    label: str,
+    part: str,
+    checkpoint: Path | None,
+    clip_norm: float | None = None,
+    learning_rate_factor: Callable[[int], float] | None = None,
+) -> tuple[dict[str, Tensor], list[float], int]:
+    """:func:`minimise` over tensors that are no parameters of the model, kept under the name ``part`` when done.
+
+    Returns:
+        The trained tensors by their names, the losses, and the U-Net evaluations.
+    """
+
+    def train() -> dict[str, Tensor]:
+        losses, spent = minimise(
+            model,
+            loss,
+            list(tensors.values()),
+            optimizer,
+            steps=steps,
+            label=label,
+            checkpoint=stage(checkpoint, f"training-{part}"),
+            clip_norm=clip_norm,
+            learning_rate_factor=learning_rate_factor,
+        )
+        told = {"losses": torch.tensor(losses, dtype=torch.float64), "spent": torch.tensor(spent)}
+        return {**{name: tensor.detach() for name, tensor in tensors.items()}, **told}
+
+    # What a run spent before it was killed is in its training's own count alone.
+    kept, _ = remembered(checkpoint, part, train, model)
+    return {name: kept[name] for name in tensors}, kept["losses"].tolist(), int(kept["spent"])
 
 
 def fine_tune(

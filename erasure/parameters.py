@@ -18,6 +18,7 @@ UNetScope = Literal[
     "xattn_ffn",
     "noxattn",
     "esd_u",
+    "transformers",
     "linear_conv",
     "full",
 ]
@@ -30,6 +31,7 @@ UNetScope = Literal[
 - ``xattn_ffn``: cross-attention and feed-forwards.
 - ``noxattn``: all but cross-attention, time embedding and output layers (ESD-u of the paper).
 - ``esd_u``: linear layers and convolutions outside cross-attention, no norms (ESD-u of the authors' diffusers code).
+- ``transformers``: weights of the linear layers and convolutions in the transformer blocks, 267.0 M (SPM).
 - ``linear_conv``: weights of every linear layer and convolution.
 - ``full``: everything, 859.5 M.
 """
@@ -58,6 +60,9 @@ _SELECTORS: dict[UNetScope, Callable[[str, nn.Module], bool]] = {
         ".attn2." not in name and not name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
     ),
     "esd_u": lambda name, module: _is_linear_or_conv(module) and ".attn2." not in name,
+    "transformers": lambda name, module: (
+        _is_linear_or_conv(module) and name.endswith(".weight") and ".attentions." in name
+    ),
     "linear_conv": lambda name, module: _is_linear_or_conv(module) and name.endswith(".weight"),
     "full": lambda name, module: True,
 }

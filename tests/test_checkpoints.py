@@ -14,6 +14,7 @@ from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.addition import attached
 from erasure.additions.adapters import Adapters, layer_widths
+from erasure.additions.membranes import GATE_UNIT, Membranes
 from erasure.checkpoints import edit_of, read_checkpoint
 from erasure.concept import Concept
 from erasure.edit import Edit, export
@@ -197,6 +198,57 @@ def test_low_rank_factors_of_a_convolution_do_what_the_layer_beside_it_does(tiny
 
     with edit_of(tmp_path / "spm.safetensors", tiny_model64).applied(tiny_model64):
         torch.testing.assert_close(layer(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def spm_file(model: TextToImage, path: Path, **changes: Tensor) -> Membranes:
+    """What a published SPM does, and its file: kohya's names, alpha 0.5, some tensors replaced."""
+    generator = torch.Generator().manual_seed(2)
+    content, up, down = {}, {}, {}
+    for name, weight in scope_parameters(model, "transformers").items():
+        layer = name.removesuffix(".weight")
+        ones = (1,) * (weight.ndim - 2)
+        down[layer] = torch.randn(1, 2, *weight.shape[1:], generator=generator)
+        up[layer] = torch.randn(1, len(weight), 2, generator=generator)
+        key = f"lora_unet_{layer.replace('.', '_')}"
+        content[f"{key}.lora_down.weight"] = down[layer][0]
+        content[f"{key}.lora_up.weight"] = up[layer].reshape(len(weight), 2, *ones)
+        content[f"{key}.alpha"] = torch.tensor(0.5)
+        up[layer] = up[layer] * 0.25
+    save_file({**content, **changes}, path, metadata={"prompts": "van gogh, by vincent", "rank": "2", "alpha": "0.5"})
+    return Membranes(up, down, (("van gogh", "by vincent"),))
+
+
+@torch.no_grad()
+def test_an_spm_is_imported_with_its_gate(tiny_model, tmp_path):
+    expected = spm_file(tiny_model, tmp_path / "spm.safetensors")
+    prompts = ["a church in van gogh style", "two blue fish"]
+
+    eraser = Imported(path=tmp_path / "spm.safetensors")
+    edit = eraser.erase(tiny_model, CONCEPT, Off(), seed=0).edit
+    [found] = edit.additions
+
+    assert not edit.entries
+    assert found.settings() == expected.settings()
+    assert found.tensors().keys() == expected.tensors().keys()
+    assert all(torch.equal(value, expected.tensors()[name]) for name, value in found.tensors().items())
+    pictures = []
+    for each in (edit, Edit({}, {}, (expected,))):
+        with each.applied(tiny_model):
+            assert tiny_model.encode(prompts)[0, -1, 0] == GATE_UNIT
+            pictures.append(tiny_model.generate(prompts, seeds=[1, 2], steps=2, guidance=3.0))
+    assert torch.equal(*pictures)
+
+
+def test_an_spm_of_another_model_or_without_numbers_is_refused(tiny_model, tmp_path):
+    path = tmp_path / "spm.safetensors"
+    spm_file(tiny_model, path, **{"lora_unet_mid_block_nothing.lora_up.weight": torch.ones(3, 2)})
+    with pytest.raises(ValueError, match=r"does not fit 'tiny': 1 of \d+ entries \('lora_unet_mid_block_nothing"):
+        edit_of(path, tiny_model)
+    spm_file(
+        tiny_model, path, **{f"lora_unet_{LAYER.replace('.', '_')}.lora_up.weight": torch.full((32, 2), torch.nan)}
+    )
+    with pytest.raises(ValueError, match=r"infinite values or none at all: 1 of \d+ entries \('mid_block"):
+        edit_of(path, tiny_model)
 
 
 def test_any_single_layer_of_compvis_names_finds_its_place(tiny_model, tmp_path):

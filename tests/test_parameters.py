@@ -35,6 +35,7 @@ def size(parameters):
         ("xattn_kv", 19.17, 32),
         ("ffn2", 49.56, 16),
         ("ffn", 148.8, 64),
+        ("transformers", 267.0, 192),
         ("full", 859.5, 686),
     ],
 )

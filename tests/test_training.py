@@ -74,3 +74,11 @@ def test_cosine_warmup_rises_then_falls_to_zero():
     assert factor(10) == pytest.approx(1.0)
     assert factor(55) == pytest.approx(0.5)
     assert factor(100) == pytest.approx(0.0)
+
+
+def test_cosine_warmup_starts_again_with_every_cycle():
+    factor = cosine_warmup(100, warmup=10, cycles=3)
+    assert [factor(step) for step in (10, 40, 70)] == pytest.approx([1.0] * 3)
+    assert [factor(step) for step in (25, 55, 85)] == pytest.approx([0.5] * 3)
+    assert factor(99) < 0.01
+    assert factor(100) == 0.0

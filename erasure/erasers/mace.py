@@ -17,10 +17,10 @@ from erasure.attention import concept_columns, concept_maps, concept_squares, ne
 from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, sum_of_squares
 from erasure.concept import Concept, ConceptKind
 from erasure.edit import Edit
-from erasure.finetuning import minimise, prune_after, require_trainable_precision
+from erasure.finetuning import prune_after, require_trainable_precision, train_beside
 from erasure.pictures import PICTURE_STREAM, Painting, paint
 from erasure.protocols import Erasure, Pruning, check_pair
-from erasure.trajectories import remembered, stage
+from erasure.trajectories import remembered
 
 FACTOR_STREAM = 2**34
 """Added to the seed of the factors' first values, so that they are not the training's noise."""
@@ -198,24 +198,19 @@ class MACE:
             with substituted(model, {name: weights[name] + B @ A for name, (B, A) in factors.items()}):
                 return attention.loss(model, step)
 
-        def train() -> dict[str, Tensor]:
-            losses, spent = minimise(
-                model,
-                loss,
-                list(flat.values()),
-                torch.optim.AdamW(flat.values(), lr=self.learning_rate, weight_decay=self.weight_decay),
-                steps=self.steps,
-                label=f"factors of {part.name}",
-                checkpoint=stage(checkpoint, f"training-{number}"),
-                clip_norm=self.clip_norm,
-            )
-            told = {"losses": torch.tensor(losses, dtype=torch.float64), "spent": torch.tensor(spent)}
-            return {**{name: factor.detach() for name, factor in flat.items()}, **told}
-
-        # What a run spent before it was killed is in its training's own count alone.
-        kept, _ = remembered(checkpoint, f"factors-{number}", train, model)
+        kept, losses, spent = train_beside(
+            model,
+            loss,
+            flat,
+            torch.optim.AdamW(flat.values(), lr=self.learning_rate, weight_decay=self.weight_decay),
+            steps=self.steps,
+            label=f"factors of {part.name}",
+            part=f"factors-{number}",
+            checkpoint=checkpoint,
+            clip_norm=self.clip_norm,
+        )
         pairs = {name: (kept[f"{name}:0"], kept[f"{name}:1"]) for name in factors}
-        return pairs, kept["losses"].tolist(), attention.unet_evaluations + int(kept["spent"])
+        return pairs, losses, attention.unet_evaluations + spent
 
     def _fused(
         self,
