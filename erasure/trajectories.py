@@ -87,6 +87,26 @@ def latents_before(
     return latents, torch.tensor(scored, device=model.device)
 
 
+def check_pool(trajectories: int | None, *, trajectory: str = "frozen", published_offset: bool = False) -> None:
+    """Refuse a pool of trajectories where every training sample has one of its own.
+
+    Raises:
+        ValueError: It is sampled from the current model, or as the published sampler does.
+    """
+    if trajectories is None:
+        return
+    if trajectory == "current":
+        raise ValueError(
+            f"trajectories is {trajectories} and trajectory 'current'; a pool of trajectories is sampled from the "
+            "frozen model, so set trajectory=frozen or trajectories=null."
+        )
+    if published_offset:
+        raise ValueError(
+            f"trajectories is {trajectories} and published_offset true; the published sampler has a trajectory for "
+            "every training sample, so set trajectories=null."
+        )
+
+
 def current_points(
     model: TextToImage, text: Tensor, settings: Trajectories, *, batch_size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
-from erasure.trajectories import FrozenSamples, Trajectories
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool
 
 ATTACK_STREAM = 2**34
 """Added to the seed of the attacks' first embeddings, so that they are not drawn like the trajectories."""
@@ -93,11 +93,7 @@ class AdvUnlearn(Trained):
                 f"layers is {self.layers} and scope {self.scope!r}; they are the text encoder's, so set "
                 "scope=text_encoder or layers=null."
             )
-        if self.published_offset and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a "
-                "trajectory for every training sample, so set trajectories=null."
-            )
+        check_pool(self.trajectories, published_offset=self.published_offset)
         return self
 
     @property

@@ -14,7 +14,7 @@ from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
-from erasure.trajectories import FrozenSamples, Trajectories, current_points, target_noise
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, target_noise
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -67,16 +67,7 @@ class ESD(Trained):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.trajectory == "current" and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
-                "the frozen model, so set trajectory=frozen or trajectories=null."
-            )
-        if self.published_offset and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a "
-                "trajectory for every training sample, so set trajectories=null."
-            )
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         return self
 
     @property

@@ -27,7 +27,7 @@ from erasure.edit import Edit
 from erasure.finetuning import minimise, prune_after, require_trainable_precision, retaining
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, current_points, stage
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
 
 ADAPTER_STREAM = 2**34
 """Added to the seed of the adapters' first values, so that they are not drawn like the trajectories."""
@@ -114,16 +114,7 @@ class Receler:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.trajectory == "current" and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
-                "the frozen model, so set trajectory=frozen or trajectories=null."
-            )
-        if self.published_offset and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and published_offset true; the published sampler has a "
-                "trajectory for every training sample, so set trajectories=null."
-            )
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         return self
 
     @property

@@ -20,7 +20,7 @@ from erasure.edit import Edit
 from erasure.finetuning import prune_after, require_preserved, require_trainable_precision, train_beside
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, current_points, stage, target_noise
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage, target_noise
 
 CONCEPT_STREAM = 2**37
 """Added to the seed for every concept but the first, so that each draws its own numbers."""
@@ -111,11 +111,7 @@ class SPM:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.trajectory == "current" and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
-                "the frozen model, so set trajectory=frozen or trajectories=null."
-            )
+        check_pool(self.trajectories, trajectory=self.trajectory)
         if self.anchor_lengths[0] > self.anchor_lengths[1]:
             raise ValueError(f"anchor_lengths is {list(self.anchor_lengths)}; the first must not exceed the second.")
         return self

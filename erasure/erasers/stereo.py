@@ -19,7 +19,7 @@ from erasure.finetuning import FineTuning, Trained, fine_tune, minimise, noise_e
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
 from erasure.protocols import Objective
-from erasure.trajectories import FrozenSamples, Trajectories, current_points, stage
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
 
 SEARCH_STREAM = 2**36
 """Added to the seed once for every round of the search, so that no two rounds draw alike."""
@@ -121,11 +121,7 @@ class STEREO(Trained):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.trajectory == "current" and self.trajectories is not None:
-            raise ValueError(
-                f"trajectories is {self.trajectories} and trajectory 'current'; a pool of trajectories is sampled from "
-                "the frozen model, so set trajectory=frozen or trajectories=null."
-            )
+        check_pool(self.trajectories, trajectory=self.trajectory)
         if self.images < self.rounds:
             raise ValueError(
                 f"images is {self.images} and rounds {self.rounds}; every round learns from pictures of its own, so "
