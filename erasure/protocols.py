@@ -109,5 +109,6 @@ def check_pair(eraser: Eraser | type[Eraser], pruning: Pruning | type[Pruning]) 
         names = [(part if isinstance(part, type) else type(part)).__name__ for part in (pruning, eraser)]
         raise ValueError(
             f"Pruning {names[0]!r} learns under the eraser's objective and eraser {names[1]!r} has none; "
-            "choose one that trains (eraser=esd, ac, fmn, salun, advunlearn, stereo) or a pruning that scores weights (conceptprune, ...)."
+            "choose one that trains (eraser=esd, ac, fmn, salun, advunlearn, stereo) or a pruning that scores weights "
+            "(conceptprune, ...)."
         )
