@@ -381,5 +381,5 @@ def test_the_experiment_is_esd_without_and_with_pruning_on_each_task():
     jobs = tables.experiment_jobs("neurons")
     cells = [(job["concept"]["name"], job["pruning"]["_target_"].rpartition(".")[2]) for job in jobs]
     assert cells == [(concept, pruning) for concept in ("van_gogh", "church", "fire") for pruning in ("Off", "Learned")]
-    shared = tables.experiment_jobs("table1", ["attack=unlearndiff"])
+    shared = tables.experiment_jobs("claim")
     assert all(job in shared for job in jobs)
