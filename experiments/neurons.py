@@ -504,6 +504,7 @@ def main() -> None:
     parser.add_argument("--seeds-per-pair", default=Analysis.seeds_per_pair, help="pictures of each pair of prompts")
     parser.add_argument("--seed", default=Analysis.seed, help="of those pictures, the random neurons and the bootstrap")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with one_sentence():
         analysis = Analysis(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Analysis)})
         keep_freed_memory()
