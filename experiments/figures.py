@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from evaluation.statistics import Rate
 from experiments.errors import one_sentence
-from experiments.tables import attack_table, collect_runs, comes_as_text, method_name, model_name, parse_arguments
+from experiments.tables import collect_runs, comes_as_text, method_name, model_name, parse_arguments
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""
@@ -136,7 +136,7 @@ def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
 def main() -> None:
     """The command line."""
     arguments = parse_arguments(
-        "Draw an experiment's attack success rates: against their cost where one model met several attacks, else "
+        "Draw an experiment's attack success rates: against their cost where there are several attacks, else "
         "against what is retained.",
         experiment="attacks",
     )
@@ -144,7 +144,7 @@ def main() -> None:
         summaries, _ = collect_runs(arguments.experiment, arguments.overrides)
         arguments.folder.mkdir(parents=True, exist_ok=True)
         path = arguments.folder / f"{arguments.experiment}.png"
-        draw = cost_curves if len(attack_table(summaries)) else tradeoffs
+        draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
         draw(summaries).savefig(path, dpi=130)
         print(path)
 
