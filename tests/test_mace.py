@@ -316,12 +316,12 @@ def test_every_preset_names_every_field(preset):
 
 def test_a_short_run_takes_the_canvas_eyes_off_the_concept(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
-    shortened = ["images=8", "sampling_steps=4", "steps=30", "learning_rate=0.03"]
+    shortened = ["images=8", "sampling_steps=4", "steps=30", "learning_rate=0.1"]
     job = make_job("concept=church", "eraser=mace", *(f"eraser.{part}" for part in shortened))
 
     losses = job.eraser.erase(load_model("canvas"), job.concept, job.pruning, seed=0).losses
 
-    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
 @pytest.mark.slow

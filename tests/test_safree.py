@@ -32,7 +32,7 @@ PROMPTS = [
     "two blue fish in the snow",
     "",
     "church",
-    "' a ' fish '",
+    "' a ' fish '",  # the tiny vocabulary reads a lone apostrophe as the end
     "a painting of a red church by vincent van gogh " * 4,
 ]
 # On the tiny model beta is small: these settings spread the prompts over the steps.
@@ -57,9 +57,16 @@ def span(model, prompts):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("alpha", [0.01, 0.0, 0.1])
+@pytest.mark.parametrize(
+    ("alpha", "filters"),
+    [
+        (0.01, [True, True, False, True, False, True]),
+        (0.0, [True, True, False, True, False, True]),
+        (0.1, [False, False, False, True, False, False]),
+    ],
+)
 @pytest.mark.parametrize("projection", ["prompt_last", "concept_last"])
-def test_text_and_steps_are_those_of_the_formulas(tiny_model64, projection, alpha):
+def test_text_and_steps_are_those_of_the_formulas(tiny_model64, projection, alpha, filters):
     model, end = tiny_model64, tiny_model64.tokenizer.eos_token_id
     concept = span(model, CONCEPT.targets)
     rows = model.tokenize(PROMPTS).tolist()
@@ -76,8 +83,7 @@ def test_text_and_steps_are_those_of_the_formulas(tiny_model64, projection, alph
     assert torch.allclose(text[:, :24], expected, rtol=1e-9, atol=1e-9)
     assert torch.equal(text[:, 24:48], plain)
     changed = (expected != plain).any(dim=2).any(dim=1)
-    assert not changed[PROMPTS.index("")]
-    assert changed.any()
+    assert changed.tolist() == filters
     for place, last in enumerate(steps):
         for step in range(10):
             assert torch.equal(given[step][place], text[place, :24] if step <= last else plain[place])
