@@ -246,8 +246,7 @@ def _adapters_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:
         within = [name for name in widths if f"{name}.".startswith(f"{block}.")]
         name = f"{within[0]}.{matrix}.{kind}" if len(within) == 1 else key
         named[key if name in named else name] = tensor
-    if odd := [f"{key!r}" for key, tensor in named.items() if tensor.dtype not in _PRECISIONS or not _finite(tensor)]:
-        raise ValueError(f"{path} holds infinite values or none at all: {_examples(odd, len(named))}.")
+    _require_finite(path, named)
     adapters = Adapters(named)
     try:
         if lacking := [f"{name!r}" for name in widths if name not in adapters.layers]:
@@ -256,10 +255,6 @@ def _adapters_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:
     except ValueError as error:
         raise ValueError(f"{path} does not fit {model.name!r}: {error}") from error
     return Edit({}, {}, (adapters,))
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def _skipped_as(key: str) -> str | None:
@@ -388,7 +383,10 @@ def _dense_edit(path: Path, weights: Weights, model: TextToImage) -> Edit:
 
 
 def _require_finite(path: Path, tensors: Weights) -> None:
-    if broken := [f"{name!r}" for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+    def finite(tensor: Tensor) -> bool:
+        return tensor.dtype in _PRECISIONS and bool(tensor.isfinite().all())
+
+    if broken := [f"{name!r}" for name, tensor in tensors.items() if not finite(tensor)]:
         raise ValueError(f"{path} holds infinite values or none at all: {_examples(broken, len(tensors))}.")
 
 

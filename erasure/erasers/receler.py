@@ -1,6 +1,7 @@
 """Receler: adapters behind cross-attention unlearn the concept, where it is, against prompts that bring it back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -138,9 +139,7 @@ class Receler:
         weights = list(adapters.weights.values())
         at_work = AdaptersAtWork(adapters, model)
         own = RecelerObjective(self, at_work)
-        trajectories = Trajectories(
-            self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size
-        )
+        trajectories = replace(self.settings, lagging=False)
         objective = retaining(own, self.retain_weight, trajectories, self.batch_size)
         try:
             with at_work.silenced():
