@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-# Workers of pytest-xdist share the cores, and so do the jobs that they start.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
