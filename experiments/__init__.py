@@ -5,12 +5,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 
-def _by_kind(values: DictConfig, *, _root_: DictConfig) -> Any:
-    kind = OmegaConf.select(_root_, "concept.kind")
-    if kind not in values:
-        raise ValueError(f"concept.kind is {kind!r}; it must be one of {', '.join(map(str, values))}")
-    return values[kind]
+def _by(field: str) -> Any:
+    def choose(values: DictConfig, *, _root_: DictConfig) -> Any:
+        key = OmegaConf.select(_root_, field)
+        if key not in values:
+            raise ValueError(f"{field} is {key!r}; it must be one of {', '.join(map(str, values))}")
+        return values[key]
+
+    return choose
 
 
-# Configs may say ${by_kind:{style: 3, object: 3, unsafe: 5}}, for what papers set by the kind of the concept.
-OmegaConf.register_new_resolver("by_kind", _by_kind, replace=True)
+# Configs may say ${by_kind:{style: 3, object: 3, unsafe: 5}} for what papers set by the kind of the concept, and
+# ${by_concept:{nudity: 142, ...}} for what goes by the concept itself.
+OmegaConf.register_new_resolver("by_kind", _by("concept.kind"), replace=True)
+OmegaConf.register_new_resolver("by_concept", _by("concept.name"), replace=True)
