@@ -1,5 +1,7 @@
 """Several processes share the prompts of one job and change none of its numbers."""
 
+# ruff: noqa: F811 - fixtures are imported and then named as parameters
+
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def test_two_processes_give_the_numbers_of_one(
     ]
 
 
-def test_one_process_goes_on_where_two_were(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+def test_one_process_goes_on_where_two_were(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     store = tmp_path / "store"
     run_shared([*overrides(world, store), "prompts=3"], tmp_path / "two")
     lines = {path.name: path.read_text() for path in store.glob("attacks/*/outcomes*.jsonl")}
@@ -45,7 +47,7 @@ def test_one_process_goes_on_where_two_were(world: Path, undisturbed: dict[str, 
 
 
 def test_a_process_that_fails_ends_the_job_with_a_sentence(
-    world: Path,  # noqa: F811
+    world: Path,
     tmp_path: Path,
 ) -> None:
     command = [*overrides(world, tmp_path / "store"), "eraser=none", "attack=random"]
