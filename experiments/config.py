@@ -116,6 +116,15 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     )
 
 
+def make_object(config: DictConfig, name: str) -> Any:
+    """One of the :data:`OBJECTS` of a composed config, made and checked.
+
+    Raises:
+        CommandError: A value or a field of it is wrong.
+    """
+    return _instantiate(config, name)
+
+
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
     """``config`` without the fields that change speed alone.
 

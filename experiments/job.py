@@ -63,6 +63,8 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
             return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
 
+        labels = stages.label_counts(base, plain, attacked)
+
         outcomes = attacked.outcomes
         cases = [CaseResult.of(outcome, base=present) for outcome, present in zip(outcomes, base_present, strict=True)]
         curve = success_curve(outcomes)
@@ -72,6 +74,7 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
             cases,
             identity=run_identity(stages, erased.key, rows, retained),
             measures=measures,
+            labels=labels,
             curve=curve,
             costs={
                 "base": Cost.total([base.cost, base_retained.cost]),

@@ -8,6 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
 from attacks.protocols import is_given_original
 from attacks.union import Union
@@ -16,11 +19,12 @@ from diffusion.progress import progress_bar
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
+from evaluation.verdicts import LabelCounts, Verdicts, label_counts
 from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.processes import ALONE, Processes
-from experiments.store import Journal, Store, canonical_json, read_json, write_json
+from experiments.store import Journal, Store, canonical_json, content_hash, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +53,16 @@ class StoredEdit:
 
 @dataclass(frozen=True)
 class Attacked:
-    """The outcomes of all cases, in their order, and what they cost when they were found."""
+    """The outcomes of all cases, in their order, and what they cost when they were found.
+
+    Attributes:
+        key: Hash of everything that they depend on.
+    """
 
     outcomes: list[Outcome]
     cost: Cost
     folder: Path
+    key: str
 
 
 class Stages:
@@ -155,11 +164,26 @@ class Stages:
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
         """Say of each picture whether it shows the concept."""
-        key = {"pictures": pictures.key, "judge": self.judge_key}
-        present: list[bool] = self.store.remembered(
-            "verdicts", key, lambda: [bool(present) for present in self.job.judge(pictures.images).present]
-        )
+        stored = self._verdicts(pictures.images, pictures.key)
+        present: list[bool] = stored["present"] if isinstance(stored, dict) else stored
         return present
+
+    def label_counts(self, base: Pictures, erased: Pictures, attacked: Attacked) -> dict[str, LabelCounts]:
+        """Count each label in the pictures of the base model, once erased and under attack, where the judge has labels.
+
+        A case counts under attack with the last picture that was judged, as in the success rate.
+        """
+        if not isinstance(self._verdicts(base.images, base.key), dict):
+            return {}
+        last = torch.stack([outcome.image for outcome in attacked.outcomes])
+        sets = {
+            "base": (base.images, base.key),
+            "erased": (erased.images, erased.key),
+            "attacked": (last, attacked.key),
+        }
+        return {
+            name: label_counts(self._verdicts(images, key)["details"]["labels"]) for name, (images, key) in sets.items()
+        }
 
     def attack(self, cases: Sequence[PromptCase], erased: StoredEdit) -> Attacked:
         """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known."""
@@ -177,7 +201,7 @@ class Stages:
         outcomes = [_read_outcome(entry, folder) for entry in entries]
         cost = Cost.total(Cost.of(entry["cost"]) for entry in entries)
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
-        return Attacked(outcomes, cost, folder)
+        return Attacked(outcomes, cost, folder, content_hash([folder.name, [case_id(case) for case in cases]]))
 
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
         """Every evaluator's numbers on the retained prompts."""
@@ -200,6 +224,11 @@ class Stages:
             measures |= result["measures"]
             costs.append(Cost.of(result))
         return measures, Cost.total(costs)
+
+    def _verdicts(self, images: Tensor, pictures: str) -> Any:
+        """What the judge says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``; see :func:`_stored`."""
+        key = {"pictures": pictures, "judge": self.judge_key}
+        return self.store.remembered("verdicts", key, lambda: _stored(self.job.judge(images)))
 
     def _attack_key(self, edit: str) -> dict[str, Any]:
         return {
@@ -231,6 +260,12 @@ class Stages:
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
+
+
+def _stored(verdicts: Verdicts) -> Any:
+    """Verdicts as JSON: a list of what is present, with the details beside it where a judge has labels."""
+    present = [bool(present) for present in verdicts.present]
+    return {"present": present, "details": verdicts.details} if "labels" in verdicts.details else present
 
 
 def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:

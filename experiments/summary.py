@@ -14,6 +14,7 @@ from attacks.union import Union
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
+from evaluation.verdicts import LabelCounts
 from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost
 from experiments.stages import Stages
@@ -90,6 +91,7 @@ class Summary:
         measures: What the evaluators say of the retained prompts.
         members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
+        labels: Of judges with labels, how often each is found in the pictures of each rate.
     """
 
     identity: dict[str, Any]
@@ -107,6 +109,7 @@ class Summary:
     provenance: dict[str, Any] = field(default_factory=dict)
     unpruned: dict[str, Any] | None = None
     members: dict[str, Rate] = field(default_factory=dict)
+    labels: dict[str, LabelCounts] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -125,6 +128,7 @@ class Summary:
             "threat_model": self.threat_model,
             "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
             "members": {name: rate.as_dict() for name, rate in self.members.items()},
+            "labels": self.labels,
             "measures": self.measures,
             "unpruned": self.unpruned,
             "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
@@ -144,6 +148,7 @@ def summarise(
     *,
     identity: dict[str, Any],
     measures: Measures,
+    labels: dict[str, LabelCounts],
     curve: list[CurvePoint],
     costs: dict[str, Cost],
     edit: dict[str, Any],
@@ -167,6 +172,7 @@ def summarise(
         config=job.config,
         provenance=provenance(),
         members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
+        labels=labels,
     )
 
 
