@@ -1,8 +1,10 @@
 """Pictures of prompts in the store: one PNG each, which carries what made it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,28 @@ _FACTS = "made from"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a prompt set, in its order.
+    """Pictures of a prompt set, in its order, on the disk.
 
     Attributes:
-        images: uint8 [n, 3, H, W].
+        paths: A file each.
         cost: What they cost when they were made.
         key: Hash of everything that they depend on.
         folder: Where they lie.
     """
 
-    images: Tensor
+    paths: list[Path]
     cost: Cost
     key: str
     folder: Path
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All of them in memory, uint8 [n, 3, H, W]."""
+        return self.read(0, len(self.paths))
+
+    def read(self, start: int, end: int) -> Tensor:
+        """Those from number ``start`` to before ``end``, uint8 [n, 3, H, W]."""
+        return torch.stack([read_picture(path)[0] for path in self.paths[start:end]])
 
 
 def picture_id(prompt: str, seed: int, guidance: float) -> str:
@@ -75,10 +86,10 @@ def make_pictures(
                 part = waiting[start : start + sampling.batch_size]
                 _make_batch(folder, model, part, sampling)
                 bar.advance(len(part))
-    read = [read_picture(folder / f"{name}.png") for name in names]
+    paths = [folder / f"{name}.png" for name in names]
     return Pictures(
-        images=torch.stack([image for image, _ in read]),
-        cost=Cost.total(Cost.of(facts) for _, facts in read),
+        paths=paths,
+        cost=Cost.total(Cost.of(read_facts(path)) for path in paths),
         key=content_hash([folder.name, names]),
         folder=folder,
     )
@@ -114,9 +125,26 @@ def read_picture(path: Path) -> tuple[Tensor, dict[str, Any]]:
     Raises:
         ValueError: The file is no such picture.
     """
+    with _opened(path) as picture:
+        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+        return image, json.loads(picture.info[_FACTS])
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a picture, whose pixels are left unread.
+
+    Raises:
+        ValueError: The file is no such picture.
+    """
+    with _opened(path) as picture:
+        facts: dict[str, Any] = json.loads(picture.info[_FACTS])
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
-            image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-            return image, json.loads(picture.info[_FACTS])
+            yield picture
     except (OSError, KeyError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from error

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from evaluation.quality import Measures
 from evaluation.verdicts import LabelCounts, Verdicts, label_counts
 from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
+from experiments.measuring import Measuring, measure_pictures
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.processes import ALONE, Processes
 from experiments.store import Journal, Store, canonical_json, content_hash, read_json, write_json
@@ -110,7 +112,7 @@ class Stages:
     def evaluator_keys(self) -> dict[str, dict[str, Any]]:
         """The evaluators by name, each with its weights."""
         configs = matters(self.job.config["evaluator"])
-        return {name: {**configs[name], **_contents(evaluator)} for name, evaluator in self.job.evaluators.items()}
+        return {name: _identified(configs[name], evaluator) for name, evaluator in self.job.evaluators.items()}
 
     @cached_property
     def eraser_key(self) -> dict[str, Any]:
@@ -204,26 +206,37 @@ class Stages:
         return Attacked(outcomes, cost, folder, content_hash([folder.name, [case_id(case) for case in cases]]))
 
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
-        """Every evaluator's numbers on the retained prompts."""
-        measures: Measures = {}
-        costs = []
-        for name, evaluator in self.job.evaluators.items():
-            key = {
-                "base": base.key,
-                "edited": edited.key,
-                "rows": [dict(row.labels) for row in rows],
-                "evaluator": self.evaluator_keys[name],
-            }
+        """Every evaluator's numbers on the retained prompts.
 
-            def compute(evaluator: Any = evaluator) -> dict[str, Any]:
-                meter = Meter(self.model)
-                numbers = evaluator(edited.images, base.images, rows)
-                return {"measures": numbers, **meter.read().as_dict()}
-
-            result = self.store.remembered("measures", key, compute)
-            measures |= result["measures"]
-            costs.append(Cost.of(result))
-        return measures, Cost.total(costs)
+        The pictures are read once for all evaluators whose numbers are not in the store, part by part, and a killed run
+        goes on from its last checkpoint.
+        """
+        folders = {
+            name: self.store.folder(
+                "measures",
+                {
+                    "base": base.key,
+                    "edited": edited.key,
+                    "rows": [dict(row.labels) for row in rows],
+                    "evaluator": self.evaluator_keys[name],
+                },
+            )
+            for name in self.job.evaluators
+        }
+        with ExitStack() as locks:
+            # In one order for all processes, so that no two wait for each other.
+            for folder in sorted(folders.values()):
+                locks.enter_context(self.store.locked(folder))
+            waiting = [
+                Measuring(self.job.evaluators[name], folder)
+                for name, folder in folders.items()
+                if not (folder / "result.json").exists()
+            ]
+            if waiting:
+                measure_pictures(waiting, base, edited, rows, Meter(self.model))
+        results = [read_json(folder / "result.json") for folder in folders.values()]
+        measures = {name: value for result in results for name, value in result["measures"].items()}
+        return measures, Cost.total(map(Cost.of, results))
 
     def _verdicts(self, images: Tensor, pictures: str) -> Any:
         """What the judge says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``; see :func:`_stored`."""
@@ -274,6 +287,16 @@ def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:
         # In a list, as their order counts.
         key["members"] = [[name, _attack_key(config["members"][name], attack.members[name])] for name in attack.members]
     return key
+
+
+def _identified(config: Mapping[str, Any], settings: object) -> dict[str, Any]:
+    """The config of ``settings`` and of the settings within them, with the contents of their files."""
+    inner = {name: value for name, value in vars(settings).items() if is_dataclass(value)}
+    return {
+        **config,
+        **_contents(settings),
+        **{name: _identified(config[name], value) for name, value in inner.items()},
+    }
 
 
 def _contents(settings: object) -> dict[str, str]:

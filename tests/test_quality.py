@@ -8,6 +8,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from evaluation.prompt_sets import PromptRow
+from evaluation.quality import measure
 from evaluation.quality.accuracy import RetainedAccuracy
 from evaluation.quality.clip_score import ClipScore
 from evaluation.quality.fid import Fid
@@ -86,7 +87,7 @@ def test_clip_score_reports_both_models_with_intervals(clip_folder: Path):
     images, base = pictures(4, seed=0), pictures(4, seed=1)
     rows = [PromptRow(number, prompt) for number, prompt in enumerate(PROMPTS)]
     score = ClipScore(clip_folder, name="canvas_clip")
-    measures = score(images, base, rows)
+    measures = measure(score, images, base, rows)
     assert set(measures) == {"canvas_clip", "canvas_clip_base"}
     for name, of in (("canvas_clip", images), ("canvas_clip_base", base)):
         assert measures[name]["n"] == 4
@@ -113,7 +114,7 @@ def test_fid_of_equal_pictures_is_zero_even_where_they_are_few(classifier_folder
     # 10 pictures leave the 16 features' covariance without full rank.
     images = pictures(10, seed=0)
     spread = CanvasClassifier.from_pretrained(classifier_folder).features(images).var(dim=0).sum()
-    measures = Fid(classifier_folder)(images, images, [])
+    measures = measure(Fid(classifier_folder), images, images, [])
     assert measures["fid"] < 1e-5 * float(spread)
     assert measures["fid_n"] == 10
 
@@ -138,7 +139,7 @@ def labelled_rows(folder: Path, images: torch.Tensor, wrong: int) -> list[Prompt
 def test_retained_accuracy_counts_agreement_per_head(classifier_folder: Path):
     images = pictures(20, seed=0)
     rows = labelled_rows(classifier_folder, images, wrong=5)
-    measures = RetainedAccuracy(folder=classifier_folder)(images, images.flip(0), rows)
+    measures = measure(RetainedAccuracy(folder=classifier_folder), images, images.flip(0), rows)
     assert set(measures) == {f"accuracy_{name}" for name in ("style", "subject", "style_base", "subject_base")}
     assert (measures["accuracy_style"]["successes"], measures["accuracy_style"]["n"]) == (15, 20)
     assert measures["accuracy_subject"]["rate"] == 1.0

@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from tests.networks import write_hub_cache, write_resnet, write_vit
 from tests.onnx_files import write_mean_classifier
@@ -253,10 +254,21 @@ def test_every_choice_composes_and_builds(
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
         "transfer": [f"attack.found={found}"],
         **(judge_files(tmp_path) if group == "judge" else {}),
+        **(quality_files(tmp_path) if group == "evaluator" else {}),
     }
     plus = "+" if group == "method" else ""
     job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []))
     assert job.choices[group] == choice
+
+
+def quality_files(folder: Path) -> dict[str, list[str]]:
+    """What evaluators of Stable Diffusion need, as files that are read when pictures are measured."""
+    (folder / "weights.pth").touch()
+    Image.new("RGB", (8, 8)).save(folder / "photograph.png")
+    weights = [f"evaluator.clip_score.weights={folder / 'weights.pth'}"]
+    weights += [f"evaluator.fid.extractor.weights={folder / 'weights.pth'}"]
+    own = [f"evaluator.{name}.weights={folder / 'weights.pth'}" for name in ("kid.extractor", "lpips")]
+    return {"stable_diffusion": weights + own, "coco_10k": [*weights, f"evaluator.fid.reference={folder}"]}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Retained accuracy: how often pictures of other prompts still show what they ask for."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -27,26 +27,52 @@ class RetainedAccuracy:
     folder: ClassifierFolder = CLASSIFIER_FOLDER
 
     def rates(self, images: Tensor, rows: Sequence[PromptRow]) -> dict[str, Rate]:
-        """Agreement of uint8 pictures [n, 3, H, W] with the labels of their prompts, for each head.
+        """The rate of :meth:`agreement` for each head."""
+        return {head: Rate.of(agrees) for head, agrees in self.agreement(images, rows).items()}
+
+    def agreement(self, images: Tensor, rows: Sequence[PromptRow]) -> dict[str, list[bool]]:
+        """Which of the uint8 pictures [n, 3, H, W] agree with the labels of their prompts, for each head.
 
         Raises:
             ValueError: A prompt lacks a head's label, or has one that the classifier does not know.
         """
         probabilities = classify(load_classifier(self.folder), images)
-        rates: dict[str, Rate] = {}
+        agreement: dict[str, list[bool]] = {}
         for head in self.heads:
             predicted = [HEADS[head][index] for index in probabilities[head].argmax(dim=1).tolist()]
             wanted = [_label(row, head) for row in rows]
-            rates[head] = Rate.of([one == other for one, other in zip(predicted, wanted, strict=True)])
-        return rates
+            agreement[head] = [one == other for one, other in zip(predicted, wanted, strict=True)]
+        return agreement
 
-    def __call__(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> Measures:
-        """``accuracy_<head>`` of the edited model and ``accuracy_<head>_base``, each a :class:`Rate` as a dict."""
-        measures: Measures = {}
+    def start(self) -> "Agreement":
+        """Measure ``accuracy_<head>`` of the edited model and ``accuracy_<head>_base``, each a :class:`Rate`."""
+        return Agreement(self)
+
+
+class Agreement:
+    """Which pictures have shown what their prompts name, by measure."""
+
+    def __init__(self, settings: RetainedAccuracy) -> None:
+        self._settings = settings
+        self._agrees: dict[str, list[bool]] = {}
+
+    def update(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> None:
+        """See :class:`evaluation.quality.Measurement`."""
         for suffix, pictures in (("", images), ("_base", reference_images)):
-            for head, rate in self.rates(pictures, rows).items():
-                measures[f"accuracy_{head}{suffix}"] = rate.as_dict()
-        return measures
+            for head, agrees in self._settings.agreement(pictures, rows).items():
+                self._agrees.setdefault(f"accuracy_{head}{suffix}", []).extend(agrees)
+
+    def compute(self) -> Measures:
+        """A rate as a dict by measure."""
+        return {name: Rate.of(agrees).as_dict() for name, agrees in self._agrees.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The outcomes by measure."""
+        return dict(self._agrees)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`evaluation.quality.Measurement`."""
+        self._agrees = dict(state)
 
 
 def _label(row: PromptRow, head: Head) -> str:

@@ -14,9 +14,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.sources import CANVAS_FOLDER
-from evaluation.prompt_sets import PromptRow
-from evaluation.quality import Measures
-from evaluation.statistics import Mean
+from evaluation.quality.text_scores import TextScores
 
 
 class ClipFeatures(nn.Module):
@@ -94,10 +92,6 @@ class ClipScore:
         scores = [clip_score(image, prompt, lambda: loaded) for image, prompt in zip(images, prompts, strict=True)]
         return torch.stack(scores) if scores else torch.empty(0)
 
-    def __call__(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> Measures:
-        """``<name>`` of the edited model and ``<name>_base``, each a :class:`Mean` as a dict."""
-        prompts = [row.prompt for row in rows]
-        return {
-            self.name: Mean.of(self.scores(images, prompts)).as_dict(),
-            f"{self.name}_base": Mean.of(self.scores(reference_images, prompts)).as_dict(),
-        }
+    def start(self) -> TextScores:
+        """Measure ``<name>`` of the edited model and ``<name>_base``, each a :class:`evaluation.statistics.Mean`."""
+        return TextScores(self.name, self.scores)

@@ -29,3 +29,16 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> list[fl
         lengths = math.sqrt(sum(x * x for x in image)) * math.sqrt(sum(y * y for y in text))
         scores.append(max(100 * dot / lengths, 0.0))
     return scores
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """The unbiased MMD^2 of two feature sets [n, d] under the kernel (x.y / d + 1)^3."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    n, m = len(first), len(second)
+    within = sum(kernel(first[i], first[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    within += sum(kernel(second[i], second[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return within - 2 * sum(kernel(x, y) for x in first for y in second) / (n * m)

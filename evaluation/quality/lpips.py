@@ -1,0 +1,93 @@
+"""LPIPS: how far pictures have moved from the base model's, to the eye (Zhang et al. 2018, 1801.03924)."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torchmetrics.functional.image.lpips import _NoTrainLpips
+from torchvision.models import AlexNet_Weights, alexnet
+
+from evaluation.judges.pretrained import TorchDevice, batches, pick_device
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Measures
+from evaluation.quality.weights import weights_file
+from evaluation.statistics import Mean
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Lpips:
+    """The mean over retained prompts of LPIPS between the two models' pictures; 0 where an edit changes none.
+
+    AlexNet's with the published linear heads, through torchmetrics.
+
+    Attributes:
+        weights: AlexNet's; null for what torchvision downloads, where torch's hub keeps it.
+        device: ``auto`` takes a GPU if there is one.
+        batch_size: Pictures at a time; no effect on results.
+
+    Raises:
+        ValueError: The file is not there.
+    """
+
+    weights: Annotated[Path, weights_file(AlexNet_Weights.DEFAULT.url)]
+    device: TorchDevice = "auto"
+    batch_size: int = 16
+
+    @torch.no_grad()
+    def distances(self, images: Tensor, reference_images: Tensor) -> Tensor:
+        """LPIPS of each pair of uint8 pictures [n, 3, H, W], float [n]; pictures need an edge of 63 or more."""
+        device = pick_device(self.device)
+        network = load_network(self.weights, device)
+        pairs = zip(batches(images, self.batch_size), batches(reference_images, self.batch_size), strict=True)
+        parts = [network(_scaled(one, device), _scaled(other, device)).flatten().cpu() for one, other in pairs]
+        return torch.cat([torch.empty(0), *parts])
+
+    def start(self) -> "PictureDistances":
+        """Measure ``lpips``, a :class:`evaluation.statistics.Mean` as a dict."""
+        return PictureDistances(self)
+
+
+class PictureDistances:
+    """The distance of every pair of pictures so far."""
+
+    def __init__(self, settings: Lpips) -> None:
+        self._settings = settings
+        self._distances: list[float] = []
+
+    def update(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> None:
+        """See :class:`evaluation.quality.Measurement`."""
+        self._distances += self._settings.distances(images, reference_images).tolist()
+
+    def compute(self) -> Measures:
+        """The mean as a dict."""
+        return {"lpips": Mean.of(self._distances).as_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """The distances."""
+        return {"distances": self._distances}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`evaluation.quality.Measurement`."""
+        self._distances = list(state["distances"])
+
+
+@lru_cache(maxsize=2)
+def load_network(weights: Path, device: torch.device) -> nn.Module:
+    """LPIPS's network with AlexNet's ``weights``, read once per process."""
+    trunk = alexnet()
+    trunk.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    network = _NoTrainLpips(net="alex", pnet_rand=True)
+    for part in (network.net.slice1, network.net.slice2, network.net.slice3, network.net.slice4, network.net.slice5):
+        for position, layer in part.named_children():
+            layer.load_state_dict(trunk.features[int(position)].state_dict())
+    return network.to(device)
+
+
+def _scaled(images: Tensor, device: torch.device) -> Tensor:
+    """Pixels from -1 to 1, as the network takes them."""
+    return images.to(device).float() / 127.5 - 1

@@ -1,0 +1,73 @@
+"""Evaluators at work on pictures that are too many for the memory: one pass for all, which survives a kill."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from diffusion.progress import progress_bar
+from diffusion.training import save_atomically
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Evaluator
+from experiments.cost import Cost, Meter
+from experiments.pictures import Pictures
+from experiments.store import write_json
+
+PART = 128
+"""Pictures of each model that are in memory at a time."""
+
+PARTS_BETWEEN_CHECKPOINTS = 8
+
+
+class Measuring:
+    """One evaluator's work, kept in ``folder``: how far it is, and its result in the end.
+
+    Args:
+        evaluator: What is measured.
+        folder: Of the store.
+    """
+
+    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+        self.measurement = evaluator.start()
+        self.folder = folder
+        self.done = 0
+        self.cost = Cost()
+        self._checkpoint = folder / "work.checkpoint"
+        if self._checkpoint.exists():
+            kept = torch.load(self._checkpoint, weights_only=True)
+            self.measurement.restore(kept["state"])
+            self.done, self.cost = kept["done"], Cost.of(kept["cost"])
+
+    def save(self) -> None:
+        """Write how far it is."""
+        kept = {"state": self.measurement.state(), "done": self.done, "cost": self.cost.as_dict()}
+        save_atomically(kept, self._checkpoint)
+
+    def finish(self, meter: Meter) -> None:
+        """Write the result."""
+        measures = self.measurement.compute()
+        cost = Cost.total([self.cost, meter.read()])
+        write_json(self.folder / "result.json", {"measures": measures, **cost.as_dict()})
+        self._checkpoint.unlink(missing_ok=True)
+
+
+def measure_pictures(
+    waiting: Sequence[Measuring], base: Pictures, edited: Pictures, rows: Sequence[PromptRow], meter: Meter
+) -> None:
+    """Show the pictures of both models to every evaluator that has not seen them, and write down the results."""
+    first = min(measuring.done for measuring in waiting)
+    with progress_bar("measuring", len(rows), done=first) as bar:
+        for number, start in enumerate(range(first, len(rows), PART), start=1):
+            end = min(start + PART, len(rows))
+            images, reference_images = edited.read(start, end), base.read(start, end)
+            for measuring in waiting:
+                if measuring.done <= start:
+                    measuring.measurement.update(images, reference_images, rows[start:end])
+                    measuring.done = end
+                    # The first one carries the reading.
+                    measuring.cost = Cost.total([measuring.cost, meter.read()])
+                    if number % PARTS_BETWEEN_CHECKPOINTS == 0:
+                        measuring.save()
+            bar.advance(end - start)
+    for measuring in waiting:
+        measuring.finish(meter)
