@@ -4,7 +4,7 @@ Without pictures the canvas draws them, so that their truth is known: ``python -
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,14 @@ from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
 from experiments.config import make_object
 from experiments.errors import one_sentence, tidy_arguments
-from experiments.labelled_pictures import batched, check_drawable, draw_pictures, list_pictures, read_pictures
+from experiments.labelled_pictures import (
+    Labelled,
+    batched,
+    check_drawable,
+    draw_pictures,
+    list_pictures,
+    read_pictures,
+)
 from experiments.shorthands import spell_out
 from experiments.store import write_json
 from experiments.summary import provenance
@@ -53,21 +60,18 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
     config, choices = _compose(overrides)
     concept: Concept = make_object(config, "concept")
     judge = make_object(config, "judge")
+    labelled: Iterator[Labelled]
     if pictures is None:
         check_drawable(concept)
-        labelled, count, source = (
-            islice(draw_pictures(concept, seed), drawn),
-            drawn,
-            f"drawn on the canvas, seed {seed}",
-        )
+        labelled, count = islice(draw_pictures(concept, seed), drawn), drawn
     else:
         listed = list_pictures(pictures)
-        labelled, count, source = read_pictures(listed), len(listed), str(pictures)
+        labelled, count = read_pictures(listed), len(listed)
     found = calibrate(judge, batched(track(labelled, "pictures", count), _BATCH))
     return {
         "judge": choices["judge"],
         "concept": concept.name,
-        "pictures": source,
+        "pictures": f"drawn on the canvas, seed {seed}" if pictures is None else str(pictures),
         **_as_json(found),
         "config": OmegaConf.to_container(config.judge, resolve=True),
         **provenance(),
