@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 Item = TypeVar("Item")
 
@@ -88,8 +89,8 @@ def run_in_processes(
     context.set_forkserver_preload(["experiments.job"])
     arguments = (count, context.Barrier(count), config, choices, folder, log_config)
     try:
-        multiprocessing.start_processes(_run_share, arguments, nprocs=count, start_method="forkserver")
-    except multiprocessing.ProcessExitedException as error:
+        start_processes(_run_share, arguments, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
+    except ProcessExitedException as error:
         raise ChildProcessError(f"Process {error.error_index} of {count} failed; it says above why.") from error
     return folder / "summary.json"
 

@@ -19,7 +19,7 @@ from torchvision.models import alexnet
 
 from diffusion.canvas.classifier import CanvasClassifier
 from evaluation.prompt_sets import PromptRow
-from evaluation.quality import Evaluator, Measures, measure
+from evaluation.quality import Evaluator, Measurement, Measures, measure
 from evaluation.quality.distances import FrechetDistance, KernelDistance
 from evaluation.quality.extractors import Classifier, Clip, Features, Inception
 from evaluation.quality.lpips import Lpips, load_network
@@ -47,17 +47,21 @@ def by_hand(metric: Any, images: Tensor, base: Tensor) -> Any:
     return metric.compute()
 
 
-def in_parts(evaluator: Evaluator, images: Tensor, base: Tensor, part: int) -> Measures:
+def in_parts(evaluator: Evaluator, images: Tensor, base: Tensor, part: int, file: Path) -> Measures:
     """Measure some pictures at a time, each time by a measurement that goes on from the state of the one before."""
-    state, measurement = None, evaluator.start()
     for start in range(0, len(images), part):
-        measurement = evaluator.start()
-        if state is not None:
-            measurement.restore(state)
+        measurement = restored(evaluator, file)
         end = start + part
         measurement.update(images[start:end], base[start:end], rows(len(images))[start:end])
-        state = measurement.state()
-    return measurement.compute()
+        torch.save(measurement.state(), file)
+    return restored(evaluator, file).compute()
+
+
+def restored(evaluator: Evaluator, file: Path) -> Measurement:
+    measurement = evaluator.start()
+    if file.exists():
+        measurement.restore(torch.load(file, weights_only=True))
+    return measurement
 
 
 def test_fid_equals_the_formula_and_torchmetrics_by_hand(classifier_folder: Path) -> None:
@@ -126,7 +130,7 @@ def test_distances_to_a_folder_of_real_pictures(classifier_folder: Path, tmp_pat
 
 
 def test_measures_do_not_depend_on_parts_and_survive_an_interruption(
-    classifier_folder: Path, clip_folder: Path, alexnet_file: Path, open_clip_file: Path
+    classifier_folder: Path, clip_folder: Path, alexnet_file: Path, open_clip_file: Path, tmp_path: Path
 ) -> None:
     images, base = pictures(12, seed=0), pictures(12, seed=1)
     large, large_base = (torch.nn.functional.interpolate(part, size=(64, 64)) for part in (images, base))
@@ -136,7 +140,10 @@ def test_measures_do_not_depend_on_parts_and_survive_an_interruption(
         (Lpips(alexnet_file, device="cpu"), large, large_base),
         (OpenClipScore(TINY, open_clip_file, device="cpu"), images, base),
     ):
-        whole, parts = measure(settings, one, other, rows(12)), in_parts(settings, one, other, 5)
+        whole, parts = (
+            measure(settings, one, other, rows(12)),
+            in_parts(settings, one, other, 5, tmp_path / type(settings).__name__),
+        )
         assert whole.keys() == parts.keys()
         for name, value in whole.items():
             assert parts[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

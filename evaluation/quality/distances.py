@@ -73,7 +73,9 @@ class Distance:
 
     def state(self) -> dict[str, Any]:
         """The metric's own state, and how many pictures it is of."""
-        return {"pictures": self._pictures, "metric": dict(self._metric.metric_state)}
+        # FID comes in the precision of the features that the metric saw last, which is no part of its state.
+        dtype = getattr(self._metric, "orig_dtype", None)
+        return {"pictures": self._pictures, "metric": dict(self._metric.metric_state), "dtype": dtype}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`evaluation.quality.Measurement`."""
@@ -81,6 +83,7 @@ class Distance:
         for name, value in state["metric"].items():
             setattr(self._metric, name, value)
         self._metric._update_count = self._pictures
+        self._metric.orig_dtype = state["dtype"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))

@@ -19,6 +19,9 @@ from evaluation.judges.clip import ClipFolder, picture_features
 from evaluation.judges.pretrained import TorchDevice, pick_device
 from evaluation.quality.weights import weights_file
 
+_BATCH = 32
+"""Pictures that go through Inception at a time."""
+
 
 @runtime_checkable
 class Extractor(Protocol):
@@ -118,7 +121,7 @@ def _load_classifier(folder: Path) -> Features:
 def _load_inception(weights: Path, device: torch.device) -> Features:
     width = 2048
     network = NoTrainInceptionV3("inception-v3-compat", [str(width)], str(weights)).to(device).requires_grad_(False)
-    return Features(lambda images: network(images.to(device)), width)
+    return Features(lambda images: torch.cat([network(batch.to(device)) for batch in images.split(_BATCH)]), width)
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
@@ -36,7 +36,7 @@ class Lpips:
 
     weights: Annotated[Path, weights_file(AlexNet_Weights.DEFAULT.url)]
     device: TorchDevice = "auto"
-    batch_size: int = 16
+    batch_size: Annotated[int, Field(ge=1)] = 16
 
     @torch.no_grad()
     def distances(self, images: Tensor, reference_images: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ def load_network(weights: Path, device: torch.device) -> nn.Module:
     for part in (network.net.slice1, network.net.slice2, network.net.slice3, network.net.slice4, network.net.slice5):
         for position, layer in part.named_children():
             layer.load_state_dict(trunk.features[int(position)].state_dict())
-    return network.to(device)
+    placed: nn.Module = network.to(device)
+    return placed
 
 
 def _scaled(images: Tensor, device: torch.device) -> Tensor:
