@@ -16,13 +16,15 @@ from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning, check_pair
-from evaluation.prompt_sets import PromptRow, read_prompt_set
+from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.tracking import Tracker
 
-OBJECTS = ("model", "concept", "judge", "eraser", "pruning", "attack", "evaluator", "tracker")
+OBJECTS = (
+    *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
+)
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
 SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache"})
@@ -97,13 +99,13 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    concept = objects["concept"]
+    prompt_set, retained_set = objects.pop("prompt_set"), objects.pop("retained_set")
     return Job(
         **objects,
         evaluators=evaluators,
         settings=settings,
-        prompts=_read_prompts("prompts", concept.prompts, settings.prompts),
-        retained=_read_prompts("retained_prompts", concept.retained_prompts, settings.retained),
+        prompts=prompt_set.read()[: settings.prompts],
+        retained=retained_set.read()[: settings.retained],
         config=plain,
         choices=dict(choices or {}),
     )
@@ -132,14 +134,6 @@ def _instantiate(config: DictConfig, name: str) -> Any:
         if sentence is None:
             raise
         raise CommandError(sentence) from error
-
-
-def _read_prompts(field: str, path: Path | None, limit: int) -> list[PromptRow]:
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"concept.{field} is {path}; it must be a CSV file with the columns case_number,prompt."
-        )
-    return read_prompt_set(path, limit)
 
 
 def _fields_at(config: DictConfig, key: str) -> list[str]:
