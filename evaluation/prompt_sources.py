@@ -157,8 +157,10 @@ class HubDataset:
             FileNotFoundError: There is no copy at ``copy``, or the Hub cannot be asked.
             ValueError: The copy is no such data set.
         """
-        from datasets import Value  # noqa: PLC0415 - takes seconds to import
+        from datasets import Value, disable_progress_bars  # noqa: PLC0415 - takes seconds to import
 
+        # They are drawn off a terminal too.
+        disable_progress_bars()
         table = self._load() if self.copy is None else self._load_copy(self.copy.expanduser())
         columns = [name for name, feature in table.features.items() if isinstance(feature, Value)]
         for number, row in enumerate(table.select_columns(columns)):
