@@ -6,10 +6,8 @@ import io
 import json
 import logging
 import random
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -244,20 +242,28 @@ def test_conditions_compare_like_with_like(test, value):
         Condition("hard", test, value)
 
 
-class Server:
-    """A server of files by path, which counts what it is asked for."""
+Answer = tuple[int, bytes, dict[str, str]]
+"""Status, body and headers."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+
+class Server:
+    """A local server of what ``answer`` gives for a path, which keeps what it was asked for."""
+
+    def __init__(self, answer: Callable[[str], Answer]) -> None:
         self.asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(handler) -> None:
                 self.asked.append(handler.path)
-                body = files.get(handler.path)
-                handler.send_response(404 if body is None else 200)
-                handler.send_header("Content-Length", str(len(body or b"")))
+                status, body, headers = answer(handler.path.partition("?")[0])
+                handler.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    handler.send_header(name, value)
                 handler.end_headers()
-                handler.wfile.write(body or b"")
+                if handler.command == "GET":
+                    handler.wfile.write(body)
+
+            do_HEAD = do_GET
 
             def log_message(handler, *_: object) -> None:
                 pass
@@ -277,7 +283,8 @@ CHURCHES_SHA = hashlib.sha256(CHURCHES).hexdigest()
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server({"/sets/church.csv": CHURCHES, "/sets/list.txt": b"a church\na chapel\n"})
+    files = {"/sets/church.csv": CHURCHES, "/sets/list.txt": b"a church\na chapel\n"}
+    running = Server(lambda path: (200, files[path], {}) if path in files else (404, b"", {}))
     yield running
     running.stop()
 
@@ -434,59 +441,40 @@ def test_a_hub_out_of_reach_is_one_sentence_that_says_what_to_download(monkeypat
     )
 
 
-HUB_READER = """
-from evaluation.prompt_sources import HubDataset
-for _ in range(2):
-    print([dict(record.cells) for record in HubDataset("own/set", options={"keep_default_na": False}).records()])
-    input()
-"""
-
-
-class Hub(Server):
+def hub_of(content: bytes) -> Server:
     """As much of the Hub's protocol as a public data set of one CSV file needs."""
+    commit, listing = "a" * 40, [{"type": "file", "path": "set.csv", "size": len(content), "oid": "b" * 40}]
+    facts = {"id": "own/set", "sha": commit, "siblings": [{"rfilename": "set.csv"}], "private": False, "tags": []}
 
-    def __init__(self, content: bytes) -> None:
-        commit, listing = "a" * 40, [{"type": "file", "path": "set.csv", "size": len(content), "oid": "b" * 40}]
-        facts = {"id": "own/set", "sha": commit, "siblings": [{"rfilename": "set.csv"}], "private": False, "tags": []}
+    def answer(path: str) -> Answer:
+        if path.startswith("/api/datasets/own/set"):
+            told = json.dumps(listing if "/tree/" in path else facts)
+            return 200, told.encode(), {"Content-Type": "application/json"}
+        if path.startswith("/datasets/own/set/resolve/") and path.endswith("/set.csv"):
+            return 200, content, {"ETag": f'"{"b" * 40}"', "X-Repo-Commit": commit}
+        return 404, b"{}", {"X-Error-Code": "EntryNotFound"}
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(handler) -> None:
-                path = handler.path.partition("?")[0]
-                status, body, headers = 404, b"{}", {"X-Error-Code": "EntryNotFound"}
-                if path.startswith("/api/datasets/own/set"):
-                    answer = listing if "/tree/" in path else facts
-                    status, body, headers = 200, json.dumps(answer).encode(), {"Content-Type": "application/json"}
-                elif path.endswith("/set.csv"):
-                    status, body, headers = 200, content, {"ETag": f'"{"b" * 40}"', "X-Repo-Commit": commit}
-                handler.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    handler.send_header(name, value)
-                handler.end_headers()
-                if handler.command == "GET":
-                    handler.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(handler, *_: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+    return Server(answer)
 
 
-def test_the_hub_is_asked_once_and_its_cache_read_without_network_after_that(tmp_path):
-    hub = Hub(b"prompt,hard\na church,1\nNA,0\n")
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": "."}
+def test_the_hub_is_asked_and_its_cache_read_without_network_after_that(tmp_path, monkeypatch):
+    hub = hub_of(b"prompt,hard\na church,1\nNA,0\n")
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    source = PromptSet(HubDataset("own/set", options={"keep_default_na": False}), columns=Columns(case_number=None))
 
-    # A process of its own: the Hub's address is read when its library is imported.
-    command = [sys.executable, "-c", HUB_READER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=CONFIG_FOLDER.parent, env=environment, **pipes) as reader:
-        first = reader.stdout.readline()
-        hub.stop()
-        again, _ = reader.communicate("\n\n")
-    assert first == again == "[{'prompt': 'a church', 'hard': '1'}, {'prompt': 'NA', 'hard': '0'}]\n"
+    first = source.read()
+    hub.stop()
+
+    assert first == [PromptRow(0, "a church", labels={"hard": "1"}), PromptRow(1, "NA", labels={"hard": "0"})]
+    assert source.read() == first
+    with pytest.raises(FileNotFoundError, match=f"'own/other' cannot be had .* {hub.url} cannot be reached"):
+        PromptSet(HubDataset("own/other")).read()
 
 
 UNLEARNDIFFATK = {
