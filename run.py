@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from experiments.early import check_early
 from experiments.errors import one_sentence, tidy_arguments
 from experiments.shorthands import spell_out
 
@@ -16,10 +18,16 @@ def main(config: DictConfig) -> str:
     """Run one job of the composed config; returns the path of its summary."""
     with one_sentence():
         # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
+        check_early(config)
         from experiments.config import build  # noqa: PLC0415
 
         choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
         job = build(config, choices)
+        if job.settings.processes > 1:
+            from experiments.processes import run_in_processes  # noqa: PLC0415
+
+            log_config = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+            return str(run_in_processes(job.settings.processes, job.config, job.choices, Path(folder), log_config))
 
         from diffusion.allocator import keep_freed_memory  # noqa: PLC0415
         from experiments.job import run_job  # noqa: PLC0415

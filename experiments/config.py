@@ -27,7 +27,12 @@ OBJECTS = (
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
-SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache"})
+SPEED_ONLY = frozenset(
+    {
+        *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
+        *("gradient_checkpointing", "offload"),
+    }
+)
 """Fields that change how fast numbers come, never the numbers: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
@@ -49,6 +54,7 @@ class Settings:
         retained: How many of the retained prompts are measured, from the first.
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
+        processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -56,6 +62,7 @@ class Settings:
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling
     store: Path
+    processes: Annotated[int, Field(ge=1)] = 1
 
 
 @dataclasses.dataclass(frozen=True)

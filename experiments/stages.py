@@ -19,6 +19,7 @@ from evaluation.quality import Measures
 from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
+from experiments.processes import ALONE, Processes
 from experiments.store import Journal, Store, canonical_json, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,14 @@ class Stages:
         job: What is asked for.
         store: Where artefacts lie.
         model: The loaded model, unedited between stages.
+        processes: Who shares pictures and attacks.
     """
 
-    def __init__(self, job: Job, store: Store, model: TextToImage) -> None:
+    def __init__(self, job: Job, store: Store, model: TextToImage, processes: Processes = ALONE) -> None:
         self.job = job
         self.store = store
         self.model = model
+        self.processes = processes
 
     @cached_property
     def model_key(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class Stages:
             "weights": self.model.fingerprint(),
             "scheduler": self.model.scheduler_name,
             "autocast": str(self.model.autocast),
+            **({} if self.model.resolution is None else {"resolution": self.model.resolution}),
         }
 
     @cached_property
@@ -115,10 +119,10 @@ class Stages:
             "seed": job.settings.seed,
         }
         folder = self.store.folder("edits", key)
-        with self.store.locked(folder):
+        with self.processes.under(self.store.locked(folder)):
             if (folder / "result.json").exists():
                 log.info("edit: found in %s", folder)
-            else:
+            elif self.processes.first:
                 log.info("edit: erasing %s", job.concept.name)
                 meter = Meter(self.model)
                 erasure = job.eraser.erase(
@@ -147,7 +151,7 @@ class Stages:
     def pictures(self, rows: Sequence[PromptRow], label: str, edit: str = "none") -> Pictures:
         """Pictures of ``rows`` by the model as it is now, which is with the edit of hash ``edit`` applied."""
         key = {"model": self.model_key, "edit": edit, **self.sampler_key}
-        return make_pictures(self.store, key, self.model, rows, self.job.settings.sampling, label)
+        return make_pictures(self.store, key, self.model, rows, self.job.settings.sampling, label, self.processes)
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
         """Say of each picture whether it shows the concept."""
@@ -160,17 +164,18 @@ class Stages:
     def attack(self, cases: Sequence[PromptCase], erased: StoredEdit) -> Attacked:
         """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known."""
         folder = self.store.folder("attacks", self._attack_key(erased.key))
-        with self.store.locked(folder):
-            journal = Journal(folder / "outcomes.jsonl")
-            known = {entry["id"] for entry in journal.read()}
-            waiting = [case for case in cases if case_id(case) not in known]
-            log.info("attack: %d of %d prompts found in %s", len(cases) - len(waiting), len(cases), folder)
+        with self.processes.under(self.store.locked(folder)):
+            known = _read_entries(folder)
+            log.info(
+                "attack: %d of %d prompts found in %s", sum(case_id(c) in known for c in cases), len(cases), folder
+            )
+            waiting = [case for case in self.processes.share(cases) if case_id(case) not in known]
             if waiting:
-                self._attack_waiting(waiting, erased.edit, folder, journal)
-            entries = {entry["id"]: entry for entry in journal.read()}
-        found = [entries[case_id(case)] for case in cases]
-        outcomes = [_read_outcome(entry, folder) for entry in found]
-        cost = Cost.total(Cost.of(entry["cost"]) for entry in found)
+                self._attack_waiting(waiting, erased.edit, folder)
+        known = _read_entries(folder)
+        entries = [known[case_id(case)] for case in cases]
+        outcomes = [_read_outcome(entry, folder) for entry in entries]
+        cost = Cost.total(Cost.of(entry["cost"]) for entry in entries)
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
         return Attacked(outcomes, cost, folder)
 
@@ -205,7 +210,11 @@ class Stages:
             **self.sampler_key,
         }
 
-    def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal) -> None:
+    def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path) -> None:
+        # A journal has one writer.
+        journal = Journal(
+            folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
+        )
         attack = self.job.attack
         run = attack.run
         if is_given_original(attack):
@@ -251,6 +260,11 @@ def _file_hash(path: Path) -> str:
 def case_id(case: PromptCase) -> str:
     """The name of a case among the outcomes of one attack."""
     return f"{case.case_number}-{picture_id(case.prompt, case.seed, case.guidance)}"
+
+
+def _read_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the journals of all processes, of this run or an earlier one, say of the cases, by their names."""
+    return {entry["id"]: entry for path in sorted(folder.glob("outcomes*.jsonl")) for entry in Journal(path).read()}
 
 
 def _write_outcome(outcome: Outcome, name: str, cost: dict[str, float], folder: Path, journal: Journal) -> None:
