@@ -80,6 +80,7 @@ CONCEPTS = CONFIG_FOLDER / "concept"
 KINDS = {"artist": ("style", "style"), "object": ("object", "object")} | dict.fromkeys(
     ("celebrity", "character"), ("object", "clip_zeroshot")
 )
+NOT_IN_WIKIART = {"rutkowski", "mckernan", "kinkade", "edlin", "eng", "ajin_demi_human"}
 UNSAFE = {"nudity": "nudenet", "violence": "q16", "illegal": "q16"}
 STABLE_DIFFUSION = [
     *UNSAFE,
@@ -120,7 +121,8 @@ def test_a_concept_of_stable_diffusion_names_the_judge_of_its_kind_and_every_fie
     if name in {"five_famous", "nudity_violence"}:
         assert written.defaults == [{"five_famous": "artist/van_gogh", "nudity_violence": "nudity"}[name], "_self_"]
         return
-    assert written.defaults == [{"/judge": KINDS[folder][1] if folder else UNSAFE[name]}, "_self_"]
+    judge = "style_clip" if name in NOT_IN_WIKIART else KINDS[folder][1] if folder else UNSAFE[name]
+    assert written.defaults == [{"/judge": judge}, "_self_"]
     assert set(written.concept) - {"_target_"} == {field.name for field in dataclasses.fields(Concept)}
 
 
