@@ -16,13 +16,15 @@ from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning, check_pair
-from evaluation.prompt_sets import PromptRow, read_prompt_set
+from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.tracking import Tracker
 
-OBJECTS = ("model", "concept", "judge", "eraser", "pruning", "attack", "evaluator", "tracker")
+OBJECTS = (
+    *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
+)
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
 SPEED_ONLY = frozenset(
@@ -35,6 +37,11 @@ SPEED_ONLY = frozenset(
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+
+PROMPT_SETS = ("prompt_set", "retained_set")
+"""Keys of the config that hold a class which reads prompts."""
+
+_CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -104,13 +111,13 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    concept = objects["concept"]
+    prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     return Job(
         **objects,
         evaluators=evaluators,
         settings=settings,
-        prompts=_read_prompts("prompts", concept.prompts, settings.prompts),
-        retained=_read_prompts("retained_prompts", concept.retained_prompts, settings.retained),
+        prompts=prompt_set.read()[: settings.prompts],
+        retained=retained_set.read()[: settings.retained],
         config=plain,
         choices=dict(choices or {}),
     )
@@ -123,6 +130,14 @@ def make_object(config: DictConfig, name: str) -> Any:
         CommandError: A value or a field of it is wrong.
     """
     return _instantiate(config, name)
+
+
+def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain config as it is composed now: older jobs, without a choice, read their concept's own files."""
+    missing = {key: OmegaConf.load(_CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS if key not in config}
+    if not missing:
+        return config
+    return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
@@ -148,14 +163,6 @@ def _instantiate(config: DictConfig, name: str) -> Any:
         if sentence is None:
             raise
         raise CommandError(sentence) from error
-
-
-def _read_prompts(field: str, path: Path | None, limit: int) -> list[PromptRow]:
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"concept.{field} is {path}; it must be a CSV file with the columns case_number,prompt."
-        )
-    return read_prompt_set(path, limit)
 
 
 def _fields_at(config: DictConfig, key: str) -> list[str]:

@@ -278,3 +278,17 @@ def test_tradeoffs_have_a_point_per_run_and_a_line_per_method(table1: list[dict[
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"esd", "esd, pruning on"}
     assert figure.axes[2].xaxis_inverted()
     assert not accuracy.xaxis_inverted()
+
+
+def test_runs_from_before_prompt_sets_were_a_choice_are_found(tmp_path: Path) -> None:
+    GlobalHydra.instance().clear()
+    job, _ = tables.experiment_jobs("demo", [f"store={tmp_path}"])
+    own = {key: job.pop(key) for key in ("prompt_set", "retained_set")}
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    write_json(tmp_path / "runs" / "old" / "summary.json", {"run": "old", "config": job})
+
+    found, missing = tables.collect_runs("demo", [f"store={tmp_path}"])
+
+    assert [run["run"] for run in found] == ["old"]
+    assert found[0]["config"] == job | own
+    assert len(missing) == 1
