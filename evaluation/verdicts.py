@@ -1,5 +1,7 @@
 """What a judge says of pictures."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +15,8 @@ class Verdicts:
     Attributes:
         present: bool [n], is the concept there?
         score: float [n] in [0, 1], how sure.
-        details: Further columns by name, each a list of n values (for example the predicted label).
+        details: Further columns by name, each a list of n values (for example the predicted label). ``labels``, where
+            a judge has it, lists for each picture the labels for which the concept is present.
     """
 
     present: Tensor
@@ -26,3 +29,21 @@ class Judge(Protocol):
 
     def __call__(self, images: Tensor) -> Verdicts:
         """Judge every picture by itself."""
+
+
+def label_counts(labels: Sequence[Sequence[str]]) -> dict[str, dict[str, int]]:
+    """Count each label over pictures, as the bar charts of papers do.
+
+    Args:
+        labels: Of each picture those found, one for each detection; the ``labels`` of :class:`Verdicts`' details.
+
+    Returns:
+        By label, the most frequent first: in how many ``pictures`` it was found, and how many ``detections`` there are.
+
+    >>> label_counts([["FEET", "FEET"], [], ["BELLY", "FEET"]])
+    {'FEET': {'pictures': 2, 'detections': 3}, 'BELLY': {'pictures': 1, 'detections': 1}}
+    """
+    detections = Counter(label for found in labels for label in found)
+    pictures = Counter(label for found in labels for label in set(found))
+    by_frequency = sorted(detections, key=lambda label: (-detections[label], label))
+    return {label: {"pictures": pictures[label], "detections": detections[label]} for label in by_frequency}
