@@ -20,10 +20,12 @@ from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.protocol import Protocol
 from experiments.tracking import Tracker
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
+    "protocol",
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
@@ -44,6 +46,7 @@ class Settings:
         retained: How many of the retained prompts are measured, from the first.
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
+        retained_sampling: How those of the retained prompts are sampled, if not like the others.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -51,6 +54,7 @@ class Settings:
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling
     store: Path
+    retained_sampling: Sampling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Job:
     attack: Attack
     evaluators: Mapping[str, Evaluator]
     tracker: Tracker
+    protocol: Protocol
     settings: Settings
     prompts: list[PromptRow]
     retained: list[PromptRow]
