@@ -100,6 +100,27 @@ def csv_records(path: Path) -> Iterator[Record]:
             first_line = last_line + 1
 
 
+def line_records(path: Path) -> Iterator[Record]:
+    """Read a UTF-8 text file with one prompt per line; blank lines are passed over.
+
+    Raises:
+        ValueError: The file is not in UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield Record(f"line {number}", {"prompt": line})
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a text file in UTF-8: {error}.") from error
+
+
+def missing_columns(source: str, missing: Sequence[str], record: Record) -> ValueError:
+    """The error of a source that lacks columns, which it has in no row if not in ``record``."""
+    known = ", ".join(repr(column) for column in record.cells)
+    return ValueError(f"{source} lacks the columns {', '.join(missing)}; those that it has are {known}.")
+
+
 def parse_records(records: Iterable[Record], source: str, broken_rows: BrokenRows = "refuse") -> list[PromptRow]:
     """Check every record and make it a row.
 
@@ -115,8 +136,8 @@ def parse_records(records: Iterable[Record], source: str, broken_rows: BrokenRow
     faults: list[str] = []
     places: dict[int, str] = {}
     for record in records:
-        if not (rows or faults) and (missing := [column for column in _REQUIRED if column not in record.cells]):
-            raise ValueError(f"{source} lacks the columns {', '.join(missing)}; it has {', '.join(record.cells)}.")
+        if missing := [column for column in _REQUIRED if column not in record.cells]:
+            raise missing_columns(source, missing, record)
         try:
             row = _parse(record)
             if row.case_number in places:
@@ -133,7 +154,7 @@ def parse_records(records: Iterable[Record], source: str, broken_rows: BrokenRow
         total = len(rows) + len(faults)
         log.warning("%s: %d of %d rows are broken and left out: %s.", source, len(faults), total, "; ".join(faults))
     if not rows:
-        raise ValueError(f"{source} has no prompts{' that are not broken' if faults else ' below its first line'}.")
+        raise ValueError(f"{source} has no prompts{', but broken rows' if faults else ' that could be taken'}.")
     return rows
 
 
@@ -153,7 +174,9 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[st
                 raise ValueError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them.")
             yield reader
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+            raise ValueError(
+                f"{path} is not a CSV file in UTF-8 (read up to line {reader.line_num}): {error}."
+            ) from error
 
 
 def _parse(record: Record) -> PromptRow:

@@ -35,6 +35,11 @@ SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
 
+PROMPT_SETS = ("prompt_set", "retained_set")
+"""Keys of the config that hold a class which reads prompts."""
+
+_CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Settings:
@@ -104,7 +109,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: _instantiate(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    prompt_set, retained_set = objects.pop("prompt_set"), objects.pop("retained_set")
+    prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     return Job(
         **objects,
         evaluators=evaluators,
@@ -114,6 +119,14 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config=plain,
         choices=dict(choices or {}),
     )
+
+
+def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain config as it is composed now: older jobs, without a choice, read their concept's own files."""
+    missing = {key: OmegaConf.load(_CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS if key not in config}
+    if not missing:
+        return config
+    return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison, Rate
-from experiments.config import matters
+from experiments.config import matters, with_own_sets
 from experiments.errors import CommandError, one_sentence
 from experiments.protocol import Protocol
 from experiments.published import published_numbers
@@ -54,7 +54,9 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
         CommandError: None was run.
     """
     jobs = experiment_jobs(experiment, overrides)
-    summaries = read_summaries(Path(jobs[0]["store"]))
+    summaries = [
+        {**summary, "config": with_own_sets(summary["config"])} for summary in read_summaries(Path(jobs[0]["store"]))
+    ]
     runs = [find_run(job, summaries) for job in jobs]
     found = [run for run in runs if run is not None]
     if not found:
