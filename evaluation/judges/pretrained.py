@@ -17,7 +17,13 @@ from torch import Tensor
 Device = Literal["auto", "cpu", "cuda"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_NEEDED = '--include "*.json" "*.txt" "*.safetensors"'
+_NEEDED = '--include "*.json" "*.txt" "model*.safetensors"'
+_FILES = (
+    ("config.json", "config.json"),
+    ("model*.safetensors", "pytorch_model*.bin", "model.safetensors"),
+    ("preprocessor_config.json", "processor_config.json", "preprocessor_config.json"),
+)
+"""What a network's folder must have, by any of several names, the last of which is told."""
 
 
 def existing_file(remedy: str) -> AfterValidator:
@@ -31,35 +37,46 @@ def existing_file(remedy: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def local_folder(remedy: str) -> BeforeValidator:
-    """Turn a folder or a Hub id into the folder where its files lie; an error ends in ``remedy``.
+def find_folder(source: object, remedy: str) -> Path:
+    """The folder where a network in transformers' format lies, from the folder itself or its Hub id.
 
     A Hub id stands for its files in the Hub's cache, where ``hf download`` puts them.
+
+    Raises:
+        ValueError: There is no such folder; the message ends in ``remedy``, which says where to get one.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(f"it is {'null' if source is None else repr(source)}; {remedy}.")
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if missing := _missing(folder):
+            raise ValueError(f"it is {str(source)!r}, a folder without {missing}; {remedy}.")
+        return folder
+    if not _HUB_ID.fullmatch(str(source)):
+        raise ValueError(f"it is {str(source)!r}, which is no folder; {remedy}.")
+    try:
+        cached = Path(snapshot_download(str(source), local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError):
+        cached = None
+    if cached is None or _missing(cached):
+        raise ValueError(
+            f"it is {str(source)!r}, which is neither a folder nor whole in the cache {constants.HF_HUB_CACHE}; "
+            f"run `hf download {source} {_NEEDED}` where there is a network, or {remedy}."
+        )
+    return cached
 
-    def find(source: object) -> object:
-        if not isinstance(source, str | Path):
-            return source
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise ValueError(f"it is {str(source)!r}, a folder without config.json; {remedy}.")
-            return folder
-        if not _HUB_ID.fullmatch(str(source)):
-            raise ValueError(f"it is {str(source)!r}, which is no folder; {remedy}.")
-        try:
-            cached = Path(snapshot_download(str(source), local_files_only=True))
-        except (LocalEntryNotFoundError, HfHubHTTPError):
-            cached = Path(constants.HF_HUB_CACHE)
-        if not (cached / "config.json").is_file():
-            raise ValueError(
-                f"it is {str(source)!r}, which is neither a folder nor in the cache {constants.HF_HUB_CACHE}; run "
-                f"`hf download {source} {_NEEDED}` where there is a network, with --local-dir FOLDER for a folder "
-                "that you give here instead."
-            )
-        return cached
 
-    return BeforeValidator(find)
+def local_folder(remedy: str) -> BeforeValidator:
+    """Turn a folder or a Hub id into the folder where its files lie; see :func:`find_folder`."""
+    return BeforeValidator(lambda source: find_folder(source, remedy))
+
+
+def _missing(folder: Path) -> str:
+    """What of a network's files a folder lacks."""
+    for *names, wanted in _FILES:
+        if not any(file for name in names for file in folder.glob(name)):
+            return wanted
+    return ""
 
 
 def _check_device(device: Device) -> Device:
