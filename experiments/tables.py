@@ -249,8 +249,8 @@ def write_tables(
     ]
     if "published in" in reading:
         parts += [
-            "Published: numbers of the same protocol, concept and method, with the model that they were measured on, as "
-            "`published in` has them."
+            "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
+            "`published in` says where."
         ]
     models = model_table(summaries)
     if len(models):
