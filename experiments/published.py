@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 """One number a row. ``protocols`` are the presets that measure it; ``eraser``, ``pruning`` and ``attack`` are classes,
-and ``settings`` fields of the config with their values: a run that has them all is of the published kind. What is empty
-matches every run."""
+and ``settings`` fields of the config with their values: a run that has them all is of the published kind. ``prompts``
+is how many the authors' set has. What is empty matches every run."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,19 @@ class Published:
         value: As it was published, with its unit.
         method: What its authors call what they measured.
         model: The model that it was measured on, by the name of our choice.
-        run_model: The model of our run.
         source: Where it stands.
+        differences: What our run does otherwise; empty if it is comparable as far as models and prompts go.
     """
 
     metric: str
     value: str
     method: str
     model: str
-    run_model: str
     source: str
-
-    @property
-    def comparable(self) -> bool:
-        """Whether our run is on the same model."""
-        return self.model == self.run_model
+    differences: str
 
     def __str__(self) -> str:
-        doubt = "" if self.comparable else f"; not comparable, as this run is on {self.run_model}"
+        doubt = f"; not comparable, as this run is {self.differences}" if self.differences else ""
         return f"{self.value} ({self.method} on {self.model}{doubt})"
 
 
@@ -60,8 +55,8 @@ def published_numbers(summary: Mapping[str, Any]) -> list[Published]:
             and all(_has(summary["config"], setting) for setting in row["settings"].split())
         ):
             value = f"{row['value']} {row['unit']}".strip()
-            parts = (row["metric"], value, row["method"], row["model"], summary["model"], row["source"])
-            numbers.append(Published(*parts))
+            differences = _differences(row, summary)
+            numbers.append(Published(row["metric"], value, row["method"], row["model"], row["source"], differences))
     return numbers
 
 
@@ -72,6 +67,15 @@ _GROUPS = ("eraser", "pruning", "attack")
 def _rows() -> list[dict[str, str]]:
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, strict=True))
+
+
+def _differences(row: Mapping[str, str], summary: Mapping[str, Any]) -> str:
+    parts = []
+    if row["model"] != summary["model"]:
+        parts.append(f"on {summary['model']}")
+    if row["prompts"] not in {"", str(summary["n"])}:
+        parts.append(f"of {summary['n']} prompts, not {row['prompts']}")
+    return " and ".join(parts)
 
 
 def _class(summary: Mapping[str, Any], group: str) -> str:

@@ -82,7 +82,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for number in published_numbers(summary):
             row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
             row |= {"published_method": number.method, "published_model": number.model}
-            row |= {"published_comparable": number.comparable}
+            row |= {"published_differences": number.differences}
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
