@@ -27,8 +27,8 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     table.add_column("base model")
     for name, label in RATES.items():
         table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
-    for label, text in protocol_texts(summary.as_dict()).items():
-        table.add_row(label, text, "")
+    for row in protocol_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
     if summary.unpruned:
