@@ -2,10 +2,11 @@
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import one_sentence, tidy_arguments
 from experiments.shorthands import spell_out
@@ -20,6 +21,11 @@ def main(config: DictConfig) -> str:
 
         choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
         job = build(config, choices)
+        if job.settings.processes > 1:
+            from experiments.processes import run_in_processes  # noqa: PLC0415
+
+            log_config = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+            return str(run_in_processes(job.settings.processes, job.config, job.choices, Path(folder), log_config))
 
         from diffusion.allocator import keep_freed_memory  # noqa: PLC0415
         from experiments.job import run_job  # noqa: PLC0415

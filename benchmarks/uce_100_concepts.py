@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from sd14_attack_step import make_text_encoder, make_tokenizer
+from sd14_full_size import make_text_encoder, make_tokenizer
 from torch import Tensor
 
 from diffusion.canvas.recipe import make_scheduler

@@ -29,7 +29,7 @@ OBJECTS = (
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
-SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache"})
+SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"})
 """Fields that change how fast numbers come, never the numbers: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
@@ -52,6 +52,7 @@ class Settings:
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
+        processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -60,6 +61,7 @@ class Settings:
     sampling: Sampling
     store: Path
     retained_sampling: Sampling | None = None
+    processes: Annotated[int, Field(ge=1)] = 1
 
 
 @dataclasses.dataclass(frozen=True)

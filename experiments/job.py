@@ -15,6 +15,7 @@ from evaluation.prompt_sets import PromptRow
 from experiments import grid, screen
 from experiments.config import Job
 from experiments.cost import Cost
+from experiments.processes import ALONE, Processes
 from experiments.stages import Stages
 from experiments.store import Store, write_json
 from experiments.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
@@ -22,15 +23,16 @@ from experiments.summary import CaseResult, find_unpruned, run_identity, success
 log = logging.getLogger(__name__)
 
 
-def run_job(job: Job, folder: str | Path) -> Path:
+def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
     """Erase, attack, judge, and write down what came of it.
 
     Args:
         job: What to do.
         folder: The run's own folder, for the summary and the picture grid.
+        processes: Who shares the pictures and the attack.
 
     Returns:
-        Path of the summary.
+        Path of the summary, which the first process writes.
 
     Raises:
         ValueError: The model or an artefact cannot be used, or a method cannot do what it is asked.
@@ -44,7 +46,7 @@ def run_job(job: Job, folder: str | Path) -> Path:
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
 
     with job.tracker.start(job, folder) as tracker:
-        stages = Stages(job, store, model)
+        stages = Stages(job, store, model, processes)
         erased = stages.edit()
         tracker.log_losses(erased.losses)
 
@@ -59,6 +61,8 @@ def run_job(job: Job, folder: str | Path) -> Path:
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
             attacked = stages.attack(attack_cases(rows, targets.images), erased)
+        if not processes.first:
+            return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
 
         outcomes = attacked.outcomes

@@ -17,6 +17,7 @@ from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import PromptRow
 from experiments.cost import Cost, Meter
+from experiments.processes import ALONE, Processes
 from experiments.store import Store, content_hash
 
 _FACTS = "made from"
@@ -45,7 +46,13 @@ def picture_id(prompt: str, seed: int, guidance: float) -> str:
 
 
 def make_pictures(
-    store: Store, key: dict[str, Any], model: TextToImage, rows: Sequence[PromptRow], sampling: Sampling, label: str
+    store: Store,
+    key: dict[str, Any],
+    model: TextToImage,
+    rows: Sequence[PromptRow],
+    sampling: Sampling,
+    label: str,
+    processes: Processes = ALONE,
 ) -> Pictures:
     """Find the pictures of ``rows`` in the store and make those that are missing, batch by batch.
 
@@ -56,15 +63,16 @@ def make_pictures(
         rows: Their prompts.
         sampling: Settings of the sampler.
         label: What the progress line says.
+        processes: Who shares the work.
     """
     folder = store.folder("pictures", key)
     names = [picture_id(row.prompt, row.seed, row.guidance) for row in rows]
-    with store.locked(folder):
-        waiting = {name: row for name, row in zip(names, rows, strict=True) if not (folder / f"{name}.png").exists()}
-        with progress_bar(label, len(rows), done=len(rows) - len(waiting)) as bar:
-            batch = list(waiting.items())
-            for start in range(0, len(batch), sampling.batch_size):
-                part = batch[start : start + sampling.batch_size]
+    with processes.under(store.locked(folder)):
+        mine = processes.share(list(dict(zip(names, rows, strict=True)).items()))
+        waiting = [(name, row) for name, row in mine if not (folder / f"{name}.png").exists()]
+        with progress_bar(label, len(mine), done=len(mine) - len(waiting)) as bar:
+            for start in range(0, len(waiting), sampling.batch_size):
+                part = waiting[start : start + sampling.batch_size]
                 _make_batch(folder, model, part, sampling)
                 bar.advance(len(part))
     read = [read_picture(folder / f"{name}.png") for name in names]

@@ -21,6 +21,7 @@ from evaluation.quality import Measures
 from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
+from experiments.processes import ALONE, Processes
 from experiments.protocol import TargetSampling
 from experiments.store import Journal, Store, canonical_json, read_json, write_json
 
@@ -76,12 +77,14 @@ class Stages:
         job: What is asked for.
         store: Where artefacts lie.
         model: The loaded model, unedited between stages.
+        processes: Who shares pictures and attacks.
     """
 
-    def __init__(self, job: Job, store: Store, model: TextToImage) -> None:
+    def __init__(self, job: Job, store: Store, model: TextToImage, processes: Processes = ALONE) -> None:
         self.job = job
         self.store = store
         self.model = model
+        self.processes = processes
 
     @cached_property
     def model_key(self) -> dict[str, Any]:
@@ -136,10 +139,10 @@ class Stages:
             "seed": job.settings.seed,
         }
         folder = self.store.folder("edits", key)
-        with self.store.locked(folder):
+        with self.processes.under(self.store.locked(folder)):
             if (folder / "result.json").exists():
                 log.info("edit: found in %s", folder)
-            else:
+            elif self.processes.first:
                 log.info("edit: erasing %s", job.concept.name)
                 meter = Meter(self.model)
                 erasure = job.eraser.erase(
@@ -174,7 +177,8 @@ class Stages:
         """
         sampler = {"sampling": matters(asdict(sampling))} if sampling else self.sampler_key
         key = {"model": self.model_key, "edit": edit, **sampler}
-        return make_pictures(self.store, key, self.model, rows, sampling or self.job.settings.sampling, label)
+        sampling = sampling or self.job.settings.sampling
+        return make_pictures(self.store, key, self.model, rows, sampling, label, self.processes)
 
     def retained_pictures(self, label: str, edit: str = "none") -> Pictures:
         """Pictures of the retained prompts; see :meth:`pictures`."""
@@ -221,17 +225,18 @@ class Stages:
             "attacks",
             {"model": self.model_key, "edit": erased.key, "attack": key, "judge": self.judge_key, **self.sampler_key},
         )
-        with self.store.locked(folder):
-            journal = Journal(folder / "outcomes.jsonl")
-            known = {entry["id"] for entry in journal.read()}
-            waiting = [case for case in cases if case_id(case) not in known]
-            log.info("attack: %d of %d prompts found in %s", len(cases) - len(waiting), len(cases), folder)
+        with self.processes.under(self.store.locked(folder)):
+            known = _read_entries(folder)
+            log.info(
+                "attack: %d of %d prompts found in %s", sum(case_id(c) in known for c in cases), len(cases), folder
+            )
+            waiting = [case for case in self.processes.share(cases) if case_id(case) not in known]
             if waiting:
-                self._attack_waiting(attack, waiting, erased.edit, folder, journal)
-            entries = {entry["id"]: entry for entry in journal.read()}
-        found = [entries[case_id(case)] for case in cases]
-        outcomes = [_read_outcome(entry, folder) for entry in found]
-        cost = Cost.total(Cost.of(entry["cost"]) for entry in found)
+                self._attack_waiting(attack, waiting, erased.edit, folder)
+        known = _read_entries(folder)
+        entries = [known[case_id(case)] for case in cases]
+        outcomes = [_read_outcome(entry, folder) for entry in entries]
+        cost = Cost.total(Cost.of(entry["cost"]) for entry in entries)
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
         return outcomes, cost, folder
 
@@ -262,9 +267,11 @@ class Stages:
         # Other attacks aim at no picture.
         return self.job.protocol.targets if self.job.attack.threat_model == "white_box" else None
 
-    def _attack_waiting(
-        self, attack: Attack, waiting: Sequence[PromptCase], edit: Edit, folder: Path, journal: Journal
-    ) -> None:
+    def _attack_waiting(self, attack: Attack, waiting: Sequence[PromptCase], edit: Edit, folder: Path) -> None:
+        # A journal has one writer.
+        journal = Journal(
+            folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
+        )
         run = attack.run
         if is_given_original(attack):
             run = partial(attack.run, original=edit.unedited(self.model))
@@ -309,6 +316,11 @@ def _file_hash(path: Path) -> str:
 def case_id(case: PromptCase) -> str:
     """The name of a case among the outcomes of one attack."""
     return f"{case.case_number}-{picture_id(case.prompt, case.seed, case.guidance)}"
+
+
+def _read_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the journals of all processes, of this run or an earlier one, say of the cases, by their names."""
+    return {entry["id"]: entry for path in sorted(folder.glob("outcomes*.jsonl")) for entry in Journal(path).read()}
 
 
 def _write_outcome(outcome: Outcome, name: str, cost: dict[str, float], folder: Path, journal: Journal) -> None:

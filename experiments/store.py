@@ -93,7 +93,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.info("waiting for another job that works in %s", folder)
+            log.info("waiting for another process that works in %s", folder)
             lock.acquire()
         try:
             yield
@@ -111,26 +111,22 @@ class Store:
 
 
 class Journal:
-    """A file of one JSON object per line that survives a kill: a torn last line is dropped when it is opened.
+    """A file of one JSON object per line that survives a kill: a torn last line does not count.
 
     Args:
-        path: The file; made when missing.
+        path: The file; made when missing. One process at a time may append to it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                write_atomically(path, whole)
+        self._whole = False
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line, in the order of writing."""
         if not self.path.exists():
             return []
         try:
-            return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+            return [json.loads(line) for line in _whole_lines(self.path.read_bytes()).splitlines()]
         except ValueError as error:
             raise ValueError(
                 f"{self.path} is damaged ({error}); delete its folder and run the same command again."
@@ -138,7 +134,19 @@ class Journal:
 
     def append(self, entry: Mapping[str, object]) -> None:
         """Add a line and wait until the disk has it."""
+        self._drop_torn_line()
         with self.path.open("ab") as file:
             file.write(canonical_json(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _drop_torn_line(self) -> None:
+        if not self._whole and self.path.exists():
+            content = self.path.read_bytes()
+            if len(whole := _whole_lines(content)) < len(content):
+                write_atomically(self.path, whole)
+        self._whole = True
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]

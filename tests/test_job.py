@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_pipeline
 
 from attacks.cases import Check, Outcome
 from attacks.p4d import P4D
@@ -17,6 +16,7 @@ from evaluation.prompt_sets import PromptRow
 from experiments import grid
 from experiments.summary import success_curve
 from tests import tiny_job
+from tests.conftest import make_tiny_pipeline
 from tests.tiny_job import Float64Folder, overrides, run
 
 

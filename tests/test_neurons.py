@@ -7,7 +7,6 @@ from statistics import fmean
 import pandas as pd
 import pytest
 import torch
-from conftest import make_tiny_pipeline
 
 from erasure.edit import Edit
 from erasure.neurons import (
@@ -23,6 +22,7 @@ from experiments.errors import CommandError
 from experiments.neurons import Analysis, Measurements, PruningEffect, RunNeurons
 from experiments.summary import read_summaries
 from tests import tiny_job
+from tests.conftest import make_tiny_pipeline
 from tests.oracles import neurons as oracle
 
 PROMPTS = ["a church", "a red fish in the snow", "a photo"]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_pipeline
 
 from attacks.prompt_search import PromptTemplate
 from diffusion.model import TextToImage
@@ -22,6 +21,7 @@ from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from tests import tiny_job
 from tests.canvas_effect import effect_on_canvas
+from tests.conftest import make_tiny_pipeline
 from tests.oracles import safree as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job, run
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_pipeline
 
 from attacks.random_tokens import RandomTokens
 from attacks.unlearndiff import UnlearnDiffAtk
@@ -24,6 +23,7 @@ from erasure.pruning.off import Off
 from tests import tiny_job
 from tests.attack_cases import make_cases
 from tests.canvas_effect import effect_on_canvas
+from tests.conftest import make_tiny_pipeline
 from tests.judges import never
 from tests.oracles import sld as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job, run

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_tiny_pipeline
 
 from attacks.embedding import EmbeddingAttack
 from attacks.unlearndiff import UnlearnDiffAtk
@@ -28,6 +27,7 @@ from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.attack_cases import make_cases
 from tests.canvas_effect import effect_on_canvas
+from tests.conftest import make_tiny_pipeline
 from tests.erasures import assert_same_erasure
 from tests.judges import never
 from tests.oracles import esd as trajectory_oracle
