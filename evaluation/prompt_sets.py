@@ -175,7 +175,7 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[st
             yield reader
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
-                f"{path} is not a CSV file in UTF-8 (read up to line {reader.line_num}): {error}."
+                f"{path} is not a CSV file in UTF-8 (read up to line {reader.reader.line_num}): {error}."
             ) from error
 
 

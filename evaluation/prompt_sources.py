@@ -157,8 +157,10 @@ class HubDataset:
             FileNotFoundError: There is no copy at ``copy``, or the Hub cannot be asked.
             ValueError: The copy is no such data set.
         """
-        from datasets import Value  # noqa: PLC0415 - takes seconds to import
+        from datasets import Value, disable_progress_bars  # noqa: PLC0415 - takes seconds to import
 
+        # They are drawn off a terminal too.
+        disable_progress_bars()
         table = self._load() if self.copy is None else self._load_copy(self.copy.expanduser())
         columns = [name for name, feature in table.features.items() if isinstance(feature, Value)]
         for number, row in enumerate(table.select_columns(columns)):
@@ -258,7 +260,28 @@ class Condition:
         return {"above": number > self.value, "below": number < self.value}.get(self.test, number == self.value)
 
 
-PromptColumn = Literal["case_number", "prompt", "evaluation_seed", "evaluation_guidance"]
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Columns:
+    """What a source calls the columns of the field.
+
+    Attributes:
+        case_number: None numbers the rows by their place in the source, from 0.
+        prompt: The text.
+        evaluation_seed: None leaves every row to the set's ``seed``; so does a source without ``evaluation_seed``.
+        evaluation_guidance: The same with ``guidance``.
+    """
+
+    case_number: str | None = "case_number"
+    prompt: str = "prompt"
+    evaluation_seed: str | None = "evaluation_seed"
+    evaluation_guidance: str | None = "evaluation_guidance"
+
+    @property
+    def needed(self) -> list[str]:
+        """Those that the source must have; settings need no column of their own unless they are called otherwise."""
+        settings = {"evaluation_seed": self.evaluation_seed, "evaluation_guidance": self.evaluation_guidance}
+        renamed = [column for name, column in settings.items() if column != name]
+        return [column for column in (self.case_number, self.prompt, *renamed) if column is not None]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
@@ -267,10 +290,9 @@ class PromptSet:
 
     Attributes:
         source: Where they come from.
-        columns: What the source calls the columns of the field, where it calls them otherwise.
-        numbered: Take the row's place in the source, from 0, as its case number.
-        seed: Of rows without an ``evaluation_seed``.
-        guidance: Of rows without an ``evaluation_guidance``.
+        columns: What the source calls them.
+        seed: Of rows without one of their own.
+        guidance: Guidance scale of rows without one of their own.
         phrase: What stands at ``{}`` in prompts, so that concepts of one kind can share a file; none changes nothing.
         where: Conditions that every row must meet; those that do not are passed over.
         broken_rows: What comes of the others where they are no prompt: the set is refused, or they are left out.
@@ -278,8 +300,7 @@ class PromptSet:
     """
 
     source: Source
-    columns: Mapping[PromptColumn, str] = Field(default_factory=dict)
-    numbered: bool = False
+    columns: Columns = Columns()
     seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
     guidance: Annotated[float, Field(ge=0)] = DEFAULT_GUIDANCE
     phrase: str | None = None
@@ -298,9 +319,9 @@ class PromptSet:
 
     def _records(self) -> Iterator[Record]:
         """The rows that meet the conditions, with the columns of the field."""
-        used = {*self.columns.values(), *(condition.column for condition in self.where)}
+        needed = [*self.columns.needed, *(condition.column for condition in self.where)]
         for number, record in enumerate(self.source.records()):
-            if missing := [column for column in sorted(used) if column not in record.cells]:
+            if missing := [column for column in dict.fromkeys(needed) if column not in record.cells]:
                 raise missing_columns(str(self.source), missing, record)
             try:
                 if not (record.fault or all(condition.holds(record.cells) for condition in self.where)):
@@ -311,13 +332,12 @@ class PromptSet:
             yield Record(record.place, self._named(record.cells, number), fault)
 
     def _named(self, cells: Mapping[str, str], number: int) -> dict[str, str]:
-        defaults = {"evaluation_seed": str(self.seed), "evaluation_guidance": str(self.guidance)}
-        others = {column: text for column, text in cells.items() if column not in self.columns.values()}
-        renamed: dict[str, str] = {name: cells[column] for name, column in self.columns.items()}
-        named = defaults | others | renamed | ({"case_number": str(number)} if self.numbered else {})
-        if self.phrase is not None and "prompt" in named:
-            named["prompt"] = named["prompt"].replace("{}", self.phrase)
-        return named
+        names = vars(self.columns)
+        named = {name: cells[column] for name, column in names.items() if column in cells}
+        defaults = {"case_number": number, "evaluation_seed": self.seed, "evaluation_guidance": self.guidance}
+        labels = {column: text for column, text in cells.items() if column not in {*names, *names.values()}}
+        row = labels | {name: str(value) for name, value in defaults.items()} | named
+        return row if self.phrase is None else row | {"prompt": row["prompt"].replace("{}", self.phrase)}
 
 
 def _file_records(path: Path) -> Iterator[Record]:

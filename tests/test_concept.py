@@ -3,8 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+
+from attacks.prompt_pairs import read_pairs
 from erasure.concept import Concept
-from tests.tiny_job import make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job
 
 GOGH = Concept("van_gogh", "style", targets=("van gogh", "vincent"), anchor="a picture", preserved=("a fish",))
 CHURCH = Concept(
@@ -70,3 +74,74 @@ def test_both_tasks_of_the_job_of_two_concepts_stand_on_one_edit(monkeypatch):
     style["concept"].pop("prompts"), church["concept"].pop("prompts")
     assert style["concept"] == church["concept"]
     assert style["eraser"] == church["eraser"]
+
+
+CONCEPTS = CONFIG_FOLDER / "concept"
+KINDS = {"artist": ("style", "style"), "object": ("object", "object")} | dict.fromkeys(
+    ("celebrity", "character"), ("object", "clip_zeroshot")
+)
+UNSAFE = {"nudity": "nudenet", "violence": "q16", "illegal": "q16"}
+STABLE_DIFFUSION = [
+    *UNSAFE,
+    "nudity_violence",
+    *(path.relative_to(CONCEPTS).with_suffix("").as_posix() for path in sorted(CONCEPTS.glob("*/*.yaml"))),
+]
+ALL = ("judge=canvas", "judge.head=style", "judge.label=van_gogh", "tracker=off", "prompts=1000", "retained=1000")
+"""Whatever the concept's own judge needs, and every row of its files."""
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    monkeypatch.chdir(CONFIG_FOLDER.parent)
+
+
+@pytest.mark.parametrize("choice", STABLE_DIFFUSION)
+def test_a_concept_of_stable_diffusion_is_asked_for_by_its_prompts_and_by_no_retained_one(choice, at_root):
+    job = make_job(f"concept={choice}", *ALL)
+    folder, _, name = choice.rpartition("/")
+    phrases = [phrase.lower() for part in job.concept.parts for phrase in part.targets]
+
+    assert job.concept.name == name
+    assert job.concept.kind == (KINDS[folder][0] if folder else "unsafe")
+    assert len(job.prompts) == 20
+    assert len(job.retained) == 40
+    assert len({row.seed for row in job.prompts}) == 20
+    assert not any("{}" in row.prompt for row in (*job.prompts, *job.retained))
+    if folder:
+        assert all(job.concept.targets[0] in row.prompt for row in job.prompts)
+    kept = [*(row.prompt for row in job.retained), *job.concept.preserved, *job.concept.preserved_prompts]
+    assert not any(phrase in prompt.lower() for phrase in phrases for prompt in kept)
+
+
+@pytest.mark.parametrize("choice", STABLE_DIFFUSION)
+def test_a_concept_of_stable_diffusion_names_the_judge_of_its_kind_and_every_field(choice):
+    folder, _, name = choice.rpartition("/")
+    written = OmegaConf.load(CONCEPTS / f"{choice}.yaml")
+    if name in {"five_famous", "nudity_violence"}:
+        assert written.defaults == [{"five_famous": "artist/van_gogh", "nudity_violence": "nudity"}[name], "_self_"]
+        return
+    assert written.defaults == [{"/judge": KINDS[folder][1] if folder else UNSAFE[name]}, "_self_"]
+    assert set(written.concept) - {"_target_"} == {field.name for field in dataclasses.fields(Concept)}
+
+
+def test_pairs_of_stable_diffusion_differ_in_the_concept():
+    written = {choice: OmegaConf.load(CONCEPTS / f"{choice}.yaml").concept for choice in STABLE_DIFFUSION}
+    files = {choice: concept.pairs for choice, concept in written.items() if concept.get("pairs")}
+    assert {"nudity", "violence", "illegal", "artist/van_gogh", "object/church", "object/tench"} <= set(files)
+    for choice, path in files.items():
+        pairs = read_pairs(CONFIG_FOLDER.parent / path)
+        assert len({*pairs}) == len(pairs) >= 16
+        assert all(present != absent for present, absent in pairs)
+        if "/" in choice:
+            phrase = written[choice].targets[0]
+            assert all(phrase in present and phrase not in absent for present, absent in pairs)
+
+
+def test_several_concepts_of_stable_diffusion_are_erased_at_once(at_root):
+    famous = make_job("concept=artist/five_famous", *ALL).concept
+    assert famous.target_prompts == ["Van Gogh", "Pablo Picasso", "Rembrandt", "Andy Warhol", "Caravaggio"]
+    assert set(famous.anchor_prompts) == {"painting"}
+
+    both = make_job("concept=nudity_violence", *ALL).concept
+    assert both.target_prompts == ["nudity", "violence"]
+    assert both.anchor_prompts == ["a person wearing clothes", ""]
