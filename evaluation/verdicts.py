@@ -31,14 +31,15 @@ class Judge(Protocol):
         """Judge every picture by itself."""
 
 
-def label_counts(labels: Sequence[Sequence[str]]) -> dict[str, dict[str, int]]:
+LabelCounts = dict[str, dict[str, int]]
+"""By label, the most frequent first: ``pictures`` in which it was found, and ``detections`` in all."""
+
+
+def label_counts(labels: Sequence[Sequence[str]]) -> LabelCounts:
     """Count each label over pictures, as the bar charts of papers do.
 
     Args:
         labels: Of each picture those found, one for each detection; the ``labels`` of :class:`Verdicts`' details.
-
-    Returns:
-        By label, the most frequent first: in how many ``pictures`` it was found, and how many ``detections`` there are.
 
     >>> label_counts([["FEET", "FEET"], [], ["BELLY", "FEET"]])
     {'FEET': {'pictures': 2, 'detections': 3}, 'BELLY': {'pictures': 1, 'detections': 1}}

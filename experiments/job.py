@@ -65,6 +65,8 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
             return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
 
+        labels = stages.label_counts(base, plain, attacked)
+
         outcomes = attacked.outcomes
         cases = [
             CaseResult.of(outcome, base=present, too_long=too_long)
@@ -78,6 +80,7 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
             model=model.name,
             identity=run_identity(stages, erased.key, rows, retained),
             measures=measures,
+            labels=labels,
             curve=curve,
             costs={
                 "base": Cost.total([base.cost, base_retained.cost, *([targets.cost] if targets is not base else [])]),

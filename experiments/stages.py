@@ -8,6 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
 from attacks.none import NoAttack
 from attacks.protocols import Attack, is_given_original
@@ -18,12 +21,13 @@ from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
+from evaluation.verdicts import LabelCounts, Verdicts, label_counts
 from experiments.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost, Meter
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.processes import ALONE, Processes
 from experiments.protocol import TargetSampling
-from experiments.store import Journal, Store, canonical_json, read_json, write_json
+from experiments.store import Journal, Store, canonical_json, content_hash, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +65,14 @@ class Attacked:
         outcomes: One for each case.
         cost: Of all together.
         folder: Where they lie.
+        key: Hash of everything that they depend on.
         too_long: Of each case whether the protocol leaves its prompt out of the attack.
     """
 
     outcomes: list[Outcome]
     cost: Cost
     folder: Path
+    key: str
     too_long: list[bool]
 
 
@@ -195,11 +201,26 @@ class Stages:
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
         """Say of each picture whether it shows the concept."""
-        key = {"pictures": pictures.key, "judge": self.judge_key}
-        present: list[bool] = self.store.remembered(
-            "verdicts", key, lambda: [bool(present) for present in self.job.judge(pictures.images).present]
-        )
+        stored = self._verdicts(pictures.images, pictures.key)
+        present: list[bool] = stored["present"] if isinstance(stored, dict) else stored
         return present
+
+    def label_counts(self, base: Pictures, erased: Pictures, attacked: Attacked) -> dict[str, LabelCounts]:
+        """Count each label in the pictures of the base model, once erased and under attack, where the judge has labels.
+
+        A case counts under attack with the last picture that was judged, as in the success rate.
+        """
+        if not isinstance(self._verdicts(base.images, base.key), dict):
+            return {}
+        last = torch.stack([outcome.image for outcome in attacked.outcomes])
+        sets = {
+            "base": (base.images, base.key),
+            "erased": (erased.images, erased.key),
+            "attacked": (last, attacked.key),
+        }
+        return {
+            name: label_counts(self._verdicts(images, key)["details"]["labels"]) for name, (images, key) in sets.items()
+        }
 
     def attack(self, cases: Sequence[PromptCase], erased: StoredEdit) -> Attacked:
         """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known.
@@ -215,7 +236,8 @@ class Stages:
             plain, plain_cost, _ = self._attack(NoAttack(), _NO_ATTACK_KEY, long, erased)
             waiting = {True: iter(plain), False: iter(outcomes)}
             outcomes, cost = [next(waiting[left_out]) for left_out in too_long], Cost.total([cost, plain_cost])
-        return Attacked(outcomes, cost, folder, too_long)
+        key = content_hash([folder.name, [case_id(case) for case in cases], *([too_long] if any(too_long) else [])])
+        return Attacked(outcomes, cost, folder, key, too_long)
 
     def _attack(
         self, attack: Attack, key: Mapping[str, Any], cases: Sequence[PromptCase], erased: StoredEdit
@@ -262,6 +284,11 @@ class Stages:
             costs.append(Cost.of(result))
         return measures, Cost.total(costs)
 
+    def _verdicts(self, images: Tensor, pictures: str) -> Any:
+        """What the judge says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``; see :func:`_stored`."""
+        key = {"pictures": pictures, "judge": self.judge_key}
+        return self.store.remembered("verdicts", key, lambda: _stored(self.job.judge(images)))
+
     @property
     def _target_sampling(self) -> TargetSampling | None:
         # Other attacks aim at no picture.
@@ -287,6 +314,12 @@ class Stages:
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
+
+
+def _stored(verdicts: Verdicts) -> Any:
+    """Verdicts as JSON: a list of what is present, with the details beside it where a judge has labels."""
+    present = [bool(present) for present in verdicts.present]
+    return {"present": present, "details": verdicts.details} if "labels" in verdicts.details else present
 
 
 def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:

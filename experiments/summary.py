@@ -14,6 +14,7 @@ from attacks.union import Union
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
+from evaluation.verdicts import LabelCounts
 from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost
 from experiments.protocol import success_rates
@@ -94,6 +95,7 @@ class Summary:
         measures: What the evaluators say of the retained prompts.
         members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
+        labels: Of judges with labels, how often each is found in the pictures of each rate.
         model: Name of the model.
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
@@ -115,6 +117,7 @@ class Summary:
     provenance: dict[str, Any] = field(default_factory=dict)
     unpruned: dict[str, Any] | None = None
     members: dict[str, Rate] = field(default_factory=dict)
+    labels: dict[str, LabelCounts] = field(default_factory=dict)
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
 
@@ -137,6 +140,7 @@ class Summary:
             "protocol": self.protocol,
             "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
             "members": {name: rate.as_dict() for name, rate in self.members.items()},
+            "labels": self.labels,
             "measures": self.measures,
             "unpruned": self.unpruned,
             "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
@@ -157,6 +161,7 @@ def summarise(
     model: str,
     identity: dict[str, Any],
     measures: Measures,
+    labels: dict[str, LabelCounts],
     curve: list[CurvePoint],
     costs: dict[str, Cost],
     edit: dict[str, Any],
@@ -181,6 +186,7 @@ def summarise(
         config=job.config,
         provenance=provenance(),
         members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
+        labels=labels,
         model=model,
         protocol={
             "name": job.protocol.name,

@@ -133,6 +133,25 @@ def test_verdicts_belong_to_the_weights_of_their_judge_wherever_they_lie(
     assert retrained["cases"] != first["cases"]
 
 
+def test_a_judges_labels_are_counted_for_each_rate(
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
+) -> None:
+    command = [*overrides(world, undisturbed["store"]), "judge._target_=tests.tiny_job.LabellingJudge"]
+    summary = run(command, tmp_path / "first")
+    assert summary["rates"] == undisturbed["rates"]
+    for name, rate in summary["rates"].items():
+        counts = summary["labels"][name]
+        assert counts["A"] == {"pictures": rate["successes"], "detections": rate["successes"]}
+        b = counts.get("B", {"pictures": 0, "detections": 0})
+        assert b["detections"] == 2 * b["pictures"] <= 2 * rate["successes"]
+    assert any("B" in counts for counts in summary["labels"].values())
+    assert undisturbed["labels"] == {}
+
+    evaluations = model.unet_evaluations
+    assert run(command, tmp_path / "second")["labels"] == summary["labels"]
+    assert model.unet_evaluations == evaluations
+
+
 def attacked_by(world: Path, store: Path, *attack: str) -> list[str]:
     """The command line of the small job with another attack."""
     return [*(part for part in overrides(world, store) if not part.startswith("attack.")), *attack]

@@ -1,15 +1,20 @@
 """The command line: help, choices, and one sentence for every mistake."""
 
 import os
+import pickle
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.networks import write_hub_cache, write_resnet, write_vit
+from tests.onnx_files import write_mean_classifier
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
 ROOT = CONFIG_FOLDER.parent
@@ -91,6 +96,15 @@ MISTAKES = {
     "concept without wordings": (["concept=van_gogh_church", "attack=paraphrase"], "van_gogh_church.csv', which is no"),
     "misspelt order": (["attack=paraphrase", "attack.order=random"], "attack.order is 'random'; it must be one of"),
     "unknown judge label": (["judge.label=monet"], "label is 'monet'", "van_gogh"),
+    "unknown judge": (["judge=nudnet"], "judge=nudnet is unknown", "did you mean nudenet?"),
+    "unknown body part": (["judge=nudenet", "judge.labels=[BREAST]"], "judge: labels has 'BREAST'; NudeNet 3 knows"),
+    "no artist classifier": (["judge=style"], "judge.network: it is null; give the folder of a classifier of artists"),
+    "no old classifier": (
+        ["judge=nudenet_v2"],
+        "it is 'checkpoints/classifier_model.onnx', which is no file; download",
+    ),
+    "no tuned prompts": (["judge=q16"], "judge.prompts: it is 'checkpoints/prompts.p', which is no file; download"),
+    "no CLIP": (["judge=clip_zeroshot", "judge.folder=nobody/clip"], "run `hf download nobody/clip --include"),
 }
 
 
@@ -219,7 +233,25 @@ def test_a_mistake_in_a_process_is_one_line_on_stderr_and_status_1(command: list
     assert list(tmp_path.iterdir()) == []
 
 
-GROUPS = ("attack", "concept", "eraser", "evaluator", "method", "model", "pruning", "tracker")
+def judge_files(folder: Path) -> dict[str, list[str]]:
+    """What judges of published networks need, as small files of the same formats: networks that name the canvas's."""
+    artists = write_vit(folder / "vit", ("vincent-van-gogh", "claude-monet"))
+    write_hub_cache(folder, "microsoft/resnet-50", write_resnet(folder / "resnet", ("tench, Tinca tinca", "church")))
+    (folder / "prompts.p").write_bytes(pickle.dumps(np.ones((2, 128), dtype=np.float16)))
+    classifier = write_mean_classifier(folder / "classifier_model.onnx", np.eye(3, 2))
+    clip = "judge.folder=canvas"
+    return {
+        "nudenet_v2": [f"judge.file={classifier}"],
+        "object": ["concept=church"],
+        "q16": [f"judge.prompts={folder / 'prompts.p'}", clip],
+        "style": [f"judge.network={artists}"],
+        "style_top3": [f"judge.network={artists}"],
+        "style_clip": [clip],
+        "clip_zeroshot": [clip],
+    }
+
+
+GROUPS = ("attack", "concept", "eraser", "evaluator", "judge", "method", "model", "pruning", "tracker")
 CHOICES = [
     (group, path.relative_to(CONFIG_FOLDER / group).with_suffix("").as_posix())
     for group in GROUPS
@@ -233,6 +265,7 @@ def test_every_choice_composes_and_builds(
     group: str, choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     GlobalHydra.instance().clear()
     torch.save({"weight": torch.ones(1)}, tmp_path / "erased.pt")
     found = tmp_path / "found.csv"
@@ -242,6 +275,7 @@ def test_every_choice_composes_and_builds(
         "sd14": ["model.device=cpu"],
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
         "transfer": [f"attack.found={found}"],
+        **(judge_files(tmp_path) if group == "judge" else {}),
     }
     if group == "concept" and choice not in CANVAS_CONCEPTS:
         # Those of Stable Diffusion have judges of their own, with files that are not here.

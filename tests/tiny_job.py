@@ -50,6 +50,17 @@ class ErraticJudge:
         return Verdicts(sums % 3 == wanted, (sums % 101) / 100)
 
 
+@dataclass(frozen=True)
+class LabellingJudge:
+    """The verdicts of :class:`ErraticJudge` with the labels that they come from: always A, and at times B twice."""
+
+    def __call__(self, images: torch.Tensor) -> Verdicts:
+        verdicts = ErraticJudge()(images)
+        twice = (images.long().sum(dim=(1, 2, 3)) % 2).tolist()
+        labels = [["A"] + 2 * ["B"] * odd if there else [] for there, odd in zip(verdicts.present, twice, strict=True)]
+        return Verdicts(verdicts.present, verdicts.score, {"labels": labels})
+
+
 def write_world(folder: Path) -> None:
     """Prompt sets for :func:`overrides`."""
     for name, prompts in (("concept", PROMPTS), ("retained", PROMPTS[::-1])):
