@@ -372,6 +372,20 @@ def test_pruned_models_have_what_the_paper_says_and_no_number_of_the_unpruned() 
     assert found(summary_of(pruning="wanda.Wanda")) == {}
 
 
+def test_a_job_ends_with_the_published_number_on_a_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*overrides(world, tmp_path / "store"), "eraser.steps=1", "attack.timesteps=1"]
+    run([*command, "concept.name=nudity", "protocol.name=unlearndiffatk"], tmp_path / "run")
+    doubt = "not comparable, as this run is on tiny and of 5 prompts, not 142"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("published")]
+    assert [line.partition(" in ")[0] for line in lines] == [
+        f"published: pre-ASR 20.42 % (ESD on sd14; {doubt})",
+        f"published: ASR 76.05 % (ESD on sd14; {doubt})",
+    ]
+    assert all("github.com/OPTML-Group/Diffusion-MU-Attack" in line for line in lines)
+
+
 def test_tables_print_published_numbers_with_model_and_source(tmp_path: Path) -> None:
     other = summary_of(model="canvas", n=4)
     unknown = summary_of(eraser={"_target_": "erasure.erasers.mace.MACE"}) | {"run": "mace"}
