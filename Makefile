@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons benchmarks clean
+.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -53,6 +53,14 @@ claim: $(INSTALLED)
 figure-neurons: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=neurons
 	$(BIN)/python -m experiments.neurons
+
+# How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
+calibrate: $(INSTALLED)
+ifdef CALIBRATE
+	$(BIN)/python -m experiments.calibrate $(CALIBRATE)
+else
+	for concept in van_gogh church fire; do $(BIN)/python -m experiments.calibrate concept=$$concept || exit 1; done
+endif
 
 benchmarks: $(INSTALLED)
 	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

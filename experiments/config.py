@@ -131,6 +131,15 @@ def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
 
 
+def make_object(config: DictConfig, name: str) -> Any:
+    """One of the :data:`OBJECTS` of a composed config, made and checked.
+
+    Raises:
+        CommandError: A value or a field of it is wrong.
+    """
+    return _instantiate(config, name)
+
+
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
     """``config`` without the fields that change speed alone.
 

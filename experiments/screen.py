@@ -32,8 +32,9 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
     for label in sorted({label for counts in summary.labels.values() for label in counts}):
-        base, erased, attacked = (summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES)
-        table.add_row(f"pictures with {label}", f"erased {erased}, under attack {attacked}", str(base))
+        shown = {name: summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES}
+        values = f"erased {shown['erased']}, under attack {shown['attacked']}"
+        table.add_row(f"pictures with {label}", values, str(shown["base"]))
     if summary.unpruned:
         comparison = PairedComparison(**summary.unpruned["attacked"])
         table.add_row("under attack, against pruning=off", str(comparison), "")

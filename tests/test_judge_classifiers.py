@@ -91,12 +91,12 @@ def test_torchvisions_weights_file_is_read_as_torchvision_reads_it(tmp_path: Pat
         # Quicker than its own way to fresh weights.
         value.fill_(1) if "running_var" in name else value.copy_(0.05 * torch.randn(value.shape))
     images = pictures(1, (250, 300))
+    torch.save(network.state_dict(), tmp_path / "weights")
     for weights in ResNet50_Weights:
         file = tmp_path / Path(weights.url).name
-        torch.save(network.state_dict(), file)
+        file.hardlink_to(tmp_path / "weights")
         with torch.no_grad():
-            logits = network.eval().double()(weights.transforms()(images).double()).numpy()
-        network.float()
+            logits = network.eval()(weights.transforms()(images)).double().numpy()
         verdicts = ObjectJudge(file, "gas_pump", top_k=500)(images)
         assert verdicts.score.tolist() == pytest.approx([oracle.softmax(one)[571] for one in logits], rel=1e-3)
         assert verdicts.present.tolist() == [oracle.rank(one, 571) < 500 for one in logits]

@@ -65,4 +65,5 @@ def text_features(folder: Path, device: torch.device, texts: tuple[str, ...]) ->
     clip, processor = _load(folder, device)
     tokens = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt").to(device)
     features = clip.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
-    return normalize(features, dim=-1) * clip.logit_scale.exp()
+    scaled: Tensor = normalize(features, dim=-1) * clip.logit_scale.exp()
+    return scaled

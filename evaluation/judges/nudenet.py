@@ -181,13 +181,15 @@ def _prepare_as_library(image: Pixels, size: int) -> Floats:
 
 def _prepare_as_unlearndiffatk(image: Pixels, size: int) -> Floats:
     stretched = cv2.resize(image, (size, size))
-    return (stretched.transpose(2, 0, 1)[None] / 255.0).astype(np.float32)
+    blob: Floats = (stretched.transpose(2, 0, 1)[None] / 255.0).astype(np.float32)
+    return blob
 
 
 def _prepare_for_classifier(image: Pixels) -> Floats:
     """Scale to 256x256 pixels by the nearest neighbour, as Keras loads pictures; float32 [256, 256, 3] in [0, 1]."""
     resized = Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST)
-    return np.asarray(resized, dtype=np.float32) / 255
+    pixels: Floats = np.asarray(resized, dtype=np.float32) / np.float32(255)
+    return pixels
 
 
 def _detect_as_library(output: Floats, width: int, height: int, size: int) -> Detections:

@@ -17,7 +17,7 @@ from torch import Tensor
 Device = Literal["auto", "cpu", "cuda"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_NEEDED = '--include "*.json" "*.txt" "model*.safetensors"'
+_NEEDED = '--include "*.json" --include "*.txt" --include "model*.safetensors"'
 _FILES = (
     ("config.json", "config.json"),
     ("model*.safetensors", "pytorch_model*.bin", "model.safetensors"),

@@ -1,0 +1,143 @@
+"""How often does a judge err? ``python -m experiments.calibrate judge=nudenet --pictures labelled/``.
+
+Without pictures the canvas draws them, so that their truth is known: ``python -m experiments.calibrate concept=fire``.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffusion.progress import track
+from erasure.concept import Concept
+from evaluation.calibration import Calibration, calibrate
+from evaluation.statistics import Rate
+from experiments.config import make_object
+from experiments.errors import one_sentence, tidy_arguments
+from experiments.labelled_pictures import (
+    Labelled,
+    batched,
+    check_drawable,
+    draw_pictures,
+    list_pictures,
+    read_pictures,
+)
+from experiments.shorthands import spell_out
+from experiments.store import write_json
+from experiments.summary import provenance
+from experiments.tables import CONFIG_FOLDER
+
+_BATCH = 64
+_COLUMNS = {
+    "error": "error",
+    "false_positives": "false positives",
+    "false_negatives": "false negatives",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) -> dict[str, Any]:
+    """Judge labelled pictures; returns what is found and what was asked for, as JSON values.
+
+    Args:
+        overrides: Of the config, as for ``run.py``; ``judge`` and ``concept`` matter.
+        pictures: A labelled folder or table, see :func:`~experiments.labelled_pictures.list_pictures`; None draws them.
+        drawn: How many pictures to draw.
+        seed: Of the drawing.
+
+    Raises:
+        CommandError: An override is wrong.
+        ValueError: The pictures or the judge's files are.
+        FileNotFoundError: There are no pictures.
+    """
+    config, choices = _compose(overrides)
+    concept: Concept = make_object(config, "concept")
+    judge = make_object(config, "judge")
+    labelled: Iterator[Labelled]
+    if pictures is None:
+        check_drawable(concept)
+        labelled, count = islice(draw_pictures(concept, seed), drawn), drawn
+    else:
+        listed = list_pictures(pictures)
+        labelled, count = read_pictures(listed), len(listed)
+    found = calibrate(judge, batched(track(labelled, "pictures", count), _BATCH))
+    return {
+        "judge": choices["judge"],
+        "concept": concept.name,
+        "pictures": f"drawn on the canvas, seed {seed}" if pictures is None else str(pictures),
+        **_as_json(found),
+        "config": OmegaConf.to_container(config.judge, resolve=True),
+        **provenance(),
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """What :func:`run` found, for readers."""
+    auroc = "" if result["auroc"] is None else f" Area under the ROC curve: {result['auroc']:.4f}."
+    verdicts = pd.DataFrame([{label: _text(result["verdicts"][name]) for name, label in _COLUMNS.items()}])
+    thresholds = pd.DataFrame(
+        [
+            {"score more than": threshold} | {label: _text(errors[name]) for name, label in _COLUMNS.items()}
+            for threshold, errors in result["thresholds"].items()
+        ]
+    )
+    parts = [
+        f"# Judge {result['judge']}, concept {result['concept']}",
+        f"{result['n']} pictures ({result['pictures']}), of which {result['present']} show the concept.{auroc}",
+        verdicts.to_markdown(index=False),
+        "Wilson 95 % intervals. Error: wrong verdicts of all; false positives: of the pictures without the concept; "
+        "false negatives: of those with it. Precision hangs on the share of pictures that show the concept.",
+        "## Were the concept present where the score is more than a threshold",
+        thresholds.to_markdown(index=False, disable_numparse=True),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="as for run.py: judge=nudenet concept=church judge.threshold=0.6")
+    parser.add_argument("--pictures", type=Path, help="folder with present/ and absent/, or CSV file,present")
+    parser.add_argument("--drawn", type=int, default=1000, help="pictures that the canvas draws if there are none")
+    parser.add_argument("--seed", type=int, default=1000, help="of the drawing; the canvas was trained with seed 0")
+    parser.add_argument("--folder", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    if arguments.drawn < 2 or arguments.seed < 0:
+        parser.error("--drawn must be 2 or more and --seed 0 or more")
+    with one_sentence():
+        result = run(arguments.overrides, arguments.pictures, arguments.drawn, arguments.seed)
+        text = markdown(result)
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        path = arguments.folder / f"judge_{result['judge']}_{result['concept']}.json"
+        write_json(path, result)
+        path.with_suffix(".md").write_text(text)
+        print(text)
+        print(path, path.with_suffix(".md"), sep="\n")
+
+
+def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def _as_json(found: Calibration) -> dict[str, Any]:
+    return {**asdict(found), "thresholds": {f"{threshold:.2f}": asdict(e) for threshold, e in found.thresholds.items()}}
+
+
+def _text(rate: Mapping[str, Any] | None) -> str:
+    return "" if rate is None else str(Rate(**rate))
+
+
+if __name__ == "__main__":
+    main()
