@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.early import check_early
 from experiments.errors import one_sentence, tidy_arguments
 from experiments.shorthands import spell_out
 
@@ -17,6 +18,7 @@ def main(config: DictConfig) -> str:
     """Run one job of the composed config; returns the path of its summary."""
     with one_sentence():
         # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
+        check_early(config)
         from experiments.config import build  # noqa: PLC0415
 
         choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir

@@ -8,42 +8,34 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
+from diffusion.sources import SINGLE_FILES, hub_answers, locate, unreachable
 
 log = logging.getLogger(__name__)
 
-CANVAS = "canvas"
-"""The source that stands for the shipped model."""
-
-CANVAS_FOLDER = Path(__file__).parent / "canvas" / "weights"
-"""Where the shipped model lies."""
-
-SINGLE_FILES = (".safetensors", ".ckpt")
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """What a diffusers folder of Stable Diffusion must have."""
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_HUB_SECONDS = 3.0
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
     *(SafetensorError, UnpicklingError),
 )
 """What the libraries raise on files that are damaged or of another kind."""
 
-Precision = Literal["fp32", "fp16", "bf16", "bf16_autocast"]
+Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
 SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++"]
 
@@ -51,8 +43,10 @@ _WEIGHT_TYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
+    "fp16_autocast": torch.float32,
     "bf16_autocast": torch.float32,
 }
+_AUTOCAST: dict[str, torch.dtype] = {"fp16_autocast": torch.float16, "bf16_autocast": torch.bfloat16}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -61,12 +55,17 @@ class ModelSource:
 
     Attributes:
         source: ``canvas``, a diffusers folder, a ``.safetensors`` or ``.ckpt`` file, or a Hub id ``owner/name``.
-        precision: Of the weights; ``bf16_autocast`` keeps float32 weights and computes the U-Net in bfloat16.
+        precision: Of the weights; ``fp16_autocast`` and ``bf16_autocast`` keep float32 weights, which training needs,
+            and compute the U-Net in half precision.
         device: ``auto`` takes a GPU if there is one.
         scheduler: The sampler, one for every method compared.
         config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
             the Hub or its cache.
         name: What results call the model; the last part of ``source`` if none.
+        resolution: Edge of a picture in pixels; the model's own if none.
+        gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
+            memory and costs a second forward pass; no effect on results.
+        offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
 
     Raises:
         ValueError: ``device`` is ``cuda`` and there is none.
@@ -78,6 +77,9 @@ class ModelSource:
     scheduler: SchedulerName = "ddim"
     config: str | None = None
     name: str | None = None
+    resolution: Annotated[int, Field(ge=8)] | None = None
+    gradient_checkpointing: bool = False
+    offload: bool = False
 
     @model_validator(mode="after")
     def _device_exists(self) -> "ModelSource":
@@ -96,11 +98,15 @@ class ModelSource:
             pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
         if self.device != "cpu" and torch.cuda.is_available():
             pipeline.to("cuda")
+        if self.gradient_checkpointing:
+            checkpoint_activations(pipeline.unet)
         return TextToImage(
             pipeline,
             name=self.name or re.sub(r"\.(safetensors|ckpt)$", "", Path(self.source).name),
             scheduler=self.scheduler,
-            autocast=torch.bfloat16 if self.precision == "bf16_autocast" else None,
+            autocast=_AUTOCAST.get(self.precision),
+            resolution=self.resolution,
+            offload=self.offload,
         )
 
 
@@ -118,19 +124,10 @@ def load_model(
 
 
 def _load_pipeline(source: str, config: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:
-    path = CANVAS_FOLDER if source == CANVAS else Path(source).expanduser()
-    if path.is_dir():
-        return _from_folder(path, dtype)
-    if path.is_file():
-        return _from_single_file(path, config, dtype)
-    if source == CANVAS:
-        raise FileNotFoundError(f"The canvas's weights are not in {path}; make them with `make canvas`.")
-    if not _HUB_ID.fullmatch(source) or path.suffix in SINGLE_FILES:
-        raise FileNotFoundError(
-            f"There is no model {source!r}; model.source must be 'canvas', a diffusers folder, a file ending in "
-            f"{' or '.join(SINGLE_FILES)}, or a Hub id like CompVis/stable-diffusion-v1-4."
-        )
-    return _from_hub(source, dtype)
+    path = locate(source)
+    if path is None:
+        return _from_hub(source, dtype)
+    return _from_folder(path, dtype) if path.is_dir() else _from_single_file(path, config, dtype)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -184,11 +181,11 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Sta
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
-                local_files_only=config is not None or not _hub_answers(),
+                local_files_only=config is not None or not hub_answers(),
             )
     except LOADING_ERRORS as error:
         remedy = "the file may be damaged or of another kind of model"
-        if config is None and not _hub_answers():
+        if config is None and not hub_answers():
             remedy = (
                 "a single file needs configuration and tokenizer from the Hub, which does not answer; point "
                 "model.config to a diffusers folder of the same architecture"
@@ -234,12 +231,8 @@ def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         return _from_pretrained(source, dtype)
     except LOADING_ERRORS as error:
         log.debug("%s is not in the cache: %s", source, error)
-    if not _hub_answers():
-        raise FileNotFoundError(
-            f"{source!r} is neither a local file or folder nor complete in the cache {constants.HF_HUB_CACHE}, and "
-            f"{constants.ENDPOINT} cannot be reached; download it where there is a network (`hf download {source} "
-            "--local-dir FOLDER`) and set model.source=FOLDER."
-        )
+    if not hub_answers():
+        raise unreachable(source)
     try:
         return _from_pretrained(source, dtype, local_files_only=False)
     except LOADING_ERRORS as error:
@@ -247,17 +240,6 @@ def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
             f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {in_short(error)}."
         ) from error
-
-
-def _hub_answers() -> bool:
-    """Ask once with a short time limit, where the Hub's own client would try again and again."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except Exception:  # whatever its HTTP library raises, there is no answer
-        return False
-    return True
 
 
 def in_short(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from diffusion.guard import Guard
+from diffusion.memory import visiting
 
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
@@ -42,6 +43,8 @@ class TextToImage:
         name: What results call the model.
         scheduler: One of :data:`SCHEDULERS`.
         autocast: Precision of the U-Net's arithmetic when it differs from that of the weights.
+        resolution: Edge of a picture in pixels; the U-Net's own if None.
+        offload: The VAE waits on the CPU while it is not used.
 
     Attributes:
         unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
@@ -56,6 +59,8 @@ class TextToImage:
         name: str = "pipeline",
         scheduler: str = "ddim",
         autocast: torch.dtype | None = None,
+        resolution: int | None = None,
+        offload: bool = False,
     ) -> None:
         if scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}.")
@@ -66,6 +71,8 @@ class TextToImage:
         self.vae = pipeline.vae
         self.scheduler_name = scheduler
         self.autocast = autocast
+        self.resolution = resolution
+        self.offload = offload
         self._scheduler_config = dict(pipeline.scheduler.config)
         self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
         self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
@@ -73,6 +80,10 @@ class TextToImage:
         self.guard: Guard | None = None
         for part in (self.text_encoder, self.unet, self.vae):
             part.eval().requires_grad_(False)
+        if offload:
+            self.vae.to("cpu")
+        if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
+            raise ValueError(f"resolution is {resolution}; {name!r} takes a multiple of {self._multiple} pixels.")
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +98,7 @@ class TextToImage:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
-        edge = self.unet.config.sample_size
+        edge = self.unet.config.sample_size if self.resolution is None else self.resolution // self._pixels_per_latent
         height, width = (edge, edge) if isinstance(edge, int) else edge
         return self.unet.config.in_channels, height, width
 
@@ -318,23 +329,36 @@ class TextToImage:
         pictures = [torch.empty((0, 3, *self.image_size), dtype=torch.uint8)]
         for start in range(0, len(latents), batch_size):
             chunk = latents[start : start + batch_size].to(self.vae.dtype)
-            decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
+            with self._using_vae():
+                decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
         return torch.cat(pictures)
+
+    def _using_vae(self) -> AbstractContextManager[None]:
+        return visiting(self.vae, self.device) if self.offload else nullcontext()
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of a picture in pixels."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
+        return self.latent_shape[1] * self._pixels_per_latent, self.latent_shape[2] * self._pixels_per_latent
+
+    @property
+    def _pixels_per_latent(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def _multiple(self) -> int:
+        """What a picture's edge must be a multiple of: the U-Net halves its latents at every level but the last."""
+        return int(self._pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w]."""
         latents = [self.initial_latents([])]
         for start in range(0, len(images), batch_size):
-            pixels = images[start : start + batch_size].to(self.vae.device).float() / 127.5 - 1
-            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
+            pixels = images[start : start + batch_size].to(self.device).float() / 127.5 - 1
+            with self._using_vae():
+                mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
             latents.append((mean * self.vae.config.scaling_factor).to(self.device, self.dtype))
         return torch.cat(latents)
 

@@ -59,6 +59,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
     after_step: Callable[[int], None] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> list[float]:
     """Minimise ``loss(step)`` for ``step = 0 .. steps - 1`` and return the losses.
 
@@ -74,7 +75,10 @@ def fit(
         checkpoint: File that the state is written to every ``checkpoint_every`` steps and resumed from.
         checkpoint_every: Steps between two writes.
         after_step: Called after each optimiser step.
+        scaler: For gradients that pass through float16: it scales the loss so that they do not underflow, and leaves
+            out a step whose gradients overflow.
     """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
     schedule = LambdaLR(optimizer, learning_rate_factor or (lambda _: 1.0))
     losses: list[float] = []
@@ -82,6 +86,7 @@ def fit(
         state = torch.load(checkpoint, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        scaler.load_state_dict(state["scaler"])
         losses = state["losses"]
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
@@ -91,10 +96,12 @@ def fit(
         for step in range(len(losses), steps):
             optimizer.zero_grad(set_to_none=True)
             step_loss = loss(step)
-            step_loss.backward()  # type: ignore[no-untyped-call]
+            scaler.scale(step_loss).backward()  # type: ignore[no-untyped-call]
             if clip_norm is not None:
+                scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
             if after_step is not None:
                 after_step(step)
@@ -110,6 +117,7 @@ def fit(
                 state = {
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
+                    "scaler": scaler.state_dict(),
                     "losses": losses,
                     "tensors": [tensor.detach() for tensor in [*parameters, *averages]],
                 }

@@ -168,7 +168,7 @@ def require_trainable_precision(model: TextToImage) -> None:
     if model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"The weights of {model.name!r} are {str(model.dtype).removeprefix('torch.')} and training needs float32; "
-            "load them in float32 and set the model's autocast for half-precision arithmetic."
+            "take model.precision=bf16_autocast (float32 weights, half-precision arithmetic) or fp32."
         )
 
 
@@ -212,6 +212,7 @@ def minimise(
         checkpoint=checkpoint,
         checkpoint_every=CHECKPOINT_EVERY,
         after_step=finish_step,
+        scaler=torch.amp.GradScaler(model.device.type) if model.autocast is torch.float16 else None,
     )
     return losses, int(spent)
 

@@ -23,8 +23,9 @@ from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.recipe import Drawings, draw_pictures, labels_of
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
-from diffusion.loading import CANVAS_FOLDER, load_model
+from diffusion.loading import load_model
 from diffusion.model import TextToImage
+from diffusion.sources import CANVAS_FOLDER
 from evaluation.judges.canvas import classify
 from evaluation.quality.clip_score import load_clip
 from evaluation.statistics import Mean, Rate

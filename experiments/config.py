@@ -29,7 +29,12 @@ OBJECTS = (
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
-SPEED_ONLY = frozenset({"batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"})
+SPEED_ONLY = frozenset(
+    {
+        *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
+        *("gradient_checkpointing", "offload"),
+    }
+)
 """Fields that change how fast numbers come, never the numbers: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}

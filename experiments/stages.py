@@ -99,6 +99,7 @@ class Stages:
             "weights": self.model.fingerprint(),
             "scheduler": self.model.scheduler_name,
             "autocast": str(self.model.autocast),
+            **({} if self.model.resolution is None else {"resolution": self.model.resolution}),
         }
 
     @cached_property

@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
+from experiments.early import check_early
 from experiments.errors import one_sentence
 from experiments.shorthands import name_unions, spell_out
 
@@ -41,6 +42,8 @@ class Sweep(Callback):
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
             jobs = list(sweep_jobs(config, config_name))
+            for job in jobs:
+                check_early(job)
             if (params := config.hydra.sweeper.params) and "attack" in params:
                 # Hydra's sweeper reads it after this.
                 with read_write(config):

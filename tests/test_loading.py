@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from diffusion import loading
+from diffusion import sources
 from diffusion.loading import ModelSource, load_model
 from diffusion.model import TextToImage
 from tests.conftest import make_tiny_pipeline
@@ -137,11 +137,11 @@ def test_a_folder_gives_its_weights_name_and_scheduler(half_folder: Path):
 
 
 def test_the_canvas_is_a_folder_like_any_other(half_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(loading, "CANVAS_FOLDER", half_folder)
+    monkeypatch.setattr(sources, "CANVAS_FOLDER", half_folder)
     canvas = load_model("canvas", device="cpu")
     assert canvas.name == "canvas"
     assert_same_weights(canvas, load_model(str(half_folder), device="cpu"))
-    monkeypatch.setattr(loading, "CANVAS_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(sources, "CANVAS_FOLDER", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="make canvas"):
         load_model("canvas")
 
@@ -272,6 +272,7 @@ def test_a_cached_hub_model_loads_without_network(
     shutil.copytree(half_folder, repository / "snapshots" / revision)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     from_pretrained = StableDiffusionPipeline.from_pretrained
     monkeypatch.setattr(
         StableDiffusionPipeline,
@@ -293,3 +294,28 @@ def test_cuda_without_a_gpu_is_refused_before_loading():
 def test_wrong_fields_are_refused_before_loading(field: dict[str, object]):
     with pytest.raises(ValidationError, match=next(iter(field))):
         ModelSource("/nowhere", **field)
+
+
+def test_a_lookup_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "_HUB_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "get_session", lambda: time.sleep(30))
+    start = time.monotonic()
+    assert not sources.hub_answers()
+    assert time.monotonic() - start < 5
+
+
+def test_the_options_reach_the_model(half_folder: Path):
+    options = {"precision": "fp16_autocast", "resolution": 32, "gradient_checkpointing": True, "offload": True}
+    model = ModelSource(str(half_folder), device="cpu", **options).load()
+    assert (model.autocast, model.dtype) == (torch.float16, torch.float32)
+    assert model.image_size == (32, 32)
+    assert model.offload
+    assert model.unet.is_gradient_checkpointing
+    assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("resolution", [10, 30])
+def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: int):
+    with pytest.raises(ValueError, match=f"resolution is {resolution}; 'tiny' takes a multiple of 4 pixels"):
+        ModelSource(str(half_folder), device="cpu", resolution=resolution).load()

@@ -15,7 +15,7 @@ from diffusion.canvas.classifier import CanvasClassifier
 from diffusion.canvas.recipe import QUICK, STAGES, Build, Recipe, draw_pictures, make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import Scene
-from diffusion.loading import CANVAS_FOLDER
+from diffusion.sources import CANVAS_FOLDER
 
 
 @pytest.fixture(scope="module")

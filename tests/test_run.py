@@ -164,7 +164,7 @@ def test_a_bad_checkpoint_is_one_sentence(
     content: bytes | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # Nothing is asked of the network.
-    monkeypatch.setattr("diffusion.loading._hub_answers", lambda: False)
+    monkeypatch.setattr("diffusion.loading.hub_answers", lambda: False)
     checkpoint = tmp_path / "model.safetensors"
     if content is not None:
         checkpoint.write_bytes(content)
@@ -206,8 +206,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
 
 
-def in_a_process(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def in_a_process(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
     )
@@ -221,6 +221,19 @@ def test_help_lists_every_choice_and_imports_nothing_heavy() -> None:
         choices = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
         assert f"{group}: {', '.join(choices)}" in shown.stdout
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb", "numpy"}
+
+
+@pytest.mark.parametrize("command", [["model=sd14"], ["-m", "model=sd14", "eraser=esd,ac"]], ids=" ".join)
+def test_a_model_that_is_not_here_is_told_before_anything_heavy_is_imported(command: list[str], tmp_path: Path) -> None:
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    told = in_a_process("-X", "importtime", "run.py", *command, **environment)
+    assert told.returncode == 1
+    *imports, sentence = told.stderr.splitlines()
+    assert all(line.startswith("import time:") for line in imports)
+    for part in ("'CompVis/stable-diffusion-v1-4' is neither", "hf download", "set model.source=FOLDER."):
+        assert part in sentence
+    imported = {line.rpartition("|")[2].strip() for line in imports}
     assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb", "numpy"}
 
 

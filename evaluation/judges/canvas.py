@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
-from diffusion.loading import CANVAS_FOLDER
+from diffusion.sources import CANVAS_FOLDER
 from evaluation.verdicts import Verdicts
 
 Head = Literal["style", "subject", "burning"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPModel, CLIPProcessor
 
-from diffusion.loading import CANVAS_FOLDER, quiet_off_a_terminal
+from diffusion.loading import quiet_off_a_terminal
+from diffusion.sources import CANVAS_FOLDER
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import Mean
