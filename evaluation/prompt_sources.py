@@ -11,7 +11,8 @@ import pooch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from diffusion.loading import _hub_answers, in_short
+from diffusion.loading import in_short
+from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
     DEFAULT_SEED,
@@ -176,7 +177,7 @@ class HubDataset:
         reason = f"{constants.ENDPOINT} cannot be reached"
         known = {library: library.HF_HUB_OFFLINE for library in (config, constants)}
         # Without an answer the libraries would ask again and again; offline they look into their cache at once.
-        answers = _hub_answers()
+        answers = hub_answers()
         try:
             for library in known:
                 library.HF_HUB_OFFLINE = not answers

@@ -431,7 +431,7 @@ def test_a_copy_that_is_not_there_or_none_is_one_sentence(tmp_path):
 
 
 def test_a_hub_out_of_reach_is_one_sentence_that_says_what_to_download(monkeypatch):
-    monkeypatch.setattr("evaluation.prompt_sources._hub_answers", lambda: False)
+    monkeypatch.setattr("evaluation.prompt_sources.hub_answers", lambda: False)
     with pytest.raises(FileNotFoundError) as error:
         in_group("prompt_set=i2p").read()
     assert str(error.value) == (

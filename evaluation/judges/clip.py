@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from diffusion.loading import CANVAS, CANVAS_FOLDER, LOADING_ERRORS, in_short, quiet_off_a_terminal
+from diffusion.loading import LOADING_ERRORS, in_short, quiet_off_a_terminal
+from diffusion.sources import CANVAS, CANVAS_FOLDER
 from evaluation.judges.pretrained import local_folder
 
 
