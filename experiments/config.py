@@ -20,10 +20,12 @@ from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.protocol import Protocol
 from experiments.tracking import Tracker
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
+    "protocol",
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
@@ -54,6 +56,7 @@ class Settings:
         retained: How many of the retained prompts are measured, from the first.
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
+        retained_sampling: How those of the retained prompts are sampled, if not like the others.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
     """
 
@@ -62,6 +65,7 @@ class Settings:
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling
     store: Path
+    retained_sampling: Sampling | None = None
     processes: Annotated[int, Field(ge=1)] = 1
 
 
@@ -85,6 +89,7 @@ class Job:
     attack: Attack
     evaluators: Mapping[str, Evaluator]
     tracker: Tracker
+    protocol: Protocol
     settings: Settings
     prompts: list[PromptRow]
     retained: list[PromptRow]
@@ -123,6 +128,14 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     )
 
 
+def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain config as it is composed now: older jobs, without a choice, read their concept's own files."""
+    missing = {key: OmegaConf.load(_CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS if key not in config}
+    if not missing:
+        return config
+    return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
+
+
 def make_object(config: DictConfig, name: str) -> Any:
     """One of the :data:`OBJECTS` of a composed config, made and checked.
 
@@ -130,14 +143,6 @@ def make_object(config: DictConfig, name: str) -> Any:
         CommandError: A value or a field of it is wrong.
     """
     return _instantiate(config, name)
-
-
-def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
-    """A job's plain config as it is composed now: older jobs, without a choice, read their concept's own files."""
-    missing = {key: OmegaConf.load(_CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS if key not in config}
-    if not missing:
-        return config
-    return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:

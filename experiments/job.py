@@ -51,14 +51,16 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
         tracker.log_losses(erased.losses)
 
         base = stages.pictures(rows, "base pictures")
-        base_retained = stages.pictures(retained, "base pictures of retained prompts")
+        base_retained = stages.retained_pictures("base pictures of retained prompts")
         base_present = stages.verdicts(base)
         log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
 
+        targets = stages.targets(base)
+
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
-            edited_retained = stages.pictures(retained, "retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, base.images), erased)
+            edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
+            attacked = stages.attack(attack_cases(rows, targets.images), erased)
         if not processes.first:
             return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
@@ -66,18 +68,22 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
         labels = stages.label_counts(base, plain, attacked)
 
         outcomes = attacked.outcomes
-        cases = [CaseResult.of(outcome, base=present) for outcome, present in zip(outcomes, base_present, strict=True)]
+        cases = [
+            CaseResult.of(outcome, base=present, too_long=too_long)
+            for outcome, present, too_long in zip(outcomes, base_present, attacked.too_long, strict=True)
+        ]
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
             job,
             cases,
+            model=model.name,
             identity=run_identity(stages, erased.key, rows, retained),
             measures=measures,
             labels=labels,
             curve=curve,
             costs={
-                "base": Cost.total([base.cost, base_retained.cost]),
+                "base": Cost.total([base.cost, base_retained.cost, *([targets.cost] if targets is not base else [])]),
                 "edit": erased.cost,
                 "erased": Cost.total([plain.cost, edited_retained.cost]),
                 "attack": attacked.cost,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.statistics import Mean, PairedComparison, Rate
+from experiments.published import published_numbers
 from experiments.summary import Summary, compare, pruning_pairs
 
 SHOWN_PROMPTS = 8
@@ -26,6 +27,8 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     table.add_column("base model")
     for name, label in RATES.items():
         table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+    for row in protocol_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
     for label in sorted({label for counts in summary.labels.values() for label in counts}):
@@ -47,6 +50,9 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
+    for number in published_numbers(summary.as_dict()):
+        line = f"published: {number.metric} {number} in {number.source}"
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     files = [*(("summary", path) for path in paths), ("prompts", prompts), ("pictures", grid)]
     for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
         # Prompts and paths stay whole and plain, so that they can be copied.
@@ -87,6 +93,18 @@ def title(summary: Mapping[str, Any]) -> str:
         if group in summary["choices"]
     ]
     return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
+
+
+def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """A run's protocol and its attack success rate by the protocol's rule; empty under our own rules."""
+    protocol = summary.get("protocol")
+    if not protocol or (protocol["name"], protocol["counting"], protocol["too_long"]) == ("none", "all", 0):
+        return {}
+    too_long = f", {protocol['too_long']} prompts too long" if protocol["too_long"] else ""
+    return {
+        "protocol": f"{protocol['name']}, counting {protocol['counting']}{too_long}",
+        "success by protocol": measure_text(protocol["success"]) or "no prompt counts",
+    }
 
 
 def measure_text(value: float | Mapping[str, float] | None) -> str:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
-from attacks.protocols import is_given_original
+from attacks.none import NoAttack
+from attacks.protocols import Attack, is_given_original
 from attacks.union import Union
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
+from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
@@ -26,12 +28,16 @@ from experiments.cost import Cost, Meter
 from experiments.measuring import Measuring, measure_pictures
 from experiments.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.processes import ALONE, Processes
+from experiments.protocol import TargetSampling
 from experiments.store import Journal, Store, canonical_json, content_hash, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 CONCEPT_FILES = frozenset({"prompts", "retained_prompts", "pairs"})
 """Fields of a concept that no eraser reads."""
+
+_NO_ATTACK_KEY = {"_target_": "attacks.none.NoAttack"}
+"""The key of ``attack=none``, whose outcomes are those of prompts that are not attacked."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,18 @@ class Attacked:
     """The outcomes of all cases, in their order, and what they cost when they were found.
 
     Attributes:
+        outcomes: One for each case.
+        cost: Of all together.
+        folder: Where they lie.
         key: Hash of everything that they depend on.
+        too_long: Of each case whether the protocol leaves its prompt out of the attack.
     """
 
     outcomes: list[Outcome]
     cost: Cost
     folder: Path
     key: str
+    too_long: list[bool]
 
 
 class Stages:
@@ -99,9 +110,16 @@ class Stages:
         return matters({"sampling": self.job.config["sampling"]})  # type: ignore[no-any-return]
 
     @cached_property
+    def retained_sampler_key(self) -> dict[str, Any]:
+        """What pictures of retained prompts depend on if they are sampled in another way."""
+        sampling = self.job.settings.retained_sampling
+        return {"retained_sampling": matters(asdict(sampling))} if sampling else {}
+
+    @cached_property
     def attack_key(self) -> dict[str, Any]:
-        """The attack and its settings."""
-        return _attack_key(self.job.config["attack"], self.job.attack)
+        """The attack and its settings, and how the pictures that it aims at are sampled if not like the others."""
+        targets = {"targets": asdict(self._target_sampling)} if self._target_sampling else {}
+        return _attack_key(self.job.config["attack"], self.job.attack) | targets
 
     @cached_property
     def judge_key(self) -> dict[str, Any]:
@@ -159,10 +177,30 @@ class Stages:
             folder=folder,
         )
 
-    def pictures(self, rows: Sequence[PromptRow], label: str, edit: str = "none") -> Pictures:
-        """Pictures of ``rows`` by the model as it is now, which is with the edit of hash ``edit`` applied."""
-        key = {"model": self.model_key, "edit": edit, **self.sampler_key}
-        return make_pictures(self.store, key, self.model, rows, self.job.settings.sampling, label, self.processes)
+    def pictures(
+        self, rows: Sequence[PromptRow], label: str, edit: str = "none", sampling: Sampling | None = None
+    ) -> Pictures:
+        """Pictures of ``rows`` by the model as it is now, which is with the edit of hash ``edit`` applied.
+
+        ``sampling`` takes the place of the job's.
+        """
+        sampler = {"sampling": matters(asdict(sampling))} if sampling else self.sampler_key
+        key = {"model": self.model_key, "edit": edit, **sampler}
+        sampling = sampling or self.job.settings.sampling
+        return make_pictures(self.store, key, self.model, rows, sampling, label, self.processes)
+
+    def retained_pictures(self, label: str, edit: str = "none") -> Pictures:
+        """Pictures of the retained prompts; see :meth:`pictures`."""
+        return self.pictures(self.job.retained, label, edit, self.job.settings.retained_sampling)
+
+    def targets(self, base: Pictures) -> Pictures:
+        """What the attack aims at: the ``base`` pictures, or others of the same prompts by the unedited model."""
+        wanted = self._target_sampling
+        if wanted is None:
+            return base
+        rows = [replace(row, guidance=wanted.guidance) for row in self.job.prompts]
+        sampling = replace(self.job.settings.sampling, steps=wanted.steps)
+        return self.pictures(rows, "target pictures", sampling=sampling)
 
     def verdicts(self, pictures: Pictures) -> list[bool]:
         """Say of each picture whether it shows the concept."""
@@ -188,8 +226,30 @@ class Stages:
         }
 
     def attack(self, cases: Sequence[PromptCase], erased: StoredEdit) -> Attacked:
-        """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known."""
-        folder = self.store.folder("attacks", self._attack_key(erased.key))
+        """Attack the model, with the edit applied; every outcome is on the disk as soon as it is known.
+
+        Of prompts that the protocol leaves out, the plain picture is the outcome.
+        """
+        too_long = self.job.protocol.too_long(self.model, [case.prompt for case in cases])
+        short = [case for case, left_out in zip(cases, too_long, strict=True) if not left_out]
+        outcomes, cost, folder = self._attack(self.job.attack, self.attack_key, short, erased)
+        if any(too_long):
+            log.info("attack: %d of %d prompts are too long for the protocol", sum(too_long), len(cases))
+            long = [case for case, left_out in zip(cases, too_long, strict=True) if left_out]
+            plain, plain_cost, _ = self._attack(NoAttack(), _NO_ATTACK_KEY, long, erased)
+            waiting = {True: iter(plain), False: iter(outcomes)}
+            outcomes, cost = [next(waiting[left_out]) for left_out in too_long], Cost.total([cost, plain_cost])
+        key = content_hash([folder.name, [case_id(case) for case in cases], *([too_long] if any(too_long) else [])])
+        return Attacked(outcomes, cost, folder, key, too_long)
+
+    def _attack(
+        self, attack: Attack, key: Mapping[str, Any], cases: Sequence[PromptCase], erased: StoredEdit
+    ) -> tuple[list[Outcome], Cost, Path]:
+        """Outcomes of ``attack``, which ``key`` describes, their cost and their folder."""
+        folder = self.store.folder(
+            "attacks",
+            {"model": self.model_key, "edit": erased.key, "attack": key, "judge": self.judge_key, **self.sampler_key},
+        )
         with self.processes.under(self.store.locked(folder)):
             known = _read_entries(folder)
             log.info(
@@ -197,13 +257,13 @@ class Stages:
             )
             waiting = [case for case in self.processes.share(cases) if case_id(case) not in known]
             if waiting:
-                self._attack_waiting(waiting, erased.edit, folder)
+                self._attack_waiting(attack, waiting, erased.edit, folder)
         known = _read_entries(folder)
         entries = [known[case_id(case)] for case in cases]
         outcomes = [_read_outcome(entry, folder) for entry in entries]
         cost = Cost.total(Cost.of(entry["cost"]) for entry in entries)
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
-        return Attacked(outcomes, cost, folder, content_hash([folder.name, [case_id(case) for case in cases]]))
+        return outcomes, cost, folder
 
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
         """Every evaluator's numbers on the retained prompts.
@@ -243,21 +303,16 @@ class Stages:
         key = {"pictures": pictures, "judge": self.judge_key}
         return self.store.remembered("verdicts", key, lambda: _stored(self.job.judge(images)))
 
-    def _attack_key(self, edit: str) -> dict[str, Any]:
-        return {
-            "model": self.model_key,
-            "edit": edit,
-            "attack": self.attack_key,
-            "judge": self.judge_key,
-            **self.sampler_key,
-        }
+    @property
+    def _target_sampling(self) -> TargetSampling | None:
+        # Other attacks aim at no picture.
+        return self.job.protocol.targets if self.job.attack.threat_model == "white_box" else None
 
-    def _attack_waiting(self, waiting: Sequence[PromptCase], edit: Edit, folder: Path) -> None:
+    def _attack_waiting(self, attack: Attack, waiting: Sequence[PromptCase], edit: Edit, folder: Path) -> None:
         # A journal has one writer.
         journal = Journal(
             folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
         )
-        attack = self.job.attack
         run = attack.run
         if is_given_original(attack):
             run = partial(attack.run, original=edit.unedited(self.model))

@@ -17,6 +17,7 @@ from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
 from experiments.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.cost import Cost
+from experiments.protocol import success_rates
 from experiments.stages import Stages
 from experiments.store import SCHEMA_VERSION, Store, content_hash, read_json
 
@@ -35,6 +36,7 @@ class CaseResult:
         variant: What the last picture depended on besides its text and seed, such as embeddings; see
             :class:`attacks.cases.Check`.
         broken_by: Which member of a union succeeded.
+        too_long: The protocol does not attack prompts of so many tokens; ``attacked`` is ``erased``.
     """
 
     case_number: int
@@ -47,9 +49,10 @@ class CaseResult:
     pictures: int
     variant: str = ""
     broken_by: str = ""
+    too_long: bool = False
 
     @classmethod
-    def of(cls, outcome: Outcome, *, base: bool) -> "CaseResult":
+    def of(cls, outcome: Outcome, *, base: bool, too_long: bool = False) -> "CaseResult":
         """The result of a case from its outcome and the verdict on the base model's picture."""
         return cls(
             outcome.case_number,
@@ -62,6 +65,7 @@ class CaseResult:
             len({(check.prompt, check.seed, check.variant) for check in outcome.checks}),
             outcome.checks[-1].variant,
             outcome.checks[-1].attack if outcome.success else "",
+            too_long,
         )
 
 
@@ -92,6 +96,10 @@ class Summary:
         members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
         labels: Of judges with labels, how often each is found in the pictures of each rate.
+        model: Name of the model.
+        protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
+            rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
+            The rate before the attack is ``rates["erased"]``, over all prompts.
     """
 
     identity: dict[str, Any]
@@ -110,6 +118,8 @@ class Summary:
     unpruned: dict[str, Any] | None = None
     members: dict[str, Rate] = field(default_factory=dict)
     labels: dict[str, LabelCounts] = field(default_factory=dict)
+    model: str = ""
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -124,8 +134,10 @@ class Summary:
             "n": len(self.cases),
             "seed": self.config["seed"],
             "choices": self.choices,
+            "model": self.model,
             "concept": self.concept,
             "threat_model": self.threat_model,
+            "protocol": self.protocol,
             "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
             "members": {name: rate.as_dict() for name, rate in self.members.items()},
             "labels": self.labels,
@@ -146,6 +158,7 @@ def summarise(
     job: Job,
     cases: list[CaseResult],
     *,
+    model: str,
     identity: dict[str, Any],
     measures: Measures,
     labels: dict[str, LabelCounts],
@@ -157,6 +170,7 @@ def summarise(
     """Put a job's results together; see :class:`Summary`."""
     rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
     members = job.attack.members if isinstance(job.attack, Union) else ()
+    by_rule = {rule: rate and rate.as_dict() for rule, rate in success_rates(cases).items()}
     return Summary(
         identity=identity,
         choices=job.choices,
@@ -173,6 +187,14 @@ def summarise(
         provenance=provenance(),
         members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
         labels=labels,
+        model=model,
+        protocol={
+            "name": job.protocol.name,
+            "counting": job.protocol.counting,
+            "too_long": sum(case.too_long for case in cases),
+            "success": by_rule[job.protocol.counting],
+            "by_rule": by_rule,
+        },
     )
 
 
@@ -192,6 +214,8 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         "prompts": content_hash([[row.prompt, row.seed, row.guidance] for row in rows]),
         "retained": content_hash([[row.prompt, row.seed, row.guidance] for row in retained]),
         **stages.sampler_key,
+        **stages.retained_sampler_key,
+        **stages.job.protocol.key,
     }
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,9 @@ from omegaconf import OmegaConf
 from evaluation.statistics import PairedComparison, Rate
 from experiments.config import matters, with_own_sets
 from experiments.errors import CommandError, one_sentence
-from experiments.screen import RATES, measure_text, short_text
+from experiments.protocol import Protocol
+from experiments.published import published_numbers
+from experiments.screen import RATES, measure_text, protocol_texts, short_text
 from experiments.shorthands import spell_out
 from experiments.summary import compare, pruning_pairs, read_summaries
 from experiments.sweep import sweep_jobs
@@ -22,6 +25,11 @@ from experiments.sweep import sweep_jobs
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
+_ADDED = {
+    "protocol": {"_target_": f"{Protocol.__module__}.{Protocol.__qualname__}", **asdict(Protocol())},
+    "retained_sampling": None,
+}
+"""Fields of the config that older runs lack, and what those runs did."""
 _IF_ANY = {"settings", "pruned"}
 """Columns of erased models that are left out where they are empty."""
 
@@ -66,6 +74,15 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row = _names(summary) | {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
         for name, value in (summary["rates"] | summary["measures"]).items():
             row |= _numbers(name, value)
+        if protocol_texts(summary):
+            protocol = summary["protocol"]
+            row |= {"protocol": protocol["name"], "counting": protocol["counting"], "too_long": protocol["too_long"]}
+            for rule, rate in protocol["by_rule"].items():
+                row |= _numbers(f"success_{rule}", rate)
+        for number in published_numbers(summary):
+            row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
+            row |= {"published_method": number.method, "published_model": number.model}
+            row |= {"published_differences": number.differences}
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
@@ -79,9 +96,16 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row |= protocol_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
+        numbers = published_numbers(summary)
+        row |= {f"published {number.metric}": str(number) for number in numbers}
+        if numbers:
+            row["published in"] = "; ".join(dict.fromkeys(number.source for number in numbers))
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    last = [column for column in ("published in", "run", "path") if column in table]
+    return table[[*(column for column in table if column not in last), *last]].fillna("")
 
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -223,6 +247,11 @@ def write_tables(
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    if "published in" in reading:
+        parts += [
+            "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
+            "`published in` says where."
+        ]
     models = model_table(summaries)
     if len(models):
         parts += [
@@ -313,7 +342,7 @@ def _spread(values: Sequence[Any]) -> str:
 
 
 def _numbers_config(config: Mapping[str, Any]) -> Any:
-    return matters({key: value for key, value in config.items() if key not in _NOT_NUMBERS})
+    return matters({key: value for key, value in (_ADDED | dict(config)).items() if key not in _NOT_NUMBERS})
 
 
 def _numbers(name: str, value: Any) -> dict[str, Any]:

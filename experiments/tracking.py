@@ -205,7 +205,18 @@ class WandbRecorder:
         self._run.summary.update(
             {
                 name: numbers[name]
-                for name in ("run", "n", "seed", "rates", "measures", "costs", "edit", "threat_model", "unpruned")
+                for name in (
+                    "run",
+                    "n",
+                    "seed",
+                    "rates",
+                    "measures",
+                    "costs",
+                    "edit",
+                    "threat_model",
+                    "unpruned",
+                    "protocol",
+                )
             }
         )
         columns = ["prompt", "adversarial prompt", "base", "erased", "attacked", "picture base", "picture erased"]
