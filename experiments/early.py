@@ -1,8 +1,13 @@
 """What can be told of a composed config before anything heavy is imported."""
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 from omegaconf import DictConfig
 
-from diffusion.sources import locate
+from diffusion.sources import CANVAS, locate
+
+_CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 
 def check_early(config: DictConfig) -> None:
@@ -13,3 +18,14 @@ def check_early(config: DictConfig) -> None:
     """
     if config.model and config.model.get("_target_") == "diffusion.loading.ModelSource":
         locate(config.model.source)
+
+
+def canvas_settings(choices: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for every choice whose settings are the canvas's, where there are published ones for the model."""
+    if choices.get("model", CANVAS) == CANVAS:
+        return
+    for group in ("eraser", "attack"):
+        for suffix in ("_sd14", "_paper"):
+            published = f"{choices.get(group)}{suffix}"
+            if (_CONFIG_FOLDER / group / f"{published}.yaml").exists():
+                yield f"{group}={choices[group]} is sized for the canvas; {group}={published} has the published settings"

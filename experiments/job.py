@@ -15,6 +15,7 @@ from evaluation.prompt_sets import PromptRow
 from experiments import grid, screen
 from experiments.config import Job
 from experiments.cost import Cost
+from experiments.early import canvas_settings
 from experiments.processes import ALONE, Processes
 from experiments.stages import Stages
 from experiments.store import Store, write_json
@@ -42,6 +43,8 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
     store = Store(job.settings.store)
     rows, retained = job.prompts, job.retained
     _silence_libraries()
+    for sentence in canvas_settings(job.choices):
+        log.warning(sentence)
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
 
