@@ -90,8 +90,8 @@ class TextToImage:
         self.guard: Guard | None = None
         for part in (*self._text_encoders, self.unet, self.vae):
             part.eval().requires_grad_(False)
-        if self.vae.config.force_upcast and self.vae.dtype == torch.float16:
-            # SDXL's own VAE overflows in half precision.
+        if self.pair is not None and self.vae.config.force_upcast and self.vae.dtype == torch.float16:
+            # SDXL's own VAE overflows there; those of Stable Diffusion 1 and 2 have the flag by default and do not.
             self.vae.to(torch.float32)
         if offload:
             self.vae.to("cpu")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class TextEncoderPair:
 
     Attributes:
         encoders: The first and the second encoder.
+        parts: What a pipeline of the second encoder is given besides that of one encoder.
         pooled_width: Width of the pooled embedding, which the last row starts with.
 
     Raises:
@@ -36,9 +38,20 @@ class TextEncoderPair:
                 f"{second.model_max_length} positions; both text encoders must read the same vocabulary."
             )
         self.encoders: tuple[Any, Any] = (pipeline.text_encoder, pipeline.text_encoder_2)
+        self.parts = {
+            "text_encoder_2": pipeline.text_encoder_2,
+            "tokenizer_2": second,
+            "force_zeros_for_empty_prompt": bool(pipeline.config.force_zeros_for_empty_prompt),
+        }
         self.pooled_width = int(pipeline.text_encoder_2.config.projection_dim)
         self._second_padding = int(second.pad_token_id)
-        self._zeros_for_empty = bool(pipeline.config.force_zeros_for_empty_prompt)
+        self._zeros_for_empty = self.parts["force_zeros_for_empty_prompt"]
+
+    def with_first(self, encoder: nn.Module) -> "TextEncoderPair":
+        """The same pair with another first encoder."""
+        pair = copy(self)
+        pair.encoders = (encoder, self.encoders[1])
+        return pair
 
     @property
     def vocabulary(self) -> Tensor:
