@@ -163,6 +163,25 @@ class TextToImage:
         starts = range(0, len(prompts), batch_size)
         return torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
 
+    def encode_tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Of :meth:`encode_prompts` the rows that cross-attention sees, float [n, max_tokens, width]."""
+        return self.encode_prompts(prompts)[:, : self.max_tokens]
+
+    def require_one_text_encoder(self, what: str) -> None:
+        """Refuse a method that knows of no second text encoder.
+
+        Args:
+            what: The method, as the start of a sentence.
+
+        Raises:
+            ValueError: The model has two.
+        """
+        if self.pair is not None:
+            raise ValueError(
+                f"{what} works with one text encoder and {self.name!r} has two; choose another method, or a model of "
+                "Stable Diffusion 1 or 2."
+            )
+
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
         ids = ids.to(self.text_encoder.device)

@@ -27,7 +27,7 @@ class TextEncoderPair:
         pooled_width: Width of the pooled embedding, which the last row starts with.
 
     Raises:
-        ValueError: The tokenizers have different vocabularies or lengths, so that one sequence of ids cannot serve both.
+        ValueError: The tokenizers have different vocabularies or lengths, so one sequence of ids cannot serve both.
     """
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
@@ -63,8 +63,11 @@ class TextEncoderPair:
         return torch.cat([functional.embedding(ids, table.weight) for table in self._tables], dim=-1)
 
     def read_ids(self, ids: Tensor, ends: Tensor) -> Tensor:
-        """Text embeddings of ids int64 [n, tokens] with their end tokens at ``ends`` int64 [n]; float [n, tokens + 1,
-        width]."""
+        """Text embeddings of ids int64 [n, tokens] whose end tokens are at ``ends`` int64 [n].
+
+        Returns:
+            float [n, tokens + 1, width].
+        """
         behind = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
         return self._join((ids, ids.masked_fill(behind, self._second_padding)), ends)
 

@@ -460,7 +460,7 @@ class Edit:
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
-    """Write the edited model as a folder of its pipeline (StableDiffusionPipeline, or that of SDXL) of safetensors that plain diffusers loads.
+    """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
     Args:
         model: The unedited model.
