@@ -31,7 +31,7 @@ from tests.judges import one_in
 from tests.tiny_job import CONFIG_FOLDER
 
 PROMPTS = ["a church", "a red fish in the snow", ""]
-TOKENS, WIDTH, POOLED = 24, 32 + 24, 20
+TOKENS, WIDTH, POOLED = 24, 32 + 24, 24
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextConfig:
@@ -51,10 +51,11 @@ def text_config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTe
 
 
 def make_tiny_sdxl(tokenizer_folder: Path, *, zeros: bool = True) -> StableDiffusionXLPipeline:
-    """8x8 latents, 16x16 pictures, text of 24 tokens and width 32 + 24, a pooled embedding of width 20."""
+    """8x8 latents, 16x16 pictures, text of 24 tokens and width 32 + 24, a pooled embedding of width 24."""
     torch.manual_seed(0)
     first = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    second = CLIPTokenizer.from_pretrained(tokenizer_folder, pad_token="!")
+    # As in SDXL, the second one pads with the vocabulary's first token.
+    second = CLIPTokenizer.from_pretrained(tokenizer_folder, pad_token=first.convert_ids_to_tokens(0))
     unet = UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -225,7 +226,7 @@ def test_a_cached_model_of_the_hub_is_known_by_its_index(
 def test_an_index_without_the_first_encoder_is_refused(folder: Path, tmp_path: Path):
     index = json.loads((folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "tokenizer": [None, None]}))
-    with pytest.raises(ValueError, match="no Stable Diffusion XL model: .* lacks tokenizer;"):
+    with pytest.raises(ValueError, match=r"no Stable Diffusion XL model: .* lacks tokenizer;"):
         load_model(str(tmp_path))
 
 
@@ -238,9 +239,7 @@ def test_a_single_file_is_known_by_its_second_encoder(tmp_path: Path):
 
 def test_an_edit_exports_to_a_folder_of_its_own_pipeline(model: TextToImage, tmp_path: Path):
     name, weight = next(iter(model.unet.named_parameters()))
-    edit = (
-        Edit.between({name: weight.detach()}, {name: weight.detach() + 1}) if hasattr(Edit, "between") else Edit({}, {})
-    )
+    edit = Edit.from_weights({name: weight.detach()}, {name: weight.detach() + 1})
     export(model, edit, tmp_path / "out")
     with edit.applied(model):
         assert load_model(str(tmp_path / "out"), device="cpu").fingerprint() == model.fingerprint()
@@ -259,10 +258,9 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(("retain_trajectories", "pictures", "tries", "tokens", "anchors", "rank", "generations"), 2),
     **dict.fromkeys(("inversion_steps", "search_steps", "iterations", "unrolled_steps", "batch_size"), 2),
     **dict.fromkeys(("most_steps", "retain_batch_size", "pictures_per_step", "inversion_batch_size", "first_steps"), 2),
-    **dict.fromkeys(("attack_steps", "rounds", "warmup", "steps_per_timestep", "steps_per_check", "checks"), 1),
-    **dict.fromkeys(("cycles", "epochs", "mask_reduction", "inversion_iterations", "every", "finetune_steps"), 1),
+    **dict.fromkeys(("attack_steps", "rounds", "warmup", "steps_per_timestep", "steps_per_check"), 1),
+    **dict.fromkeys(("cycles", "epochs", "inversion_iterations", "every", "finetune_steps"), 1),
     **dict.fromkeys(("population", "substitutions", "top_k"), 4),
-    "mask_reduction": 2,
 }
 """What stands for the numbers of a YAML file, so that it takes a step or two."""
 
@@ -284,8 +282,14 @@ def shrunk(node: Any) -> Any:
         return [shrunk(value) for value in node]
     if not isinstance(node, dict):
         return node
+    # The tiny U-Net has cross-attention at half its latents' size alone, and its vocabulary no such token.
+    fixed = {"mask_reduction": 2, "initial_token": None, "checks": 1 if isinstance(node.get("checks"), int) else [1]}
     return {
-        key: min(value, SMALL[key]) if key in SMALL and isinstance(value, int) else shrunk(value)
+        key: fixed[key]
+        if key in fixed
+        else min(value, SMALL[key])
+        if key in SMALL and isinstance(value, int)
+        else shrunk(value)
         for key, value in node.items()
     }
 
@@ -313,7 +317,9 @@ REFUSING = ("advunlearn", "safree", "ac_embedding")
 
 
 @pytest.mark.parametrize("choice", choices("eraser"))
-def test_every_eraser_works_or_refuses(choice: str, model: TextToImage, tmp_path: Path, in_the_repository: None):
+def test_every_eraser_works_or_refuses(choice: str, tokenizer_folder: Path, tmp_path: Path, in_the_repository: None):
+    # Some published samplers are DDIM.
+    model = TextToImage(make_tiny_sdxl(tokenizer_folder), name="tiny-xl", scheduler="ddim")
     overrides = [f"store={tmp_path}"]
     if choice == "imported":
         name, weight = next(iter(model.unet.named_parameters()))
@@ -341,7 +347,8 @@ def test_every_pruning_works(choice: str, model: TextToImage, in_the_repository:
     concept = instantiate(CONCEPT, _convert_="all")
     pruning = composed("pruning", choice)
     erasure = composed("eraser", "esd").erase(model, concept, pruning, seed=0)
-    assert erasure.edit
+    assert len(erasure.losses) >= 2
+    assert erasure.edit or pruning.needs_objective
 
 
 @pytest.mark.parametrize("choice", choices("attack"))
