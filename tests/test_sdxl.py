@@ -13,14 +13,16 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import experiments  # noqa: F401 (its resolvers)
 from attacks.protocols import is_given_original
+from diffusion import loading
 from diffusion.canvas.recipe import make_scheduler
 from diffusion.loading import SDXL_KEY, _is_sdxl_file, load_model
 from diffusion.model import TextToImage
+from diffusion.parameters import TEXT_ENCODER_PREFIX
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
 from erasure.edit import Edit, export
@@ -28,6 +30,7 @@ from erasure.pruning.off import Off
 from tests.attack_cases import make_cases
 from tests.conftest import make_tiny_pipeline
 from tests.judges import one_in
+from tests.test_loading import unet_name, vae_name
 from tests.tiny_job import CONFIG_FOLDER
 
 PROMPTS = ["a church", "a red fish in the snow", ""]
@@ -237,12 +240,73 @@ def test_a_single_file_is_known_by_its_second_encoder(tmp_path: Path):
     assert not _is_sdxl_file(tmp_path / "sd.safetensors")
 
 
+def open_clip_weights(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """An encoder's weights named and laid out as OpenCLIP's, whose projections of one layer are one matrix."""
+    renamed = [
+        ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+        ("text_model.embeddings.token_embedding", "token_embedding"),
+        ("text_model.final_layer_norm", "ln_final"),
+        ("text_model.encoder.layers", "transformer.resblocks"),
+        ("layer_norm", "ln_"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+        ("self_attn", "attn"),
+    ]
+    theirs = {}
+    for name, value in weights.items():
+        key = name
+        for here, there in renamed:
+            key = key.replace(here, there)
+        if name == "text_projection.weight":
+            theirs[prefix + "text_projection"] = value.T.contiguous()
+        elif ".q_proj." in name:
+            parts = [weights[name.replace("q_proj", side)] for side in ("q_proj", "k_proj", "v_proj")]
+            theirs[prefix + key.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            theirs[prefix + key] = value
+    return theirs
+
+
+def test_a_single_file_gives_the_folders_model(
+    folder: Path, model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "hub_answers", lambda: False)
+    weights = {}
+    for part, name in (("unet", unet_name), ("vae", vae_name)):
+        for key, value in load_file(folder / part / "diffusion_pytorch_model.safetensors").items():
+            convolution = part == "vae" and "attentions" in key and "group_norm" not in key and key.endswith("weight")
+            weights[
+                name(key)
+                .replace("add_embedding.linear_1", "label_emb.0.0")
+                .replace("add_embedding.linear_2", "label_emb.0.2")
+            ] = value[:, :, None, None] if convolution else value
+    for key, value in load_file(folder / "text_encoder" / "model.safetensors").items():
+        weights[f"conditioner.embedders.0.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    second = load_file(folder / "text_encoder_2" / "model.safetensors")
+    weights |= open_clip_weights(second, "conditioner.embedders.1.model.")
+    path = tmp_path / "single.safetensors"
+    save_file(weights, path)
+    assert load_model(str(path), config=str(folder), device="cpu").fingerprint() == model.fingerprint()
+    # Without a configuration it is asked for that of its own architecture.
+    with pytest.raises(ValueError, match=r"point model\.config to a diffusers folder of the same architecture"):
+        load_model(str(path), device="cpu")
+
+
 def test_an_edit_exports_to_a_folder_of_its_own_pipeline(model: TextToImage, tmp_path: Path):
     name, weight = next(iter(model.unet.named_parameters()))
     edit = Edit.from_weights({name: weight.detach()}, {name: weight.detach() + 1})
     export(model, edit, tmp_path / "out")
     with edit.applied(model):
         assert load_model(str(tmp_path / "out"), device="cpu").fingerprint() == model.fingerprint()
+
+
+def test_the_unedited_model_beside_an_edited_one_reads_with_its_own_encoder(model: TextToImage):
+    text = model.encode(PROMPTS)
+    [name, weight] = next(iter(model.text_encoder.named_parameters()))
+    name = f"{TEXT_ENCODER_PREFIX}{name}"
+    with (edit := Edit.from_weights({name: weight.detach()}, {name: weight.detach() + 1})).applied(model):
+        assert not torch.allclose(model.encode(PROMPTS), text)
+        assert torch.equal(edit.unedited(model).encode(PROMPTS), text)
 
 
 def test_one_encoder_has_the_text_it_had(tokenizer_folder: Path):
@@ -294,8 +358,10 @@ def shrunk(node: Any) -> Any:
     }
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+def choices(group: str) -> list[Any]:
+    """The group's YAML files; the settings of published code for a method that has some of its own are slow tests."""
+    names = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+    return [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("_sd14", "_paper"))) for name in names]
 
 
 @pytest.fixture
