@@ -72,6 +72,9 @@ LORA_FACTORS = ("lora_up.weight", "lora_down.weight")
 SPM_HEADER = {"prompts", "rank", "alpha"}
 """What the header of SPM's files tells."""
 
+_SDXL_EMBEDDING = tuple(f"label_emb.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias"))
+"""What the converter looks for in a U-Net of Stable Diffusion XL, whatever else it is given."""
+
 NESTING = 3
 """Levels of dicts that are looked into."""
 
@@ -154,6 +157,8 @@ def _read_folder(folder: Path) -> Edit | Weights:
         return _read_adapters(*(folder / name for name in ADAPTER_FILES))
     if not (folder / "model_index.json").is_file():
         return _read_part(folder)
+    if (folder / "text_encoder_2").is_dir():
+        raise ValueError(f"{folder} has two text encoders, whose changes cannot be taken over; give {folder / 'unet'}.")
     parts = {part: _read_part(folder / part) for part in ("unet", "text_encoder")}
     return {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
 
@@ -285,12 +290,14 @@ def _fitting(weights: Weights, model: TextToImage) -> tuple[Weights, list[str]]:
 def _diffusers_names(keys: Sequence[str], model: TextToImage) -> dict[str, str]:
     """Diffusers names of U-Net parameters by their CompVis names; those that the converter does not know are left out.
 
-    The converter counts the blocks that it is given, so all are shown to it, by keys that mean nothing.
+    The converter counts the blocks that it is given and insists on some tensors, so all are shown to it, by keys that
+    mean nothing.
     """
     config = model.unet.config
     blocks = len(config.down_block_types) * (config.layers_per_block + 1)
     counts = {"input_blocks": blocks, "middle_block": 3, "output_blocks": blocks}
     shown = {f"{LDM_UNET_KEY}{block}.{n}.shown": "" for block, count in counts.items() for n in range(count)}
+    shown |= {f"{LDM_UNET_KEY}{name}": "" for name in _SDXL_EMBEDDING}
     converted = convert_ldm_unet_checkpoint({**shown, **{key: key for key in keys}}, config)
     return {key: name for name, key in converted.items() if key}
 
