@@ -204,7 +204,7 @@ class GCG:
         self, model: TextToImage, template: PromptTemplate, tokens: Tensor, drawn: Draws
     ) -> tuple[Tensor, Tensor]:
         """Compute the gradient of each prompt's L with respect to its embeddings, float [n, k, width], and L itself."""
-        embeddings = model.vocabulary[tokens]
+        embeddings = model.token_embeddings(tokens)
         parts = [
             embedding_gradient(model, template, embeddings, latents, timesteps, noise, criterion=self.criterion)
             for latents, timesteps, noise in zip(

@@ -31,7 +31,7 @@ class FreeTokens:
     @classmethod
     def at(cls, model: TextToImage, tokens: Tensor) -> "FreeTokens":
         """Start at the embeddings of ``tokens``, int64 [k]."""
-        embeddings = model.vocabulary[tokens].double()
+        embeddings = model.token_embeddings(tokens).double()
         return cls(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
 
 

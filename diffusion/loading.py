@@ -4,20 +4,20 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any, Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from diffusion.memory import checkpoint_activations
@@ -29,6 +29,14 @@ log = logging.getLogger(__name__)
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """What a diffusers folder of Stable Diffusion must have."""
 
+SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
+"""What that of Stable Diffusion XL must have besides."""
+
+SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+"""A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
     *(SafetensorError, UnpicklingError),
@@ -37,7 +45,7 @@ LOADING_ERRORS = (
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
-SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++"]
+SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler"]
 
 _WEIGHT_TYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -123,14 +131,14 @@ def load_model(
     return ModelSource(source, precision, device, scheduler, config, name).load()
 
 
-def _load_pipeline(source: str, config: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load_pipeline(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
     path = locate(source)
     if path is None:
         return _from_hub(source, dtype)
     return _from_folder(path, dtype) if path.is_dir() else _from_single_file(path, config, dtype)
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     _check_index(folder)
     try:
         return _from_pretrained(str(folder), dtype)
@@ -138,50 +146,66 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise ValueError(f"The model in {folder} cannot be read; restore its files: {in_short(error)}.") from error
 
 
-def _check_index(folder: Path) -> None:
+def _check_index(folder: Path) -> type[Pipeline]:
+    """The class of the pipeline that lies in ``folder``."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{folder} is no diffusers folder; it lacks model_index.json.")
     try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-        present = {name for name, value in parts.items() if isinstance(value, list) and value[0] is not None}
-    except (ValueError, AttributeError, IndexError) as error:
+        return _pipeline_class(json.loads(index.read_text(encoding="utf-8")), str(folder))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, IndexError) as error:
         raise ValueError(f"{index} cannot be read; restore it: {in_short(error)}.") from error
-    missing = [part for part in PARTS if part not in present]
-    if missing or "text_encoder_2" in present:
-        problem = f"it lacks {', '.join(missing)}" if missing else "it has a second text encoder"
-        raise ValueError(f"{folder} is no Stable Diffusion 1 or 2 model: {problem}; name another model.source.")
 
 
-def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> StableDiffusionPipeline:
+def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
+    present = {name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None}
+    second = "text_encoder_2" in present or str(index.get("_class_name")).startswith("StableDiffusionXL")
+    missing = [part for part in (*PARTS, *(SECOND_PARTS if second else ())) if part not in present]
+    if missing:
+        kind, problem = "1 or 2", f"it lacks {', '.join(missing)}"
+        if second:
+            kind, problem = "XL", f"it has a second text encoder or is called so, but lacks {', '.join(missing)}"
+        raise ValueError(f"{source} is no Stable Diffusion {kind} model: {problem}; name another model.source.")
+    return StableDiffusionXLPipeline if second else StableDiffusionPipeline
+
+
+def _options(pipeline: type[Pipeline]) -> dict[str, Any]:
+    """What is left out of a pipeline, as nothing here uses it."""
+    if pipeline is StableDiffusionXLPipeline:
+        return {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> Pipeline:
+    index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+    pipeline = _pipeline_class(index, source)
     # transformers would load the text encoder in the precision that its files are stored in.
-    return StableDiffusionPipeline.from_pretrained(
+    return pipeline.from_pretrained(
         source,
         dtype=dtype,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
         local_files_only=local_files_only,
         low_cpu_mem_usage=is_accelerate_available(),
+        **_options(pipeline),
     )
 
 
-def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pipeline:
     if path.suffix not in SINGLE_FILES:
         raise ValueError(f"{path} is no model; a single file must end in {' or '.join(SINGLE_FILES)}.")
+    pipeline: type[Pipeline] | None = None
     if config is not None:
-        _check_index(Path(config).expanduser())
+        pipeline = _check_index(Path(config).expanduser())
         config = str(Path(config).expanduser())
     try:
+        if pipeline is None:
+            pipeline = StableDiffusionXLPipeline if _is_sdxl_file(path) else StableDiffusionPipeline
         with lightning_names_allowed(path):
-            return StableDiffusionPipeline.from_single_file(
+            return pipeline.from_single_file(
                 str(path),
                 config=config,
                 dtype=dtype,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
                 local_files_only=config is not None or not hub_answers(),
+                **_options(pipeline),
             )
     except LOADING_ERRORS as error:
         remedy = "the file may be damaged or of another kind of model"
@@ -191,6 +215,13 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Sta
                 "model.config to a diffusers folder of the same architecture"
             )
         raise ValueError(f"The model in {path} cannot be read; {remedy}: {in_short(error)}.") from error
+
+
+def _is_sdxl_file(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, "pt") as file:
+        return SDXL_KEY in file.keys()  # noqa: SIM118
 
 
 @contextmanager
@@ -226,7 +257,7 @@ def lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
     return torch.serialization.safe_globals([(type(_Inert.__name__, (), {}), name) for name in lightning])
 
 
-def _from_hub(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
     try:
         return _from_pretrained(source, dtype)
     except LOADING_ERRORS as error:

@@ -9,20 +9,24 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from torch import Tensor, nn
 
 from diffusion.guard import Guard
 from diffusion.memory import visiting
+from diffusion.text_encoders import TextEncoderPair
 
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
     "lms": LMSDiscreteScheduler,
     "pndm": PNDMScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
 }
 """The samplers on offer. One of them serves every method that is compared."""
 
@@ -36,7 +40,8 @@ class TextToImage:
     """Stable Diffusion's parts with an exact count of what they cost.
 
     Text embeddings are float [n, tokens, width]; latents are float [n, c, h, w] in the U-Net's scale; timesteps are
-    0 .. 999; images are uint8 [n, 3, H, W].
+    0 .. 999; images are uint8 [n, 3, H, W]. With two text encoders (SDXL) text has one more row than tokens, see
+    :class:`diffusion.text_encoders.TextEncoderPair`.
 
     Args:
         pipeline: A loaded diffusers pipeline; its parts are used, not copied.
@@ -50,11 +55,15 @@ class TextToImage:
         unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
         guard: A defence at inference, if one stands before the model.
+        pair: The two text encoders of SDXL; None if the model has one.
+
+    Raises:
+        ValueError: Unknown scheduler, a resolution that the model cannot have, or two tokenizers that differ.
     """
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
         *,
         name: str = "pipeline",
         scheduler: str = "ddim",
@@ -67,6 +76,7 @@ class TextToImage:
         self.name = name
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder
+        self.pair = TextEncoderPair(pipeline) if isinstance(pipeline, StableDiffusionXLPipeline) else None
         self.unet = pipeline.unet
         self.vae = pipeline.vae
         self.scheduler_name = scheduler
@@ -78,8 +88,11 @@ class TextToImage:
         self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
         self.unet_evaluations = 0
         self.guard: Guard | None = None
-        for part in (self.text_encoder, self.unet, self.vae):
+        for part in (*self._text_encoders, self.unet, self.vae):
             part.eval().requires_grad_(False)
+        if self.pair is not None and self.vae.config.force_upcast and self.vae.dtype == torch.float16:
+            # SDXL's own VAE overflows there; those of Stable Diffusion 1 and 2 have the flag by default and do not.
+            self.vae.to(torch.float32)
         if offload:
             self.vae.to("cpu")
         if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
@@ -114,8 +127,19 @@ class TextToImage:
 
     @property
     def vocabulary(self) -> Tensor:
-        """The token embedding table, float [vocabulary, width]."""
+        """The token embedding table, float [vocabulary, width]; of two text encoders side by side."""
+        if self.pair is not None:
+            return self.pair.vocabulary
         return self.text_encoder.get_input_embeddings().weight  # type: ignore[no-any-return]
+
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """Rows of :attr:`vocabulary`, int64 [...] to float [..., width]."""
+        return self.vocabulary[ids] if self.pair is None else self.pair.look_up(ids)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Rows and width of one prompt's text embedding."""
+        return self.max_tokens + (self.pair is not None), self.vocabulary.shape[1]
 
     @property
     def max_tokens(self) -> int:
@@ -139,13 +163,31 @@ class TextToImage:
         starts = range(0, len(prompts), batch_size)
         return torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
 
+    def encode_tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Of :meth:`encode_prompts` the rows that cross-attention sees, float [n, max_tokens, width]."""
+        return self.encode_prompts(prompts)[:, : self.max_tokens]
+
+    def require_one_text_encoder(self, what: str) -> None:
+        """Refuse a method that knows of no second text encoder.
+
+        Args:
+            what: The method, as the start of a sentence.
+
+        Raises:
+            ValueError: The model has two.
+        """
+        if self.pair is not None:
+            raise ValueError(
+                f"{what} works with one text encoder and {self.name!r} has two; choose another method, or a model of "
+                "Stable Diffusion 1 or 2."
+            )
+
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
         ids = ids.to(self.text_encoder.device)
         if self.guard is None:
             return self._read_ids(ids)
-        ends = (ids == self.tokenizer.eos_token_id).int().argmax(1)
-        return self.guard.read(self.text_encoder.get_input_embeddings()(ids), ends, self._read_embeddings)
+        return self.guard.read(self.token_embeddings(ids), self._ends(ids), self._read_embeddings)
 
     def encode_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         """Text embeddings of a sequence that is given by its token embeddings, differentiable in them.
@@ -162,11 +204,18 @@ class TextToImage:
         return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
 
     def _read_ids(self, ids: Tensor) -> Tensor:
+        if self.pair is not None:
+            return self.pair.read_ids(ids, self._ends(ids)).to(self.dtype)
         return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        return (ids == self.tokenizer.eos_token_id).int().argmax(1)
 
     def _read_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
         ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
+        if self.pair is not None:
+            return self.pair.read_embeddings(token_embeddings, ids, eos_positions).to(self.dtype)
         # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
         table = self.text_encoder.get_input_embeddings()
         hook = table.register_forward_hook(lambda *_: token_embeddings)
@@ -185,11 +234,21 @@ class TextToImage:
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.unet(latents.to(self.dtype), timesteps, text).sample
+            output = self._run_unet(latents.to(self.dtype), timesteps, text)
         if self.prediction_type == "v_prediction":
             alphas = self._alphas(timesteps, output)
             output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
         return output  # type: ignore[no-any-return]
+
+    def _run_unet(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        if self.pair is None:
+            return self.unet(latents, timesteps, text).sample  # type: ignore[no-any-return]
+        tokens, pooled = self.pair.split(text)
+        # Original size, upper left corner of the crop, and size of the picture: a whole one of the size asked for.
+        size = self.image_size
+        time_ids = torch.tensor([*size, 0, 0, *size], dtype=text.dtype, device=text.device).expand(len(text), -1)
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        return self.unet(latents, timesteps, tokens, added_cond_kwargs=added).sample  # type: ignore[no-any-return]
 
     def guided_noise(
         self, latents: Tensor, timesteps: Tensor | int, text: Tensor, unconditional: Tensor, guidance: float | Tensor
@@ -334,6 +393,10 @@ class TextToImage:
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
         return torch.cat(pictures)
 
+    @property
+    def _text_encoders(self) -> tuple[Any, ...]:
+        return (self.text_encoder,) if self.pair is None else self.pair.encoders
+
     def _using_vae(self) -> AbstractContextManager[None]:
         return visiting(self.vae, self.device) if self.offload else nullcontext()
 
@@ -379,9 +442,9 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and values of every weight of the U-Net, the text encoder and the VAE."""
+        """SHA-256 over names and values of every weight of the U-Net, the text encoders and the VAE."""
         digest = hashlib.sha256()
-        for part in (self.unet, self.text_encoder, self.vae):
+        for part in (self.unet, *self._text_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -123,7 +123,7 @@ class PromptTemplate:
             float [n, tokens, width].
         """
         slots = self.slots[..., None].expand_as(token_embeddings)
-        rows = functional.pad(model.vocabulary[self.ids], (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
+        rows = functional.pad(model.token_embeddings(self.ids), (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
         return model.encode_embeddings(rows[:, :-1], self.ends)
 
     @torch.no_grad()

@@ -154,6 +154,8 @@ def _read_folder(folder: Path) -> Edit | Weights:
         return _read_adapters(*(folder / name for name in ADAPTER_FILES))
     if not (folder / "model_index.json").is_file():
         return _read_part(folder)
+    if (folder / "text_encoder_2").is_dir():
+        raise ValueError(f"{folder} has two text encoders, whose changes cannot be taken over; give {folder / 'unet'}.")
     parts = {part: _read_part(folder / part) for part in ("unet", "text_encoder")}
     return {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
 

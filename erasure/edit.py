@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -359,6 +359,8 @@ class Edit:
         unedited = copy.copy(model)
         unedited.unet = copy.deepcopy(model.unet, shared)
         unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+        if model.pair is not None:
+            unedited.pair = model.pair.with_first(unedited.text_encoder)
         application.detach = attach_all(self.additions, model)
         unedited.unet_evaluations = 0
         return unedited
@@ -458,7 +460,7 @@ class Edit:
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
-    """Write the edited model as a StableDiffusionPipeline folder of safetensors that plain diffusers loads.
+    """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
     Args:
         model: The unedited model.
@@ -480,16 +482,19 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
         {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
     )
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=sampler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": model.vae,
+        "text_encoder": model.text_encoder,
+        "tokenizer": model.tokenizer,
+        "unet": model.unet,
+        "scheduler": sampler,
+    }
+    if model.pair is None:
+        pipeline = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    else:
+        pipeline = StableDiffusionXLPipeline(**parts, **model.pair.parts, add_watermarker=False)
     try:
         with edit.applied(model):
             pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]

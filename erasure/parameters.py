@@ -74,10 +74,13 @@ def scope_parameters(model: TextToImage, scope: Scope) -> dict[str, nn.Parameter
     U-Net parameters go by their diffusers names; those of the text encoder start with ``text_encoder.``.
 
     Raises:
-        ValueError: The scope is unknown, or this model has no such parameters.
+        ValueError: The scope is unknown, this model has no such parameters, or two text encoders where one is asked
+            for.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope is {scope!r}; it must be one of {', '.join(SCOPES)}.")
+    if scope in {"text_encoder", "token_embedding"}:
+        model.require_one_text_encoder(f"Scope {scope!r}")
     if scope == "text_encoder":
         selected = {
             f"{TEXT_ENCODER_PREFIX}{name}": parameter

@@ -319,5 +319,7 @@ def test_mismatched_numbers_and_unknown_schedulers_are_refused(
         tiny_model.sample(text, seeds=[1, 2], steps=2, guidance=7.5)
     with pytest.raises(ValueError, match="3 texts, 3 seeds and 1 guidance scales"):
         tiny_model.sample(text, seeds=SEEDS, steps=2, guidance=[7.5])
-    with pytest.raises(ValueError, match=r"scheduler is 'euler'; it must be one of ddim, lms, pndm, dpmsolver\+\+"):
-        TextToImage(pipeline, scheduler="euler")
+    with pytest.raises(
+        ValueError, match=r"scheduler is 'heun'; it must be one of ddim, lms, pndm, dpmsolver\+\+, euler"
+    ):
+        TextToImage(pipeline, scheduler="heun")

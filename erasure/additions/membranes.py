@@ -155,7 +155,7 @@ class FacilitatedTransport(Guard):
         self.strength = added.strength
         self.openness = openness
         self.vocabulary = model.vocabulary.detach()
-        self.tokens = model.max_tokens
+        self.tokens, _ = model.text_shape
         self.concepts = len(added.targets)
         self.rows = -(-self.concepts // self.vocabulary.shape[1])
         phrases = [phrase for targets in added.targets for phrase in targets]

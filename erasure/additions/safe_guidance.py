@@ -54,7 +54,7 @@ class SafeGuidance(Addition):
 
     def attach(self, model: TextToImage) -> Callable[[], None]:
         """See :class:`erasure.addition.Addition`."""
-        expected = (model.max_tokens, model.vocabulary.shape[1])
+        expected = model.text_shape
         if tuple(self.concept.shape) != expected:
             raise ValueError(
                 f"The safe guidance was made for text of shape {list(self.concept.shape)} and {model.name!r} has "

@@ -70,6 +70,7 @@ class Filters(Addition):
 
     def attach(self, model: TextToImage) -> Callable[[], None]:
         """See :class:`erasure.addition.Addition`."""
+        model.require_one_text_encoder("SAFREE")
         width = model.vocabulary.shape[1]
         if self.basis.shape[1] != width:
             raise ValueError(

@@ -89,6 +89,8 @@ class AC(Trained):
 
     def training(self, model: TextToImage, concept: Concept) -> FineTuning:
         """See :class:`erasure.finetuning.Trained`."""
+        if self.scope == "token_embedding":
+            model.require_one_text_encoder("Scope 'token_embedding'")
         rows = target_token_rows(model, concept) if self.scope == "token_embedding" else None
         scope = "xattn_kv" if self.scope == "token_embedding" else self.scope
         return FineTuning(scope, self.steps, self.learning_rate, self.weight_decay, self.clip_norm, rows)

@@ -163,10 +163,10 @@ class MACE:
     def preserved(self, model: TextToImage, concept: Concept) -> Tensor:
         """P, float64 [width, width]."""
         captions = [] if self.captions is None else self.captions.read_text(encoding="utf-8").splitlines()
-        total = torch.zeros((model.encode_prompts([""]).shape[-1],) * 2, dtype=torch.float64)
+        total = torch.zeros((model.encode_tokens([""]).shape[-1],) * 2, dtype=torch.float64)
         for weight, prompts in ((1.0, captions), (self.preserve_weight, concept.preserved_prompts)):
             for chunk in _chunks(prompts):
-                total += weight * sum_of_squares([model.encode_prompts(chunk).flatten(0, 1)])
+                total += weight * sum_of_squares([model.encode_tokens(chunk).flatten(0, 1)])
         return total
 
     def trained_factors(
@@ -225,7 +225,7 @@ class MACE:
         M = self.ridge * torch.eye(len(preserved), dtype=torch.float64) + self.fusion_preserve_scale * preserved
         rows = []
         for part, factors in zip(concept.parts, trained, strict=True):
-            G = sum_of_squares([model.encode_prompts(part.target_prompts).flatten(0, 1)])
+            G = sum_of_squares([model.encode_tokens(part.target_prompts).flatten(0, 1)])
             M += G
             rows.append(torch.cat([A.to("cpu", torch.float64) for _, A in factors.values()]) @ G)
         right = torch.linalg.solve(M, torch.cat(rows), left=False)
@@ -329,7 +329,7 @@ def surroundings(model: TextToImage, concept: Concept) -> tuple[Tensor, Tensor]:
     for part in concept.parts:
         anchors = replace(part, targets=(part.anchor,))
         around, wanted = (
-            [text[~own] for text, own in zip(model.encode_prompts(side.target_prompts), columns, strict=True)]
+            [text[~own] for text, own in zip(model.encode_tokens(side.target_prompts), columns, strict=True)]
             for side, columns in ((side, concept_columns(model, side).to(model.device)) for side in (part, anchors))
         )
         for before, after in zip(around, wanted * len(part.targets), strict=True):

@@ -56,10 +56,10 @@ class RECE(ClosedForm):
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
         """See :class:`erasure.closed_form.ClosedForm`."""
         gram = sum_of_squares(key_value_weights(model).values())
-        targets = model.encode_prompts(concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
+        targets = model.encode_tokens(concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
         wanted = concept.target_anchors if self.destination == "anchor" else [""] * len(concept.target_prompts)
-        destinations = model.encode_prompts(wanted).flatten(0, 1)
-        kept = Term.keeping(model.encode_prompts(["", *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
+        destinations = model.encode_tokens(wanted).flatten(0, 1)
+        kept = Term.keeping(model.encode_tokens(["", *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
         right = self.uce.right_multiplication(model, concept)
         for _ in range(self.epochs):
             adversarial = Term(targets @ self._attack(gram, right).T, destinations, self.erase_scale)

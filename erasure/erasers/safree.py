@@ -73,6 +73,7 @@ class SAFREE:
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
+        model.require_one_text_encoder("SAFREE")
         targets = [target for part in concept.parts for target in part.targets]
         negative = None
         if self.negative_prompt != "never":

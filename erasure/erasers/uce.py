@@ -205,7 +205,7 @@ class UCE(ClosedForm):
         prompts = concept.preserved_prompts
         scale = max(0.1, 1 / (1 + len(prompts))) if self.preserve_scale is None else self.preserve_scale
         if self.tokens == "from_last":
-            return [Term.keeping(model.encode_prompts(["", *prompts]).flatten(0, 1), scale)]
+            return [Term.keeping(model.encode_tokens(["", *prompts]).flatten(0, 1), scale)]
         if not prompts:
             return []
         kept = [tokens[:1] for tokens in _from_last_subject_token(model, prompts)]
@@ -215,4 +215,4 @@ class UCE(ClosedForm):
 def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
     """Embeddings of each prompt from the token before its end token on, float [any, width]; from the start if empty."""
     ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(model.encode_prompts(prompts), ends, strict=True)]
+    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts), ends, strict=True)]
