@@ -1,5 +1,6 @@
 """Where a model lies: asked before anything heavy is imported, so that a wrong name is told at once."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -17,6 +18,9 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_SECONDS = 3.0
+_UNUSED_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
+_WEIGHTS = re.compile(r"[^.]+\.(safetensors|bin)")
+"""Names of whole or split weights; those of variants have one more dot."""
 
 
 def locate(source: str) -> Path | None:
@@ -39,9 +43,29 @@ def locate(source: str) -> Path | None:
             f"There is no model {source!r}; model.source must be 'canvas', a diffusers folder, a file ending in "
             f"{' or '.join(SINGLE_FILES)}, or a Hub id like CompVis/stable-diffusion-v1-4."
         )
-    if not isinstance(try_to_load_from_cache(source, "model_index.json"), str) and not hub_answers():
+    if not is_cached(source) and not hub_answers():
         raise unreachable(source)
     return None
+
+
+def is_cached(source: str) -> bool:
+    """Whether the Hub's cache has a file of every part that the model of this Hub id needs, weights included."""
+    index = try_to_load_from_cache(source, "model_index.json", cache_dir=constants.HF_HUB_CACHE)
+    if not isinstance(index, str):
+        return False
+    parts = json.loads(Path(index).read_text(encoding="utf-8"))
+    return all(
+        _has_files(Path(index).parent / name)
+        for name, kind in parts.items()
+        if isinstance(kind, list) and kind[0] is not None and name not in _UNUSED_PARTS
+    )
+
+
+def _has_files(part: Path) -> bool:
+    # A link of the snapshot to a file that was not fetched to its end is no file.
+    names = {path.name for path in part.glob("*") if path.is_file()}
+    # Only networks have a config.json; samplers and tokenizers call theirs otherwise.
+    return bool(names) and ("config.json" not in names or any(map(_WEIGHTS.fullmatch, names)))
 
 
 def unreachable(source: str) -> FileNotFoundError:

@@ -284,6 +284,30 @@ def test_a_cached_hub_model_loads_without_network(
     assert_same_weights(model, load_model(str(half_folder), device="cpu"))
 
 
+def test_a_cache_without_all_weights_is_not_the_model(
+    half_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_is_silent: None
+):
+    revision = "0" * 40
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots" / revision
+    shutil.copytree(half_folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert sources.locate("someone/tiny") is None
+    weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"'someone/tiny' is neither .* nor complete in the cache"):
+        sources.locate("someone/tiny")
+    weights.symlink_to(repository / "blobs" / "not_yet")
+    assert not sources.is_cached("someone/tiny")
+    weights.unlink()
+    weights.touch()
+    assert sources.is_cached("someone/tiny")
+    shutil.rmtree(snapshot / "tokenizer")
+    assert not sources.is_cached("someone/tiny")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused_before_loading():
     with pytest.raises(ValidationError, match="finds no GPU"):
