@@ -28,4 +28,4 @@ def canvas_settings(choices: Mapping[str, str]) -> Iterator[str]:
         for suffix in ("_sd14", "_paper"):
             published = f"{choices.get(group)}{suffix}"
             if (_CONFIG_FOLDER / group / f"{published}.yaml").exists():
-                yield f"{group}={choices[group]} is sized for the canvas; {group}={published} has the published settings"
+                yield f"{group}={choices[group]} is sized for the canvas; {group}={published} has published settings"

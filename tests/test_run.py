@@ -343,8 +343,8 @@ def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.Monkey
 def test_choices_of_the_canvas_on_another_model_are_pointed_out() -> None:
     chosen = {"model": "sd14", "eraser": "esd", "attack": "unlearndiff", "pruning": "on"}
     assert list(canvas_settings(chosen)) == [
-        "eraser=esd is sized for the canvas; eraser=esd_sd14 has the published settings",
-        "attack=unlearndiff is sized for the canvas; attack=unlearndiff_paper has the published settings",
+        "eraser=esd is sized for the canvas; eraser=esd_sd14 has published settings",
+        "attack=unlearndiff is sized for the canvas; attack=unlearndiff_paper has published settings",
     ]
     assert not list(canvas_settings(chosen | {"model": "canvas"}))
     assert not list(canvas_settings({"model": "sd14", "eraser": "esd_sd14", "attack": "none"}))

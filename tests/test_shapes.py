@@ -1,6 +1,7 @@
 """Nothing that erases or attacks knows the sizes of Stable Diffusion, or of the tiny model of the other tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from erasure.edit import Edit
 from erasure.pruning.off import Off
 from tests.attack_cases import make_cases
 from tests.judges import one_in
-from tests.test_sdxl import CONCEPT, PROMPTS, choices, composed, in_the_repository
+from tests.test_sdxl import CONCEPT, PROMPTS, composed, in_the_repository
+from tests.tiny_job import CONFIG_FOLDER
 
 __all__ = ["in_the_repository"]
 
@@ -24,9 +26,15 @@ TOKENS, WIDTH, CHANNELS, FACTOR, LATENTS = 31, 48, 16, 8, (6, 10)
 """None of them Stable Diffusion's but the factor, which is not the tiny model's; pictures are not square."""
 
 
-def methods(group: str, *but: str) -> list[str]:
+QUICK = ("esd", "ac", "uce", "spm", "on", "wanda", "unlearndiff", "p4d", "ringabell", "embedding")
+"""What the default set tries; the others are slow tests."""
+
+
+def methods(group: str, *but: str) -> list[Any]:
     """Choices of a group without those that are other numbers for the same class, or need files."""
-    return [name for name in choices(group) if name not in but and not name.endswith(("_sd14", "_paper"))]
+    names = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+    names = [name for name in names if name not in but and not name.endswith(("_sd14", "_paper"))]
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
 @pytest.fixture
