@@ -285,7 +285,7 @@ class Stages:
         }
         with ExitStack() as locks:
             # In one order for all processes, so that no two wait for each other.
-            for folder in sorted(folders.values()):
+            for folder in sorted(set(folders.values())):
                 locks.enter_context(self.store.locked(folder))
             waiting = [
                 Measuring(self.job.evaluators[name], folder)
