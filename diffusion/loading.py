@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -35,7 +35,7 @@ SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
@@ -166,7 +166,7 @@ def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
         if second:
             kind, problem = "XL", f"it has a second text encoder or is called so, but lacks {', '.join(missing)}"
         raise ValueError(f"{source} is no Stable Diffusion {kind} model: {problem}; name another model.source.")
-    return StableDiffusionXLPipeline if second else StableDiffusionPipeline
+    return StableDiffusionXLPipeline if second else StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
 def _options(pipeline: type[Pipeline]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class TextToImage:
         return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
 
     def _ends(self, ids: Tensor) -> Tensor:
-        return (ids == self.tokenizer.eos_token_id).int().argmax(1)
+        return (ids == self.tokenizer.eos_token_id).int().argmax(1)  # type: ignore[no-any-return]
 
     def _read_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
