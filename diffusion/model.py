@@ -93,6 +93,8 @@ class TextToImage:
         if self.pair is not None and self.vae.config.force_upcast and self.vae.dtype == torch.float16:
             # SDXL's own VAE overflows there; those of Stable Diffusion 1 and 2 have the flag by default and do not.
             self.vae.to(torch.float32)
+        if getattr(self.vae.config, "latents_mean", None) is not None:
+            raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
         if offload:
             self.vae.to("cpu")
         if resolution is not None and (resolution < self._multiple or resolution % self._multiple):

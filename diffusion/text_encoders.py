@@ -16,7 +16,8 @@ class TextEncoderPair:
 
     The U-Net attends to the penultimate hidden states of both, side by side, and gets the second encoder's pooled and
     projected embedding besides. Here that is one more row below the tokens' rows, padded with zeros to their width, so
-    that text stays one tensor.
+    that text stays one tensor. Both encoders read the first tokenizer's ids; a "!" in a prompt, which the second
+    tokenizer of the published model takes for its padding, stays a "!" here.
 
     Args:
         pipeline: Whose encoders and tokenizers; they are used, not copied.

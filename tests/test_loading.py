@@ -343,3 +343,12 @@ def test_the_options_reach_the_model(half_folder: Path):
 def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: int):
     with pytest.raises(ValueError, match=f"resolution is {resolution}; 'tiny' takes a multiple of 4 pixels"):
         ModelSource(str(half_folder), device="cpu", resolution=resolution).load()
+
+
+def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):
+    config = folder / "vae" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4})
+    )
+    with pytest.raises(ValueError, match="The VAE of 'tiny' shifts its latents"):
+        load_model(str(folder), device="cpu")
