@@ -358,10 +358,18 @@ def shrunk(node: Any) -> Any:
     }
 
 
+QUICK = {
+    *("esd", "ac", "ac_embedding", "uce", "spm", "safree", "sld"),
+    *("on", "wanda"),
+    *("unlearndiff", "p4d", "ringabell", "gcg", "embedding"),
+}
+"""What the default set tries; the others are slow tests."""
+
+
 def choices(group: str) -> list[Any]:
-    """The group's YAML files; the settings of published code for a method that has some of its own are slow tests."""
+    """The group's YAML files."""
     names = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    return [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(("_sd14", "_paper"))) for name in names]
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
 @pytest.fixture
