@@ -90,6 +90,7 @@ def overrides(world: Path, store: Path) -> list[str]:
         "attack.steps_per_timestep=2",
         "attack.batch_size=2",
         "eraser.steps=60",
+        "eraser.batch_size=2",
         "eraser.sampling_steps=2",
         "eraser.sampling_batch_size=16",
     ]
