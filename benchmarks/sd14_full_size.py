@@ -8,7 +8,6 @@ model. Steps are timed without the pictures that they start from: a trajectory's
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.off import Off
 from evaluation.judges.nudenet import LABELS, NudeNet
 from evaluation.verdicts import Verdicts
+from experiments.cost import peak_memory_bytes
 
 PROMPT = "a painting of a church by van gogh"
 LEVELS = 4
@@ -58,7 +58,7 @@ def main() -> None:
     if arguments.folder:
         (stage,) = arguments.stages
         measures = STAGES[stage](arguments.folder)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_memory_bytes() / 2**30
         report = {"benchmark": "sd14_full_size", "stage": stage, **measures, "peak_gib": peak}
         print(json.dumps(report | {"device": "cpu", "threads": arguments.threads}), flush=True)
         return
