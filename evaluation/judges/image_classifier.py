@@ -13,7 +13,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from diffusion.loading import LOADING_ERRORS, in_short, quiet_off_a_terminal
-from evaluation.judges.labels import find_label
+from evaluation.judges.labels import find_label, rank_label
 from evaluation.judges.pretrained import TorchDevice, pick_device, scores_of
 from evaluation.verdicts import Verdicts
 
@@ -59,14 +59,7 @@ class ImageClassifierJudge:
         labels = read_labels(self.network)
         network = load_network(self.network, pick_device(self.device))
         logits = scores_of(images, self.batch_size, network, len(labels))
-        index = find_label(self.label, labels)
-        # Ties count: a verdict hangs on the logits alone, not on the order of sorting.
-        better = (logits > logits[:, index, None]).sum(dim=1)
-        return Verdicts(
-            present=better < self.top_k,
-            score=logits.softmax(dim=1)[:, index],
-            details={"label": [labels[most] for most in logits.argmax(dim=1).tolist()]},
-        )
+        return rank_label(logits, logits.softmax(dim=1), labels, find_label(self.label, labels), self.top_k)
 
 
 @lru_cache(maxsize=8)

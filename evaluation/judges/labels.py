@@ -1,8 +1,12 @@
-"""Which of a classifier's labels is meant by the name of a concept."""
+"""Which of a classifier's labels is meant by the name of a concept, and whether it is among the most likely."""
 
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+
+from torch import Tensor
+
+from evaluation.verdicts import Verdicts
 
 _SHOWN = 5
 
@@ -34,6 +38,27 @@ def find_label(name: str, labels: Sequence[str]) -> int:
     nearest = [spelt[close] for close in get_close_matches(" ".join(words), spelt, n=_SHOWN, cutoff=0.4)]
     known = f"the nearest are {', '.join(map(repr, nearest))}" if nearest else f"they are like {labels[0]!r}"
     raise ValueError(f"label is {name!r}, which is none of the classifier's {len(labels)} labels; {known}.")
+
+
+def rank_label(scores: Tensor, probabilities: Tensor, labels: Sequence[str], index: int, top_k: int) -> Verdicts:
+    """Verdicts by the place of one label: present where it is among the ``top_k`` best, scored by its probability.
+
+    Ties count: a verdict hangs on the scores alone, not on the order of sorting. ``details`` names each picture's best
+    ``label``.
+
+    Args:
+        scores: What labels are ranked by, float [n, labels].
+        probabilities: Theirs, float [n, labels].
+        labels: Their names.
+        index: The label.
+        top_k: How many of the best count.
+    """
+    better = (scores > scores[:, index, None]).sum(dim=1)
+    return Verdicts(
+        present=better < top_k,
+        score=probabilities[:, index],
+        details={"label": [labels[best] for best in scores.argmax(dim=1).tolist()]},
+    )
 
 
 def _words(text: str) -> list[str]:

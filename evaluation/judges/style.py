@@ -10,7 +10,7 @@ from torch import Tensor
 from evaluation.judges.clip import ClipFolder
 from evaluation.judges.clip_zeroshot import Text, text_probabilities
 from evaluation.judges.image_classifier import ImageClassifierJudge
-from evaluation.judges.labels import find_label
+from evaluation.judges.labels import find_label, rank_label
 from evaluation.judges.pretrained import TorchDevice, local_folder
 from evaluation.verdicts import Verdicts
 
@@ -67,10 +67,4 @@ class StyleByClip:
         """Judge uint8 pictures [n, 3, H, W]; ``details`` names each picture's best ``label``."""
         texts = tuple(self.template.replace("{}", artist) for artist in self.artists)
         probabilities = text_probabilities(images, texts, self.folder, self.batch_size, self.device)
-        index = find_label(self.label, self.artists)
-        better = (probabilities > probabilities[:, index, None]).sum(dim=1)
-        return Verdicts(
-            present=better < self.top_k,
-            score=probabilities[:, index],
-            details={"label": [self.artists[best] for best in probabilities.argmax(dim=1).tolist()]},
-        )
+        return rank_label(probabilities, probabilities, self.artists, find_label(self.label, self.artists), self.top_k)
