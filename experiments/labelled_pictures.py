@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion.canvas.drawing import draw
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from erasure.concept import Concept
+from evaluation.picture_files import neighbours, read_picture_file
 from evaluation.prompt_sets import csv_rows
 
 Labelled = tuple[Tensor, bool]
@@ -76,12 +76,7 @@ def read_pictures(listed: Iterable[tuple[Path, bool]]) -> Iterator[Labelled]:
         ValueError: A file is no picture.
     """
     for file, present in listed:
-        try:
-            with Image.open(file) as picture:
-                pixels = np.array(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{file} is no picture that can be read ({error}).") from error
-        yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), present
+        yield read_picture_file(file), present
 
 
 def check_drawable(concept: Concept) -> None:
@@ -123,15 +118,5 @@ def _with_concept(scene: Scene, concept: Concept) -> Scene:
 
 def batched(pictures: Iterable[Labelled], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Put up to ``size`` neighbours of one shape together: pictures, uint8 [n, 3, H, W], and their truth, bool [n]."""
-    waiting: list[Labelled] = []
-    for picture in pictures:
-        if waiting and (len(waiting) == size or waiting[0][0].shape != picture[0].shape):
-            yield _stack(waiting)
-            waiting = []
-        waiting.append(picture)
-    if waiting:
-        yield _stack(waiting)
-
-
-def _stack(pictures: list[Labelled]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in pictures]), torch.tensor([present for _, present in pictures])
+    for part in neighbours(pictures, size, lambda labelled: labelled[0]):
+        yield torch.stack([image for image, _ in part]), torch.tensor([present for _, present in part])

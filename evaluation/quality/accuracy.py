@@ -1,7 +1,7 @@
 """Retained accuracy: how often pictures of other prompts still show what they ask for."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion.canvas.classifier import HEADS
 from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, Head, classify, load_classifier
 from evaluation.prompt_sets import PromptRow
-from evaluation.quality import Measures
+from evaluation.quality.collected import Collected
 from evaluation.statistics import Rate
 
 
@@ -44,35 +44,16 @@ class RetainedAccuracy:
             agreement[head] = [one == other for one, other in zip(predicted, wanted, strict=True)]
         return agreement
 
-    def start(self) -> "Agreement":
+    def start(self) -> Collected:
         """Measure ``accuracy_<head>`` of the edited model and ``accuracy_<head>_base``, each a :class:`Rate`."""
-        return Agreement(self)
+        return Collected(self._outcomes, Rate.of)
 
-
-class Agreement:
-    """Which pictures have shown what their prompts name, by measure."""
-
-    def __init__(self, settings: RetainedAccuracy) -> None:
-        self._settings = settings
-        self._agrees: dict[str, list[bool]] = {}
-
-    def update(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> None:
-        """See :class:`evaluation.quality.Measurement`."""
-        for suffix, pictures in (("", images), ("_base", reference_images)):
-            for head, agrees in self._settings.agreement(pictures, rows).items():
-                self._agrees.setdefault(f"accuracy_{head}{suffix}", []).extend(agrees)
-
-    def compute(self) -> Measures:
-        """A rate as a dict by measure."""
-        return {name: Rate.of(agrees).as_dict() for name, agrees in self._agrees.items()}
-
-    def state(self) -> dict[str, Any]:
-        """The outcomes by measure."""
-        return dict(self._agrees)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`evaluation.quality.Measurement`."""
-        self._agrees = dict(state)
+    def _outcomes(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> dict[str, list[bool]]:
+        return {
+            f"accuracy_{head}{suffix}": agrees
+            for suffix, pictures in (("", images), ("_base", reference_images))
+            for head, agrees in self.agreement(pictures, rows).items()
+        }
 
 
 def _label(row: PromptRow, head: Head) -> str:

@@ -14,7 +14,8 @@ from transformers import CLIPModel, CLIPProcessor
 
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.sources import CANVAS_FOLDER
-from evaluation.quality.text_scores import TextScores
+from evaluation.quality.collected import Collected
+from evaluation.quality.text_scores import text_scores
 
 
 class ClipFeatures(nn.Module):
@@ -92,6 +93,6 @@ class ClipScore:
         scores = [clip_score(image, prompt, lambda: loaded) for image, prompt in zip(images, prompts, strict=True)]
         return torch.stack(scores) if scores else torch.empty(0)
 
-    def start(self) -> TextScores:
+    def start(self) -> Collected:
         """Measure ``<name>`` of the edited model and ``<name>_base``, each a :class:`evaluation.statistics.Mean`."""
-        return TextScores(self.name, self.scores)
+        return text_scores(self.name, self.scores)

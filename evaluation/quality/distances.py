@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from torchvision.transforms.functional import pil_to_tensor
 
 from diffusion.progress import track
+from evaluation.picture_files import neighbours, read_picture_file
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.quality.extractors import Extractor
@@ -168,11 +167,5 @@ def _picture_files(folder: Path) -> Iterator[Path]:
 def _read(folder: Path) -> Iterator[Tensor]:
     """The pictures of a folder, uint8 [n, 3, H, W], as many of one size at a time as come in a row."""
     paths = list(_picture_files(folder))
-    batch: list[Tensor] = []
-    for path in track(paths, "reference pictures", len(paths)):
-        picture = pil_to_tensor(Image.open(path).convert("RGB"))
-        if batch and (len(batch) == _BATCH or picture.shape != batch[0].shape):
-            yield torch.stack(batch)
-            batch = []
-        batch.append(picture)
-    yield torch.stack(batch)
+    pictures = map(read_picture_file, track(paths, "reference pictures", len(paths)))
+    return map(torch.stack, neighbours(pictures, _BATCH, lambda picture: picture))

@@ -1,9 +1,8 @@
 """LPIPS: how far pictures have moved from the base model's, to the eye (Zhang et al. 2018, 1801.03924)."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,8 +12,7 @@ from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchvision.models import AlexNet_Weights, alexnet
 
 from evaluation.judges.pretrained import TorchDevice, batches, pick_device
-from evaluation.prompt_sets import PromptRow
-from evaluation.quality import Measures
+from evaluation.quality.collected import Collected
 from evaluation.quality.weights import weights_file
 from evaluation.statistics import Mean
 
@@ -47,33 +45,9 @@ class Lpips:
         parts = [network(_scaled(one, device), _scaled(other, device)).flatten().cpu() for one, other in pairs]
         return torch.cat([torch.empty(0), *parts])
 
-    def start(self) -> "PictureDistances":
+    def start(self) -> Collected:
         """Measure ``lpips``, a :class:`evaluation.statistics.Mean` as a dict."""
-        return PictureDistances(self)
-
-
-class PictureDistances:
-    """The distance of every pair of pictures so far."""
-
-    def __init__(self, settings: Lpips) -> None:
-        self._settings = settings
-        self._distances: list[float] = []
-
-    def update(self, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> None:
-        """See :class:`evaluation.quality.Measurement`."""
-        self._distances += self._settings.distances(images, reference_images).tolist()
-
-    def compute(self) -> Measures:
-        """The mean as a dict."""
-        return {"lpips": Mean.of(self._distances).as_dict()}
-
-    def state(self) -> dict[str, Any]:
-        """The distances."""
-        return {"distances": self._distances}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`evaluation.quality.Measurement`."""
-        self._distances = list(state["distances"])
+        return Collected(lambda images, others, _: {"lpips": self.distances(images, others).tolist()}, Mean.of)
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,8 @@ from torchvision.transforms.functional import to_pil_image
 from diffusion.loading import LOADING_ERRORS, in_short
 from diffusion.sources import hub_answers
 from evaluation.judges.pretrained import TorchDevice, batches, pick_device
-from evaluation.quality.text_scores import TextScores
+from evaluation.quality.collected import Collected
+from evaluation.quality.text_scores import text_scores
 
 
 def _known(model: str) -> str:
@@ -76,9 +77,9 @@ class OpenClipScore:
             parts.append(self.scale * cosine_similarity(pictures, words).clamp(min=0).cpu())
         return torch.cat(parts)
 
-    def start(self) -> TextScores:
+    def start(self) -> Collected:
         """Measure ``<name>`` of the edited model and ``<name>_base``, each a :class:`evaluation.statistics.Mean`."""
-        return TextScores(self.name, self.scores)
+        return text_scores(self.name, self.scores)
 
 
 @lru_cache(maxsize=2)
