@@ -29,10 +29,8 @@ def main(config: DictConfig) -> str:
             log_config = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
             return str(run_in_processes(job.settings.processes, job.config, job.choices, Path(folder), log_config))
 
-        from diffusion.allocator import keep_freed_memory  # noqa: PLC0415
         from experiments.job import run_job  # noqa: PLC0415
 
-        keep_freed_memory()
         return str(run_job(job, folder))
 
 

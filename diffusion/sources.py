@@ -16,7 +16,9 @@ CANVAS_FOLDER = Path(__file__).parent / "canvas" / "weights"
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+"""What the Hub calls its repositories: ``owner/name``."""
+
 _HUB_SECONDS = 3.0
 _UNUSED_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
 _WEIGHTS = re.compile(r"[^.]+\.(safetensors|bin)")
@@ -38,7 +40,7 @@ def locate(source: str) -> Path | None:
         return path
     if source == CANVAS:
         raise FileNotFoundError(f"The canvas's weights are not in {path}; make them with `make canvas`.")
-    if not _HUB_ID.fullmatch(source) or path.suffix in SINGLE_FILES:
+    if not HUB_ID.fullmatch(source) or path.suffix in SINGLE_FILES:
         raise FileNotFoundError(
             f"There is no model {source!r}; model.source must be 'canvas', a diffusers folder, a file ending in "
             f"{' or '.join(SINGLE_FILES)}, or a Hub id like CompVis/stable-diffusion-v1-4."

@@ -86,7 +86,7 @@ def fit(
         state = torch.load(checkpoint, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        scaler.load_state_dict(state["scaler"])
+        scaler.load_state_dict(state.get("scaler", {}))
         losses = state["losses"]
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)

@@ -1,8 +1,12 @@
 """Experiments: jobs, their artefacts, tracking, tables."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+"""Where the YAML files of all choices lie."""
 
 
 def _by(field: str) -> Any:

@@ -18,6 +18,7 @@ from diffusion.progress import track
 from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
+from experiments import CONFIG_FOLDER
 from experiments.config import make_object
 from experiments.errors import one_sentence, tidy_arguments
 from experiments.labelled_pictures import (
@@ -31,7 +32,6 @@ from experiments.labelled_pictures import (
 from experiments.shorthands import spell_out
 from experiments.store import write_json
 from experiments.summary import provenance
-from experiments.tables import CONFIG_FOLDER
 
 _BATCH = 64
 _COLUMNS = {

@@ -43,8 +43,6 @@ TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 PROMPT_SETS = ("prompt_set", "retained_set")
 """Keys of the config that hold a class which reads prompts."""
 
-_CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
-
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Settings:
@@ -113,7 +111,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
     except ValidationError as error:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
-    objects = {name: _instantiate(config, name) for name in OBJECTS}
+    objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
@@ -126,23 +124,6 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config=plain,
         choices=dict(choices or {}),
     )
-
-
-def with_own_sets(config: dict[str, Any]) -> dict[str, Any]:
-    """A job's plain config as it is composed now: older jobs, without a choice, read their concept's own files."""
-    missing = {key: OmegaConf.load(_CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS if key not in config}
-    if not missing:
-        return config
-    return OmegaConf.to_container(OmegaConf.create({**config, **missing}), resolve=True)  # type: ignore[return-value]
-
-
-def make_object(config: DictConfig, name: str) -> Any:
-    """One of the :data:`OBJECTS` of a composed config, made and checked.
-
-    Raises:
-        CommandError: A value or a field of it is wrong.
-    """
-    return _instantiate(config, name)
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
@@ -158,7 +139,12 @@ def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
     return config
 
 
-def _instantiate(config: DictConfig, name: str) -> Any:
+def make_object(config: DictConfig, name: str) -> Any:
+    """One of the :data:`OBJECTS` of a composed config, made and checked.
+
+    Raises:
+        CommandError: A value or a field of it is wrong.
+    """
     if config.get(name) is None:
         raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
     try:

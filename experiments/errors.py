@@ -15,6 +15,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from experiments import CONFIG_FOLDER
+
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
@@ -172,7 +174,7 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
 def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").partition("/")
     if error.options:
-        nested = [f"{path.parent.name}/{path.stem}" for path in (_ROOT / "conf" / group).glob("*/*.yaml")]
+        nested = [f"{path.parent.name}/{path.stem}" for path in (CONFIG_FOLDER / group).glob("*/*.yaml")]
         # A union of attacks is no file.
         return unknown(f"{group}={choice}", [*(option for option in error.options if "+" not in option), *nested])
     return f"There is no config {error.missing_cfg_file!r}; run.py --help lists what there is."

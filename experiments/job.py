@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.cases import PromptCase
 from attacks.transfer import FILE_NAME, write_found
+from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
 from experiments import grid, screen
 from experiments.config import Job
@@ -39,6 +40,7 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
         ValueError: The model or an artefact cannot be used, or a method cannot do what it is asked.
         OSError: The store cannot be written to, or a file is missing.
     """
+    keep_freed_memory()
     folder = Path(folder)
     store = Store(job.settings.store)
     rows, retained = job.prompts, job.retained

@@ -107,7 +107,7 @@ class Stages:
     @cached_property
     def sampler_key(self) -> dict[str, Any]:
         """What every picture depends on besides the weights."""
-        return matters({"sampling": self.job.config["sampling"]})  # type: ignore[no-any-return]
+        return _sampler_key(self.job.settings.sampling)
 
     @cached_property
     def retained_sampler_key(self) -> dict[str, Any]:
@@ -184,9 +184,8 @@ class Stages:
 
         ``sampling`` takes the place of the job's.
         """
-        sampler = {"sampling": matters(asdict(sampling))} if sampling else self.sampler_key
-        key = {"model": self.model_key, "edit": edit, **sampler}
         sampling = sampling or self.job.settings.sampling
+        key = {"model": self.model_key, "edit": edit, **_sampler_key(sampling)}
         return make_pictures(self.store, key, self.model, rows, sampling, label, self.processes)
 
     def retained_pictures(self, label: str, edit: str = "none") -> Pictures:
@@ -328,6 +327,10 @@ class Stages:
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
+
+
+def _sampler_key(sampling: Sampling) -> dict[str, Any]:
+    return {"sampling": matters(asdict(sampling))}
 
 
 def _stored(verdicts: Verdicts) -> Any:

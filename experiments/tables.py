@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,23 +12,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison, Rate
-from experiments.config import matters, with_own_sets
+from experiments import CONFIG_FOLDER
+from experiments.config import PROMPT_SETS, matters
 from experiments.errors import CommandError, one_sentence
-from experiments.protocol import Protocol
 from experiments.published import published_numbers
 from experiments.screen import RATES, measure_text, protocol_texts, short_text
 from experiments.shorthands import spell_out
 from experiments.summary import compare, pruning_pairs, read_summaries
 from experiments.sweep import sweep_jobs
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
-_ADDED = {
-    "protocol": {"_target_": f"{Protocol.__module__}.{Protocol.__qualname__}", **asdict(Protocol())},
-    "retained_sampling": None,
-}
-"""Fields of the config that older runs lack, and what those runs did."""
 _IF_ANY = {"settings", "pruned"}
 """Columns of erased models that are left out where they are empty."""
 
@@ -39,6 +32,16 @@ def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
         return [OmegaConf.to_container(job, resolve=True) for job in sweep_jobs(sweep, "config")]  # type: ignore[misc]
+
+
+def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's plain config with the fields that older jobs lack, which say what those jobs did."""
+    if config.keys() >= {*PROMPT_SETS, "protocol", "retained_sampling"}:
+        return dict(config)
+    own = {key: OmegaConf.load(CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS}
+    added = {**own, **OmegaConf.load(CONFIG_FOLDER / "protocol" / "none.yaml"), "retained_sampling": None}
+    completed = OmegaConf.create({**added, **config, "model": {"resolution": None, **config["model"]}})
+    return OmegaConf.to_container(completed, resolve=True)  # type: ignore[return-value]
 
 
 def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -54,8 +57,9 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
         CommandError: None was run.
     """
     jobs = experiment_jobs(experiment, overrides)
+    # Once, and not again for every job.
     summaries = [
-        {**summary, "config": with_own_sets(summary["config"])} for summary in read_summaries(Path(jobs[0]["store"]))
+        {**summary, "config": as_composed_now(summary["config"])} for summary in read_summaries(Path(jobs[0]["store"]))
     ]
     runs = [find_run(job, summaries) for job in jobs]
     found = [run for run in runs if run is not None]
@@ -342,7 +346,7 @@ def _spread(values: Sequence[Any]) -> str:
 
 
 def _numbers_config(config: Mapping[str, Any]) -> Any:
-    return matters({key: value for key, value in (_ADDED | dict(config)).items() if key not in _NOT_NUMBERS})
+    return matters({key: value for key, value in as_composed_now(config).items() if key not in _NOT_NUMBERS})
 
 
 def _numbers(name: str, value: Any) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from diffusion.loading import Device
 from evaluation.judges.clip import ClipFolder, picture_features, text_features
-from evaluation.judges.pretrained import Device, TorchDevice, pick_device, scores_of
+from evaluation.judges.pretrained import TorchDevice, pick_device, scores_of
 from evaluation.verdicts import Verdicts
 
 Text = Annotated[str, Field(min_length=1)]

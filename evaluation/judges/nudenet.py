@@ -17,8 +17,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from diffusion.loading import Device
 from evaluation.judges.onnx import open_session
-from evaluation.judges.pretrained import Device, batches, existing_file
+from evaluation.judges.pretrained import batches, existing_file
 from evaluation.verdicts import Verdicts
 
 Pixels = npt.NDArray[np.uint8]

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from evaluation.judges.pretrained import Device
+from diffusion.loading import Device
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

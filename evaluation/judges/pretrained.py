@@ -3,10 +3,9 @@
 Nothing is downloaded here: what is missing is named with its remedy when the judge is made, before any work starts.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -14,9 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-Device = Literal["auto", "cpu", "cuda"]
+from diffusion.loading import Device
+from diffusion.sources import HUB_ID
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _NEEDED = '--include "*.json" --include "*.txt" --include "model*.safetensors"'
 _FILES = (
     ("config.json", "config.json"),
@@ -52,7 +51,7 @@ def find_folder(source: object, remedy: str) -> Path:
         if missing := _missing(folder):
             raise ValueError(f"it is {str(source)!r}, a folder without {missing}; {remedy}.")
         return folder
-    if not _HUB_ID.fullmatch(str(source)):
+    if not HUB_ID.fullmatch(str(source)):
         raise ValueError(f"it is {str(source)!r}, which is no folder; {remedy}.")
     try:
         cached = Path(snapshot_download(str(source), local_files_only=True))
