@@ -18,6 +18,7 @@ from diffusion.canvas.recipe import make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage
+from tests.tiny_job import write_world
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 keep_freed_memory()
@@ -92,3 +93,12 @@ def tiny_model(tokenizer_folder: Path) -> TextToImage:
 def tiny_model64(tokenizer_folder: Path) -> TextToImage:
     """The same weights in float64, for comparisons with slow oracles."""
     return TextToImage(make_tiny_pipeline(tokenizer_folder).to(torch.float64), name="tiny")
+
+
+@pytest.fixture(scope="session")
+def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and the prompt sets of tests.tiny_job's jobs."""
+    folder = tmp_path_factory.mktemp("world")
+    make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
+    write_world(folder)
+    return folder

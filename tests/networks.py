@@ -1,5 +1,6 @@
 """Tiny networks in the formats of published ones, for tests of judges."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,16 +74,13 @@ def write_clip(folder: Path, tokenizer_folder: Path, *, width: int = 16) -> Path
     return folder
 
 
-def write_hub_cache(cache: Path, hub_id: str, folder: Path) -> None:
-    """Put the files of ``folder`` where ``hf download hub_id`` would."""
+def write_hub_cache(cache: Path, hub_id: str, folder: Path) -> Path:
+    """Put the files of ``folder`` where ``hf download hub_id`` would; returns the snapshot's folder."""
     place = cache / f"models--{hub_id.replace('/', '--')}"
     commit = "0123456789abcdef0123456789abcdef01234567"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(commit)
-    snapshot = place / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    for file in folder.iterdir():
-        (snapshot / file.name).write_bytes(file.read_bytes())
+    return shutil.copytree(folder, place / "snapshots" / commit)
 
 
 def pictures(count: int, size: tuple[int, int] = (32, 32)) -> torch.Tensor:

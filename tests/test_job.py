@@ -16,16 +16,7 @@ from evaluation.prompt_sets import PromptRow
 from experiments import grid
 from experiments.summary import success_curve
 from tests import tiny_job
-from tests.conftest import make_tiny_pipeline
 from tests.tiny_job import Float64Folder, overrides, run
-
-
-@pytest.fixture(scope="session")
-def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
-    tiny_job.write_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

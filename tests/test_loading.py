@@ -16,6 +16,7 @@ from diffusion import sources
 from diffusion.loading import ModelSource, load_model
 from diffusion.model import TextToImage
 from tests.conftest import make_tiny_pipeline
+from tests.networks import write_hub_cache
 
 GENERATION = {"seeds": [3, 4], "steps": 1, "guidance": 5.0}
 PROMPTS = ["a church", "a gas pump on fire"]
@@ -267,11 +268,7 @@ def test_an_unknown_hub_id_without_network_is_one_quick_sentence(monkeypatch: py
 def test_a_cached_hub_model_loads_without_network(
     half_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_is_silent: None
 ):
-    revision = "0" * 40
-    repository = tmp_path / "models--someone--tiny"
-    shutil.copytree(half_folder, repository / "snapshots" / revision)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
+    write_hub_cache(tmp_path, "someone/tiny", half_folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     from_pretrained = StableDiffusionPipeline.from_pretrained
     monkeypatch.setattr(
@@ -287,19 +284,14 @@ def test_a_cached_hub_model_loads_without_network(
 def test_a_cache_without_all_weights_is_not_the_model(
     half_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_is_silent: None
 ):
-    revision = "0" * 40
-    repository = tmp_path / "models--someone--tiny"
-    snapshot = repository / "snapshots" / revision
-    shutil.copytree(half_folder, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
+    snapshot = write_hub_cache(tmp_path, "someone/tiny", half_folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert sources.locate("someone/tiny") is None
     weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"'someone/tiny' is neither .* nor complete in the cache"):
         sources.locate("someone/tiny")
-    weights.symlink_to(repository / "blobs" / "not_yet")
+    weights.symlink_to(snapshot / "not_yet")
     assert not sources.is_cached("someone/tiny")
     weights.unlink()
     weights.touch()

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.processes import Processes, run_in_processes
 from experiments.store import read_json
-from tests.test_job import numbers, undisturbed, world  # noqa: F401 - fixtures
+from tests.test_job import numbers, undisturbed  # noqa: F401 - fixtures
 from tests.tiny_job import make_job, overrides
 
 LOGGING = {"version": 1, "disable_existing_loggers": False}

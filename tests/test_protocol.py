@@ -24,8 +24,6 @@ from experiments.protocol import Protocol, TargetSampling, success_rates
 from experiments.published import PUBLISHED, published_numbers
 from experiments.screen import protocol_texts
 from experiments.summary import CaseResult
-from tests import tiny_job
-from tests.conftest import make_tiny_pipeline
 from tests.tiny_job import CONFIG_FOLDER, PROMPTS, Float64Folder, make_job, overrides, run
 
 PRESETS = ("unlearndiffatk", "advunlearn", "p4d", "ringabell")
@@ -100,14 +98,6 @@ def test_start_and_end_token_count_and_nothing_is_cut(tiny_model: TextToImage) -
 
 def small(world: Path, store: Path) -> list[str]:
     return [*overrides(world, store), "eraser.steps=20"]
-
-
-@pytest.fixture(scope="module")
-def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
-    tiny_job.write_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +408,9 @@ def test_runs_older_than_protocols_are_found() -> None:
     job = tables.experiment_jobs("demo")[0]
     older = {key: value for key, value in job.items() if key not in {"protocol", "retained_sampling"}}
     assert tables.find_run(job, [{"config": older}]) is not None
+    oldest = {key: value for key, value in older.items() if key not in {"prompt_set", "retained_set", "processes"}}
+    oldest["model"] = {key: value for key, value in job["model"].items() if key != "resolution"}
+    assert tables.find_run(job, [{"config": oldest}]) is not None
     assert tables.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
     other = {**job["protocol"], "counting": "ideal"}
     assert tables.find_run(job | {"protocol": other}, [{"config": older}]) is None

@@ -369,14 +369,6 @@ def test_presets_hold_the_authors_settings(choice, expected, monkeypatch):
     assert (eraser.alpha, eraser.most_steps, eraser.steps, eraser.skip_scales) == (0.01, 10, 50, (0.9, 0.2))
 
 
-@pytest.fixture(scope="module")
-def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
-    tiny_job.write_world(folder)
-    return folder
-
-
 ATTACKS = {
     "none": [],
     "random": ["tries=2"],

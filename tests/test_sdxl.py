@@ -30,6 +30,7 @@ from erasure.pruning.off import Off
 from tests.attack_cases import make_cases
 from tests.conftest import make_tiny_pipeline
 from tests.judges import one_in
+from tests.networks import write_hub_cache
 from tests.test_loading import unet_name, vae_name
 from tests.tiny_job import CONFIG_FOLDER
 
@@ -211,11 +212,7 @@ def test_a_folder_gives_its_weights(folder: Path, model: TextToImage):
 def test_a_cached_model_of_the_hub_is_known_by_its_index(
     folder: Path, model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    repository = tmp_path / "models--someone--xl"
-    (repository / "snapshots").mkdir(parents=True)
-    (repository / "snapshots" / ("0" * 40)).symlink_to(folder)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    write_hub_cache(tmp_path, "someone/xl", folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     from_pretrained = StableDiffusionXLPipeline.from_pretrained
     monkeypatch.setattr(
