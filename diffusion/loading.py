@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any, Literal, TypeAlias
@@ -20,9 +20,10 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from diffusion.files import stands_in
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
-from diffusion.sources import SINGLE_FILES, hub_answers, locate, unreachable
+from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
 
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
+
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a model's parts may be."""
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -143,7 +147,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     try:
         return _from_pretrained(str(folder), dtype)
     except LOADING_ERRORS as error:
-        raise ValueError(f"The model in {folder} cannot be read; restore its files: {in_short(error)}.") from error
+        raise ValueError(
+            f"The model in {folder} cannot be read; restore its files: {why_unreadable(folder, error)}."
+        ) from error
 
 
 def _check_index(folder: Path) -> type[Pipeline]:
@@ -160,12 +166,18 @@ def _check_index(folder: Path) -> type[Pipeline]:
 def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
     present = {name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None}
     second = "text_encoder_2" in present or str(index.get("_class_name")).startswith("StableDiffusionXL")
-    missing = [part for part in (*PARTS, *(SECOND_PARTS if second else ())) if part not in present]
+    parts = (*PARTS, *(SECOND_PARTS if second else ()))
+    missing = [part for part in parts if part not in present]
     if missing:
         kind, problem = "1 or 2", f"it lacks {', '.join(missing)}"
         if second:
             kind, problem = "XL", f"it has a second text encoder or is called so, but lacks {', '.join(missing)}"
         raise ValueError(f"{source} is no Stable Diffusion {kind} model: {problem}; name another model.source.")
+    if strange := [part for part in parts if index[part][0] not in LIBRARIES]:
+        raise ValueError(
+            f"{source} takes its {strange[0]} from {index[strange[0]][0]!r}, and no code of a model is ever run; its "
+            f"parts must be of {' or '.join(LIBRARIES)}."
+        )
     return StableDiffusionXLPipeline if second else StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
@@ -179,14 +191,21 @@ def _options(pipeline: type[Pipeline]) -> dict[str, Any]:
 def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> Pipeline:
     index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
     pipeline = _pipeline_class(index, source)
+    folder = Path(source) if Path(source).is_dir() else cached_folder(source)
     # transformers would load the text encoder in the precision that its files are stored in.
     return pipeline.from_pretrained(
         source,
         dtype=dtype,
         local_files_only=local_files_only,
+        variant=_variant(folder) if folder else None,
         low_cpu_mem_usage=is_accelerate_available(),
         **_options(pipeline),
     )
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant of the weights, such as ``fp16``, that is asked for because a part has no others."""
+    return next(filter(None, map(weights_variant, sorted(folder / part for part in (*PARTS, *SECOND_PARTS)))), None)
 
 
 def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pipeline:
@@ -199,7 +218,7 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
     try:
         if pipeline is None:
             pipeline = StableDiffusionXLPipeline if _is_sdxl_file(path) else StableDiffusionPipeline
-        with lightning_names_allowed(path):
+        with inert_names_allowed(path):
             return pipeline.from_single_file(
                 str(path),
                 config=config,
@@ -214,6 +233,8 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
                 "a single file needs configuration and tokenizer from the Hub, which does not answer; point "
                 "model.config to a diffusers folder of the same architecture"
             )
+        if fault := stands_in(path):
+            raise ValueError(f"The model in {path} cannot be read: it {fault}.") from error
         raise ValueError(f"The model in {path} cannot be read; {remedy}: {in_short(error)}.") from error
 
 
@@ -242,19 +263,35 @@ def quiet_off_a_terminal() -> Iterator[None]:
 class _Inert:
     """What a name in a pickled checkpoint stands for when only the weights are of interest."""
 
+    def __init__(self, *_: object) -> None:
+        pass
 
-def lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
-    """Let ``torch.load(weights_only=True)`` pass over the trainer classes that Stable Diffusion's own .ckpt names.
+    def __setstate__(self, _: object) -> None:
+        pass
 
-    They resolve to an empty class: neither PyTorch Lightning nor any code of the file is run, and every other name
-    is still refused.
+
+_INERT_LIBRARIES = frozenset({"pytorch_lightning", "lightning", "lightning_fabric", "omegaconf"})
+_INERT_NAMES = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode", "argparse.Namespace", "types.SimpleNamespace"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "collections.defaultdict"),
+)
+"""What training code keeps beside the weights: numbers of NumPy, options, paths."""
+
+
+def inert_names_allowed(path: Path) -> AbstractContextManager[Any]:
+    """Let ``torch.load(weights_only=True)`` pass over what training code keeps beside weights.
+
+    The trainer classes that Stable Diffusion's own .ckpt names, NumPy's numbers, options and paths resolve to an empty
+    class: neither PyTorch Lightning nor any code of the file is run, and every other name is still refused.
     """
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except LOADING_ERRORS:
-        return nullcontext()
-    lightning = [name for name in names if name.split(".")[0] in {"pytorch_lightning", "lightning"}]
-    return torch.serialization.safe_globals([(type(_Inert.__name__, (), {}), name) for name in lightning])
+        # Files older than PyTorch 1.6 do not tell.
+        names = set(_INERT_NAMES)
+    inert = sorted(name for name in names if name.split(".")[0] in _INERT_LIBRARIES or name in _INERT_NAMES)
+    return torch.serialization.safe_globals([(type(_Inert.__name__, (_Inert,), {}), name) for name in inert])
 
 
 def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
@@ -271,6 +308,11 @@ def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
             f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {in_short(error)}."
         ) from error
+
+
+def why_unreadable(path: Path, error: BaseException) -> str:
+    """Why a file or folder cannot be read, to follow its path and a colon: what stands in its place, or the error."""
+    return f"it {fault}" if (fault := stands_in(path)) else in_short(error)
 
 
 def in_short(error: BaseException) -> str:

@@ -58,7 +58,8 @@ class TextToImage:
         pair: The two text encoders of SDXL; None if the model has one.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, or two tokenizers that differ.
+        ValueError: Unknown scheduler, a resolution that the model cannot have, two tokenizers that differ, or a U-Net
+            that takes more than latents.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class TextToImage:
             self.vae.to(torch.float32)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
+        if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
+            raise ValueError(
+                f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
+                "models of inpainting (9), editing (8) and depth (5) draw from more than a text and cannot be used: "
+                "choose a text-to-image model."
+            )
         if offload:
             self.vae.to("cpu")
         if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
@@ -146,7 +153,8 @@ class TextToImage:
     @property
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
-        return int(self.tokenizer.model_max_length)
+        # A tokenizer that was saved without a length takes texts of any.
+        return min(int(self.tokenizer.model_max_length), *(part.config.max_position_embeddings for part in self._text_encoders))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
