@@ -21,45 +21,46 @@ slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(INSTALLED)
 	$(BIN)/mypy
 
 canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
-	$(BIN)/python -m experiments.canvas_card --folder diffusion/canvas/weights
+	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/python -m experiments.tables table1
+	$(BIN)/eraselab tables table1
 
 attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
-	$(BIN)/python -m experiments.tables attacks
-	$(BIN)/python -m experiments.figures attacks
+	$(BIN)/eraselab tables attacks
+	$(BIN)/eraselab figure attacks
 
 erasers: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=erasers
-	$(BIN)/python -m experiments.tables erasers
+	$(BIN)/eraselab tables erasers
 
 claim: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=claim
 	$(BIN)/python run.py -m +experiment=tradeoff
-	$(BIN)/python -m experiments.tables claim
-	$(BIN)/python -m experiments.claim
-	$(BIN)/python -m experiments.tables tradeoff
-	$(BIN)/python -m experiments.figures tradeoff
+	$(BIN)/eraselab tables claim
+	$(BIN)/eraselab claim
+	$(BIN)/eraselab tables tradeoff
+	$(BIN)/eraselab figure tradeoff
 
 figure-neurons: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=neurons
-	$(BIN)/python -m experiments.neurons
+	$(BIN)/eraselab neurons
 
 # How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
 calibrate: $(INSTALLED)
 ifdef CALIBRATE
-	$(BIN)/python -m experiments.calibrate $(CALIBRATE)
+	$(BIN)/eraselab calibrate $(CALIBRATE)
 else
-	for concept in van_gogh church fire; do $(BIN)/python -m experiments.calibrate concept=$$concept || exit 1; done
+	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
 benchmarks: $(INSTALLED)

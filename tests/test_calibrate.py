@@ -12,9 +12,9 @@ from PIL import Image
 
 from evaluation.calibration import calibrate
 from evaluation.verdicts import Verdicts
-from experiments import calibrate as command
-from experiments.labelled_pictures import batched, draw_pictures, list_pictures, read_pictures
-from experiments.store import read_json
+from experiments.command import console
+from experiments.instruments.labelled_pictures import batched, draw_pictures, list_pictures, read_pictures
+from experiments.job.store import read_json
 from tests.oracles.statistics import wilson
 from tests.tiny_job import make_job
 
@@ -144,8 +144,8 @@ def test_the_canvas_draws_pictures_whose_truth_its_judge_sees(concept: str):
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
-    command.main()
+    monkeypatch.setattr(sys, "argv", ["eraselab", "calibrate", *map(str, arguments)])
+    console.main()
 
 
 def test_the_command_writes_what_it_prints(

@@ -18,12 +18,13 @@ from attacks.cases import PromptCase
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
-from experiments import tables
-from experiments.errors import CommandError
-from experiments.protocol import Protocol, TargetSampling, success_rates
-from experiments.published import PUBLISHED, published_numbers
-from experiments.screen import protocol_texts
-from experiments.summary import CaseResult
+from experiments.command import collect
+from experiments.command.errors import CommandError
+from experiments.job.protocol import Protocol, TargetSampling, success_rates
+from experiments.job.summary import CaseResult
+from experiments.results import tables
+from experiments.results.published import PUBLISHED, published_numbers
+from experiments.results.screen import protocol_texts
 from tests.tiny_job import CONFIG_FOLDER, PROMPTS, Float64Folder, make_job, overrides, run
 
 PRESETS = ("unlearndiffatk", "advunlearn", "p4d", "ringabell")
@@ -231,7 +232,7 @@ def test_a_preset_says_every_field_and_the_command_line_wins(preset: str) -> Non
     assert config.judge["_target_"].endswith("CanvasJudge")
     stored = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "protocol" / f"{preset}.yaml")["protocol"])
     assert isinstance(stored, dict)
-    assert stored.pop("_target_") == "experiments.protocol.Protocol"
+    assert stored.pop("_target_") == "experiments.job.protocol.Protocol"
     assert set(stored) == set(asdict(Protocol()))
     assert stored["name"] == preset
 
@@ -405,15 +406,15 @@ def test_tables_without_protocols_are_as_they_were() -> None:
 
 
 def test_runs_older_than_protocols_are_found() -> None:
-    job = tables.experiment_jobs("demo")[0]
+    job = collect.experiment_jobs("demo")[0]
     older = {key: value for key, value in job.items() if key not in {"protocol", "retained_sampling"}}
-    assert tables.find_run(job, [{"config": older}]) is not None
+    assert collect.find_run(job, [{"config": older}]) is not None
     oldest = {key: value for key, value in older.items() if key not in {"prompt_set", "retained_set", "processes"}}
     oldest["model"] = {key: value for key, value in job["model"].items() if key != "resolution"}
-    assert tables.find_run(job, [{"config": oldest}]) is not None
-    assert tables.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
+    assert collect.find_run(job, [{"config": oldest}]) is not None
+    assert collect.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
     other = {**job["protocol"], "counting": "ideal"}
-    assert tables.find_run(job | {"protocol": other}, [{"config": older}]) is None
+    assert collect.find_run(job | {"protocol": other}, [{"config": older}]) is None
 
 
 def test_every_published_number_belongs_to_a_preset_and_has_its_source() -> None:

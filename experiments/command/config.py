@@ -1,0 +1,77 @@
+"""From the composed config to checked objects, before anything heavy is loaded."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from diffusion.sampling import Sampling
+from erasure.protocols import check_pair
+from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.job.settings import Job, Settings
+
+OBJECTS = (
+    *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
+    "protocol",
+)
+"""Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
+
+PROMPT_SETS = ("prompt_set", "retained_set")
+"""Keys of the config that hold a class which reads prompts."""
+
+
+def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
+    """Make and check every object of a composed config; no model is loaded.
+
+    Raises:
+        CommandError: A value or a field is wrong.
+        ValueError: A pair of choices makes no sense, or a prompt set is broken.
+        FileNotFoundError: A prompt set is not there.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    if extra := set(plain) - fields - set(OBJECTS):
+        raise CommandError(unknown(min(extra), fields | set(OBJECTS), what="is unknown; the fields are"))
+    try:
+        settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
+    except ValidationError as error:
+        raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
+    objects = {name: make_object(config, name) for name in OBJECTS}
+    evaluators = objects.pop("evaluator")
+    check_pair(objects["eraser"], objects["pruning"])
+    prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
+    return Job(
+        **objects,
+        evaluators=evaluators,
+        settings=settings,
+        prompts=prompt_set.read()[: settings.prompts],
+        retained=retained_set.read()[: settings.retained],
+        config=plain,
+        choices=dict(choices or {}),
+    )
+
+
+def make_object(config: DictConfig, name: str) -> Any:
+    """One of the :data:`OBJECTS` of a composed config, made and checked.
+
+    Raises:
+        CommandError: A value or a field of it is wrong.
+    """
+    if config.get(name) is None:
+        raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
+    try:
+        return instantiate(config[name], _convert_="all")
+    except InstantiationException as error:
+        sentence = explain_instantiation(error, lambda key: _fields_at(config, key))
+        if sentence is None:
+            raise
+        raise CommandError(sentence) from error
+
+
+def _fields_at(config: DictConfig, key: str) -> list[str]:
+    target = get_class(OmegaConf.select(config, key)["_target_"])
+    return [field.name for field in dataclasses.fields(target)]
