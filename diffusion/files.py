@@ -23,7 +23,7 @@ _STAND_INS = (
     (
         rb"(<\?xml[^>]*>\s*)?<error\b|\{\s*\"(error|message)\"\s*:\s*\"|(repository|entry) not found|"
         rb"invalid username or password|access to (model|dataset) \S+ is restricted",
-        "a server's error message that was saved in the file's place; log in if it asks for that, and download it again",
+        "a server's error message that was saved in the file's place; log in if it says so, and download it again",
     ),
 )
 """How files begin that stand in the place of others, and what they are."""
@@ -50,7 +50,9 @@ def stands_in(path: Path) -> str:
             start = file.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError:
         return ""
-    return next((f"is {what}" for beginning, what in _STAND_INS if re.match(beginning, start, re.IGNORECASE | re.DOTALL)), "")
+    return next(
+        (f"is {what}" for beginning, what in _STAND_INS if re.match(beginning, start, re.IGNORECASE | re.DOTALL)), ""
+    )
 
 
 def require_itself(path: Path) -> None:
@@ -61,6 +63,17 @@ def require_itself(path: Path) -> None:
     """
     if fault := stands_in(path):
         raise ValueError(f"{path} {fault}.")
+
+
+def why_unreadable(path: Path, error: BaseException) -> str:
+    """Why a file or folder cannot be read, to follow its path and a colon: what stands in its place, or the error."""
+    return f"it {fault}" if (fault := stands_in(path)) else in_short(error)
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of an error's message, without its last full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager

@@ -5,9 +5,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -17,13 +16,15 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from diffusion.files import stands_in
+from diffusion.added_tokens import add_embeddings
+from diffusion.files import in_short, stands_in, why_unreadable
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
 from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
+from diffusion.weight_files import LOADING_ERRORS, inert_names_allowed
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,6 @@ LIBRARIES = ("diffusers", "transformers")
 """Whose classes a model's parts may be."""
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
-
-LOADING_ERRORS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
-    *(SafetensorError, UnpicklingError),
-)
-"""What the libraries raise on files that are damaged or of another kind."""
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -78,6 +73,8 @@ class ModelSource:
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
+        embeddings: Files of textual inversions, whose tokens prompts and attacks may use; see
+            :mod:`diffusion.added_tokens` for the formats.
 
     Raises:
         ValueError: ``device`` is ``cuda`` and there is none.
@@ -92,6 +89,7 @@ class ModelSource:
     resolution: Annotated[int, Field(ge=8)] | None = None
     gradient_checkpointing: bool = False
     offload: bool = False
+    embeddings: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
     def _device_exists(self) -> "ModelSource":
@@ -103,11 +101,15 @@ class ModelSource:
         """Load the model.
 
         Raises:
-            FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it.
-            ValueError: What lies there is no Stable Diffusion model, or is damaged.
+            FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it; or there is no file of
+                ``embeddings``.
+            ValueError: What lies there is no Stable Diffusion model, or is damaged; or ``embeddings`` do not fit it.
         """
         with quiet_off_a_terminal():
             pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
+        for path in self.embeddings:
+            tokens = add_embeddings(pipeline, path.expanduser())
+            log.info("model: prompts may use %s, from %s", ", ".join(tokens), path)
         if self.device != "cpu" and torch.cuda.is_available():
             pipeline.to("cuda")
         if self.gradient_checkpointing:
@@ -260,40 +262,6 @@ def quiet_off_a_terminal() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-class _Inert:
-    """What a name in a pickled checkpoint stands for when only the weights are of interest."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-_INERT_LIBRARIES = frozenset({"pytorch_lightning", "lightning", "lightning_fabric", "omegaconf"})
-_INERT_NAMES = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray", "_codecs.encode", "argparse.Namespace", "types.SimpleNamespace"),
-    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "collections.defaultdict"),
-)
-"""What training code keeps beside the weights: numbers of NumPy, options, paths."""
-
-
-def inert_names_allowed(path: Path) -> AbstractContextManager[Any]:
-    """Let ``torch.load(weights_only=True)`` pass over what training code keeps beside weights.
-
-    The trainer classes that Stable Diffusion's own .ckpt names, NumPy's numbers, options and paths resolve to an empty
-    class: neither PyTorch Lightning nor any code of the file is run, and every other name is still refused.
-    """
-    try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except LOADING_ERRORS:
-        # Files older than PyTorch 1.6 do not tell.
-        names = set(_INERT_NAMES)
-    inert = sorted(name for name in names if name.split(".")[0] in _INERT_LIBRARIES or name in _INERT_NAMES)
-    return torch.serialization.safe_globals([(type(_Inert.__name__, (_Inert,), {}), name) for name in inert])
-
-
 def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
     try:
         return _from_pretrained(source, dtype)
@@ -308,14 +276,3 @@ def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
             f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {in_short(error)}."
         ) from error
-
-
-def why_unreadable(path: Path, error: BaseException) -> str:
-    """Why a file or folder cannot be read, to follow its path and a colon: what stands in its place, or the error."""
-    return f"it {fault}" if (fault := stands_in(path)) else in_short(error)
-
-
-def in_short(error: BaseException) -> str:
-    """The first line of an error's message, without its last full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

@@ -154,7 +154,9 @@ class TextToImage:
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
         # A tokenizer that was saved without a length takes texts of any.
-        return min(int(self.tokenizer.model_max_length), *(part.config.max_position_embeddings for part in self._text_encoders))
+        return min(
+            int(self.tokenizer.model_max_length), *(part.config.max_position_embeddings for part in self._text_encoders)
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -452,8 +454,11 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and values of every weight of the U-Net, the text encoders and the VAE."""
+        """SHA-256 over every weight of the U-Net, the text encoders and the VAE by name, and over added tokens."""
         digest = hashlib.sha256()
+        for token, number in sorted(self.tokenizer.get_added_vocab().items()):
+            if number >= self.tokenizer.vocab_size:
+                digest.update(f"{token} {number}".encode())
         for part in (self.unet, *self._text_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())

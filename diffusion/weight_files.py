@@ -1,16 +1,56 @@
 """Files of weights, read without running any code of theirs."""
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffusion.files import require_itself
-from diffusion.loading import LOADING_ERRORS, in_short, inert_names_allowed
+from diffusion.files import in_short, require_itself
+
+LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
+    *(SafetensorError, UnpicklingError),
+)
+"""What the libraries raise on files that are damaged or of another kind."""
+
+
+class _Inert:
+    """What a name in a pickled checkpoint stands for when only the weights are of interest."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_INERT_LIBRARIES = frozenset({"pytorch_lightning", "lightning", "lightning_fabric", "omegaconf"})
+_INERT_NAMES = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode", "argparse.Namespace", "types.SimpleNamespace"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "collections.defaultdict"),
+)
+"""What training code keeps beside the weights: numbers of NumPy, options, paths."""
+
+
+def inert_names_allowed(path: Path) -> AbstractContextManager[Any]:
+    """Let ``torch.load(weights_only=True)`` pass over what training code keeps beside weights.
+
+    The trainer classes that Stable Diffusion's own .ckpt names, NumPy's numbers, options and paths resolve to an empty
+    class: neither PyTorch Lightning nor any code of the file is run, and every other name is still refused.
+    """
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except LOADING_ERRORS:
+        # Files older than PyTorch 1.6 do not tell.
+        names = set(_INERT_NAMES)
+    inert = sorted(name for name in names if name.split(".")[0] in _INERT_LIBRARIES or name in _INERT_NAMES)
+    return torch.serialization.safe_globals([(type(_Inert.__name__, (_Inert,), {}), name) for name in inert])
 
 
 def is_safetensors(path: Path) -> bool:

@@ -469,7 +469,10 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 REFUSED = {
     "a dict in itself": (write_looped_dict, "are no tensors"),
-    "a parameter twice": (write_twice, r"1 of 2 entries \('unet.conv_in.bias' \(a second value of conv_in.bias\)\) differ"),
+    "a parameter twice": (
+        write_twice,
+        r"1 of 2 entries \('unet.conv_in.bias' \(a second value of conv_in.bias\)\) differ",
+    ),
     "the autoencoder alone": (
         lambda path, model: torch.save({"first_stage_model.x": torch.ones(2)}, path),
         "nothing of a U-Net or a text encoder, but the autoencoder",

@@ -28,8 +28,8 @@ class Imported:
     Attributes:
         path: The checkpoint, a file or a folder; it is opened at once, so that a wrong one is known at once.
         scope: What a pruning strategy without a scope of its own prunes.
-        merge: For SPM's files, what a permeability m makes of a membrane: ``exact`` m u d, the paper's, or ``published``
-            m^2 u d, as the authors' code has it; see :class:`erasure.additions.membranes.Membranes`.
+        merge: For SPM's files, what a permeability m makes of a membrane: ``exact`` m u d, the paper's, or
+            ``published`` m^2 u d, the authors' code's; see :class:`erasure.additions.membranes.Membranes`.
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.

@@ -37,7 +37,7 @@ _SDXL_EMBEDDING = tuple(f"label_emb.0.{layer}.{kind}" for layer in (0, 2) for ki
 
 _FOREIGN = {
     r"(cond_stage_model|conditioner\.embedders\.\d)\.model\..*": (
-        "a text encoder in OpenCLIP's names, which are not read; give the pipeline's folder, or its U-Net's weights alone"
+        "a text encoder in OpenCLIP's names, which are not read; give a pipeline's folder, or the U-Net's weights"
     ),
     r"(text_encoder_2\.|conditioner\.embedders\.1\.).*": (
         "a second text encoder, whose changes cannot be taken over; give the U-Net's weights alone"
@@ -112,7 +112,8 @@ def misfit(path: Path, strange: Sequence[str], total: int, model: TextToImage) -
             return ValueError(f"{path} does not fit {model.name!r}: {examples(strange, total)} are of {kind}.")
     if any("second value" in each for each in strange):
         return ValueError(
-            f"{path} cannot be told: {examples(strange, total)} differ from the first; ask for the erased weights alone."
+            f"{path} holds two values of one parameter: {examples(strange, total)} differ from the first; give the "
+            "erased weights alone."
         )
     return ValueError(
         f"{path} does not fit {model.name!r}: {examples(strange, total)} have no place in it; choose the model that "

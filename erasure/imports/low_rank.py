@@ -205,7 +205,9 @@ def _settings(path: Path, weights: Weights, header: Mapping[str, str]) -> dict[s
     if not isinstance(settings, dict):
         raise ValueError(f"The settings of {path} ({PEFT_CONFIG}) are damaged; take both from one training.")
     if (kind := settings.get("peft_type", "LORA")) != "LORA" or settings.get("use_dora"):
-        raise ValueError(f"{path} holds {'DoRA' if kind == 'LORA' else kind}, which is not read; merge it and give the weights.")
+        raise ValueError(
+            f"{path} holds {'DoRA' if kind == 'LORA' else kind}, which is not read; merge it and give the weights."
+        )
     return settings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.loading import in_short
+from diffusion.files import in_short
 from diffusion.sources import WEIGHT_NAMES, weight_files
 from diffusion.weight_files import is_safetensors, read_weights
 from erasure.edit import Edit
