@@ -19,7 +19,10 @@ FOLDER_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 """Where a folder of diffusers keeps them."""
 
 _OF_SDXL = ("clip_l", "clip_g")
-_OF_FORGE = "emb_params"
+_OF_WEBUI = "emb_params"
+
+_END_OF_WORD = "</w>"
+"""What CLIP's vocabulary puts behind a word that no piece follows."""
 
 
 def read_embeddings(path: Path) -> dict[str, Vectors]:
@@ -45,7 +48,7 @@ def read_embeddings(path: Path) -> dict[str, Vectors]:
     if not tokens or not all(token.strip() and all(map(_is_table, rows)) for token, rows in tokens.items()):
         raise ValueError(
             f"{path} is no textual inversion: it must hold the embedding of a token, [width] or [k, width], under the "
-            f"token, or as string_to_param, {_OF_FORGE}, or {' and '.join(_OF_SDXL)}."
+            f"token, or as string_to_param, {_OF_WEBUI}, or {' and '.join(_OF_SDXL)}."
         )
     return {token: tuple(torch.atleast_2d(each) for each in rows) for token, rows in tokens.items()}
 
@@ -70,8 +73,11 @@ def add_embeddings(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
                 f"{path} holds embeddings of width {' and '.join(str(rows.shape[1]) for rows in vectors)}, and the "
                 f"model's text has {' and '.join(map(str, widths))}; take one that was learned for this kind of model."
             )
-        if known := {token, *_parts(token, len(vectors[0]))} & tokenizers[0].get_vocab().keys():
-            raise ValueError(f"{path} adds the token {min(known)!r}, which the model's vocabulary has already.")
+        parts = {token, f"{token.lower()}{_END_OF_WORD}", *_parts(token, len(vectors[0]))}
+        if parts & tokenizers[0].get_vocab().keys():
+            raise ValueError(
+                f"{path} adds the token {token!r}, which the model's vocabulary has already; give it another name."
+            )
         for encoder, tokenizer, rows in zip(encoders, tokenizers, vectors, strict=True):
             _add(encoder, tokenizer, token, rows)
     return list(added)
@@ -83,8 +89,8 @@ def _tokens(content: Mapping[Any, Any], name: str) -> dict[str, tuple[Any, ...]]
         return {own if isinstance(own, str) and own else name: tuple(learned.values())}
     if content.keys() >= {*_OF_SDXL}:
         return {name: tuple(content[part] for part in _OF_SDXL)}
-    if _OF_FORGE in content:
-        return {name: (content[_OF_FORGE],)}
+    if _OF_WEBUI in content:
+        return {name: (content[_OF_WEBUI],)}
     return {token: (rows,) for token, rows in content.items() if isinstance(token, str)}
 
 
@@ -107,7 +113,8 @@ def _add(encoder: Any, tokenizer: Any, token: str, rows: Tensor) -> None:
     parts = _parts(token, len(rows))
     tokenizer.add_tokens([AddedToken(part, normalized=True, single_word=part.isalnum()) for part in parts])
     if len(parts) > 1:
-        whole = normalizers.Replace(Regex(rf"(?i:{re.escape(token)})(?!_\d)"), " ".join(parts))
+        before, behind = ("(?<!\\w)" if token[0].isalnum() else ""), ("(?!\\w)" if token[-1].isalnum() else r"(?!_\d)")
+        whole = normalizers.Replace(Regex(f"{before}(?i:{re.escape(token)}){behind}"), " ".join(parts))
         backend = tokenizer.backend_tokenizer
         backend.normalizer = normalizers.Sequence([whole, *([backend.normalizer] if backend.normalizer else [])])
     table = encoder.get_input_embeddings().weight

@@ -81,7 +81,7 @@ def edit_of(path: Path, model: TextToImage, *, merge: Merge = "exact") -> Edit:
     if dense.added_tokens > 0:
         skipped["embeddings of added tokens"] = dense.added_tokens
     values = folded(factors, model, dense.weights)
-    edit = dense_edit(path, values, model)
+    edit = dense_edit(path, values, model, sums=factors.keys() - dense.weights.keys())
     log.info(
         "import: %d tensors in %s, %d differ from the model's%s",
         len(values),

@@ -1,7 +1,7 @@
 """Whole tensors: names of diffusers, CompVis and transformers, put in their places in a model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,8 +121,14 @@ def misfit(path: Path, strange: Sequence[str], total: int, model: TextToImage) -
     )
 
 
-def dense_edit(path: Path, weights: Mapping[str, Tensor], model: TextToImage) -> Edit:
+def dense_edit(path: Path, weights: Mapping[str, Tensor], model: TextToImage, *, sums: Collection[str] = ()) -> Edit:
     """The edit that makes ``weights`` of the model's own, which count as unchanged where they differ by rounding alone.
+
+    Args:
+        path: Where they come from, for errors.
+        weights: By our parameter names.
+        model: The unedited model.
+        sums: Names of those that are the model's own and a change, and so have to do with them however large it is.
 
     Raises:
         ValueError: There are values that are not finite, or that have nothing to do with the model's.
@@ -134,7 +140,8 @@ def dense_edit(path: Path, weights: Mapping[str, Tensor], model: TextToImage) ->
         coarser = min(own.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
         before[name], after[name] = own.to(coarser), tensor.detach().cpu().to(coarser)
     require_finite(path, after)
-    if (cosine := _cosine(before, after)) < UNRELATED:
+    copies = weights.keys() - set(sums)
+    if (cosine := _cosine(*({name: each[name] for name in copies} for each in (before, after)))) < UNRELATED:
         raise ValueError(
             f"{path} names parameters of {model.name!r}, but its values have nothing to do with theirs (cosine "
             f"{cosine:.3f}); gradients, such as CAD's attributions, are no weights and cannot be imported."
