@@ -32,7 +32,11 @@ FILES: dict[str, tuple[str, str, Callable[[Path, Tensor], object]]] = {
             {"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": "my-style", "step": 3}, path
         ),
     ),
-    "the WebUI, without a name": ("style.pt", "style", lambda path, rows: torch.save({"string_to_param": {"*": rows}}, path)),
+    "the WebUI, without a name": (
+        "style.pt",
+        "style",
+        lambda path, rows: torch.save({"string_to_param": {"*": rows}}, path),
+    ),
     "the WebUI": ("style.safetensors", "style", lambda path, rows: save_file({"emb_params": rows}, path)),
 }
 
@@ -57,7 +61,7 @@ def test_a_prompt_with_the_token_meets_its_embeddings(pipeline, tmp_path, name, 
     assert torch.equal(model.token_embeddings(torch.tensor(added)), rows)
     assert len(model.vocabulary) == len(pipeline.tokenizer) == old + len(rows)
     plain = model.tokenize(["a church in paint"])[0].tolist()
-    assert [number for number in ids if number < old][: 5] == plain[:5]
+    assert [number for number in ids if number < old][:5] == plain[:5]
 
 
 def test_the_text_embedding_is_that_of_the_sequence_with_the_rows_in_it(pipeline, tmp_path):

@@ -211,6 +211,7 @@ def kohya(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, te: str = 
 def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, **settings: object) -> Path:
     """By diffusers' own writer."""
     parts: dict[str, Weights] = {"unet": {}, "text_encoder": {}}
+    metadata = {f"{part}_lora_adapter_metadata": settings for part in parts} if settings else {}
     for name, (down, up) in factors.items():
         part, layer = ("unet", name) if in_unet(name) else ("text_encoder", f"text_model.{inner(name)}")
         parts[part] |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
@@ -218,7 +219,9 @@ def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, *
         folder,
         unet_lora_layers=parts["unet"],
         text_encoder_lora_layers=parts["text_encoder"],
-        **({"unet_lora_adapter_metadata": settings, "text_encoder_lora_adapter_metadata": settings} if settings else {}),
+        **(
+            {"unet_lora_adapter_metadata": settings, "text_encoder_lora_adapter_metadata": settings} if settings else {}
+        ),
     )
     return folder
 
@@ -353,7 +356,7 @@ def test_pefts_other_methods_are_refused_by_name(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="holds LOHA, which is not read"):
         edit_of(path, tiny_model)
     (path / "adapter_config.json").write_text("[")
-    with pytest.raises(ValueError, match="settings of .* are damaged"):
+    with pytest.raises(ValueError, match=r"settings of .* are damaged"):
         edit_of(path, tiny_model)
 
 
@@ -418,7 +421,11 @@ def test_a_pipeline_with_half_precision_files_alone_is_read(tiny_model, tmp_path
 def test_a_whole_clip_gives_its_text_half(tiny_model, tmp_path):
     changed = erased(tiny_model, scope="text_encoder")
     clip = {f"text_model.{inner(name)}": value for name, value in changed.items()}
-    others = {"vision_model.x.weight": torch.ones(2), "visual_projection.weight": torch.ones(2), "logit_scale": torch.ones(())}
+    others = {
+        "vision_model.x.weight": torch.ones(2),
+        "visual_projection.weight": torch.ones(2),
+        "logit_scale": torch.ones(()),
+    }
     torch.save({**clip, **others}, tmp_path / "clip.pt")
 
     assert_becomes(tiny_model, edit_of(tmp_path / "clip.pt", tiny_model), changed)

@@ -393,13 +393,17 @@ def test_split_weights_of_a_folder_are_loaded(folder: Path, half_folder: Path):
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
 def test_a_pointer_in_a_models_folder_is_called_one(folder: Path, part: str):
     (folder / part).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 343\n")
-    with pytest.raises(ValueError, match=rf"it holds {part}, which is a pointer of Git LFS .*run `git lfs pull`") as error:
+    with pytest.raises(
+        ValueError, match=rf"it holds {part}, which is a pointer of Git LFS .*run `git lfs pull`"
+    ) as error:
         load_model(str(folder), device="cpu")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
-def test_a_page_in_a_single_files_place_is_called_one(half_folder: Path, tmp_path: Path, suffix: str, hub_is_silent: None):
+def test_a_page_in_a_single_files_place_is_called_one(
+    half_folder: Path, tmp_path: Path, suffix: str, hub_is_silent: None
+):
     path = tmp_path / f"page.{suffix}"
     path.write_text("<!doctype html><html><body>Sign in</body></html>")
     with pytest.raises(ValueError, match=r"cannot be read: it is a web page"):

@@ -50,7 +50,9 @@ def test_every_kind_of_colour_becomes_rgb(tmp_path, mode):
     assert (read_picture_file(tmp_path / "white.tif") == 255).all()
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "ppm", "jp2", "avif", "tga", "ico"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "ppm", "jp2", "avif", "tga", "ico"]
+)
 def test_every_usual_format_is_found_and_read(tmp_path, suffix):
     file = tmp_path / f"A.{suffix.upper()}"
     Image.new("RGB", (32, 32), (200, 100, 50)).save(file)

@@ -11,6 +11,7 @@ from experiments.command import targets
 from experiments.command.config import make_object
 from experiments.command.errors import CommandError
 from experiments.command.targets import PLUGINS_VARIABLE, require_known_targets
+from tests.tiny_job import CONFIG_FOLDER
 
 FOREIGN = {
     "a command": "os.system",
@@ -34,13 +35,15 @@ def test_nothing_but_classes_of_the_project_is_called(target, nested, tmp_path):
     node = {"_target_": target, "_args_": [str(tmp_path / "kept")]}
     node = {"_target_": "erasure.erasers.none.NoEraser", "steps": [{"inner": node}]} if nested else node
 
-    with pytest.raises(CommandError, match=r"_target_ is .*; it must be a class of attacks, diffusion, .* or of a plugin"):
+    with pytest.raises(
+        CommandError, match=r"_target_ is .*; it must be a class of attacks, diffusion, .* or of a plugin"
+    ):
         make_object(OmegaConf.create({"eraser": node}), "eraser")
     assert (tmp_path / "kept").exists()
 
 
 def test_every_choice_of_the_project_is_a_class_of_its_own():
-    for file in Path("conf").rglob("*.yaml"):
+    for file in CONFIG_FOLDER.rglob("*.yaml"):
         config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         if "hydra" not in file.parts:
             require_known_targets(config, file.stem)
