@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from diffusion.added_tokens import add_embeddings
+from diffusion.added_tokens import add_embeddings, read_embeddings
 from diffusion.files import in_short, stands_in, why_unreadable
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
@@ -77,7 +77,8 @@ class ModelSource:
             :mod:`diffusion.added_tokens` for the formats.
 
     Raises:
-        ValueError: ``device`` is ``cuda`` and there is none.
+        ValueError: ``device`` is ``cuda`` and there is none, or ``embeddings`` has a file of another kind.
+        FileNotFoundError: ``embeddings`` has a file that is not there.
     """
 
     source: str
@@ -92,7 +93,9 @@ class ModelSource:
     embeddings: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
-    def _device_exists(self) -> "ModelSource":
+    def _is_at_hand(self) -> "ModelSource":
+        for path in self.embeddings:
+            read_embeddings(path.expanduser())
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch finds no GPU here; use device=cpu or device=auto.")
         return self
@@ -162,7 +165,7 @@ def _check_index(folder: Path) -> type[Pipeline]:
     try:
         return _pipeline_class(json.loads(index.read_text(encoding="utf-8")), str(folder))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{index} cannot be read; restore it: {in_short(error)}.") from error
+        raise ValueError(f"{index} cannot be read; restore it: {why_unreadable(index, error)}.") from error
 
 
 def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:

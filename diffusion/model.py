@@ -154,9 +154,8 @@ class TextToImage:
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
         # A tokenizer that was saved without a length takes texts of any.
-        return min(
-            int(self.tokenizer.model_max_length), *(part.config.max_position_embeddings for part in self._text_encoders)
-        )
+        positions = (int(encoder.config.max_position_embeddings) for encoder in self._text_encoders)
+        return min(int(self.tokenizer.model_max_length), *positions)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""

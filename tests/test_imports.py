@@ -219,9 +219,7 @@ def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, *
         folder,
         unet_lora_layers=parts["unet"],
         text_encoder_lora_layers=parts["text_encoder"],
-        **(
-            {"unet_lora_adapter_metadata": settings, "text_encoder_lora_adapter_metadata": settings} if settings else {}
-        ),
+        **metadata,
     )
     return folder
 
