@@ -10,6 +10,7 @@ import pandas as pd
 from evaluation.statistics import Mean
 from experiments.command.errors import one_sentence
 from experiments.results.tables import collect_runs, parse_arguments
+from experiments.results.writing import markdown_table
 
 LOWER_BY = 25.0
 """Points by which the attack is to succeed less often."""
@@ -160,7 +161,7 @@ def main() -> None:
         table = claim_table(summaries)
         text = [
             "# Pruned methods against their erasers alone",
-            table.to_markdown(index=False, disable_numparse=True),
+            markdown_table(table, disable_numparse=True),
             "Without, with: percent of prompts whose picture shows the concept under attack, a prompt's value being "
             "its mean over the seeds; lower by: their difference, prompt by prompt; 95 % bootstrap intervals over "
             "prompts. Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.summary import Summary, compare, pruning_pairs
 from experiments.results.published import published_numbers
@@ -26,7 +27,7 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     table.add_column("value")
     table.add_column("base model")
     for name, label in RATES.items():
-        table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
     for name, rate in summary.members.items():
@@ -52,11 +53,11 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
     for number in published_numbers(summary.as_dict()):
         line = f"published: {number.metric} {number} in {number.source}"
-        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        console.print(line, soft_wrap=True)
     files = [*(("summary", path) for path in paths), ("prompts", prompts), ("pictures", grid)]
     for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
         # Prompts and paths stay whole and plain, so that they can be copied.
-        console.print(f"{label}: {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+        console.print(visible(f"{label}: {text}"), soft_wrap=True)
 
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
@@ -69,7 +70,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
     for summary in summaries:
         choices, rates = summary["choices"], summary["rates"]
         table.add_row(
-            summary["concept"],
+            visible(summary["concept"]),
             *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
             *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
             *(short_text(summary["measures"].get(name)) for name in measures),
@@ -82,7 +83,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
     for path in pictures:
-        console.print(f"pictures: {path}", soft_wrap=True, highlight=False)
+        console.print(visible(f"pictures: {path}"), soft_wrap=True)
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -92,7 +93,7 @@ def title(summary: Mapping[str, Any]) -> str:
         for group in ("eraser", "pruning", "attack")
         if group in summary["choices"]
     ]
-    return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
+    return visible(" ".join([summary["concept"], *groups, f"seed={summary['seed']}"]))
 
 
 def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -139,4 +140,5 @@ def _measure_names(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _console() -> Console:
     # Without a terminal there is no width to respect.
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    return Console(**options) if sys.stdout.isatty() else Console(width=160, **options)

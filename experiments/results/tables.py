@@ -20,6 +20,7 @@ from experiments.command.sweep import sweep_jobs
 from experiments.job.summary import compare, pruning_pairs, read_summaries
 from experiments.results.published import published_numbers
 from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
+from experiments.results.writing import latex, markdown_table, write_csv
 
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
@@ -246,7 +247,7 @@ def write_tables(
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
-    parts = [f"# {name}", reading.to_markdown(index=False)]
+    parts = [f"# {name}", markdown_table(reading)]
     parts += [
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
@@ -260,7 +261,7 @@ def write_tables(
     if len(models):
         parts += [
             "## Erased models",
-            models.to_markdown(index=False, disable_numparse=True),
+            markdown_table(models, disable_numparse=True),
             "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
             "intervals; retained quality on other prompts; what erasing cost, its peak being the largest resident set "
             "of the process meanwhile (libraries and model included), and the size of what is stored of it.",
@@ -269,30 +270,30 @@ def write_tables(
     if len(attacks):
         parts += [
             "## Attacks",
-            attacks.to_markdown(index=False),
+            markdown_table(attacks),
             "Share of prompts whose picture shows the concept under attack, with its interval, and U-Net evaluations "
             "per prompt. A union counts a prompt that at least one of the attacks above it broke.",
         ]
     if len(comparison):
         parts += [
             "## Pruning on minus pruning off, prompt by prompt",
-            comparison.to_markdown(index=False),
+            markdown_table(comparison),
             "Percentage points with Newcombe's 95 % interval for paired proportions and McNemar's exact p.",
         ]
     if len(seeds):
         parts += [
             "## Over seeds",
-            seeds.to_markdown(index=False),
+            markdown_table(seeds),
             "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
         ]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
     paths[0].write_text("\n\n".join(parts) + "\n")
-    long_table(summaries).to_csv(paths[1], index=False)
-    latex = reading.drop(columns="path").to_latex(index=False, escape=True)
+    write_csv(long_table(summaries), paths[1])
+    rows = latex(reading.drop(columns="path"))
     paths[2].write_text(
-        f"% made by python -m experiments.results.tables {name}; the runs are rows of {name}.csv\n{latex}"
+        f"% made by python -m experiments.results.tables {name}; the runs are rows of {name}.csv\n{rows}"
     )
     return paths
 
