@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -57,6 +57,11 @@ class Guard:
         """
         return text
 
-    def guidance(self, model: TextToImage) -> Guidance:
-        """The guidance of one batch of pictures from their first sampler step to the last; it may remember."""
+    def guidance(self, model: TextToImage, steps: Iterable[int] | None = None) -> Guidance:
+        """The guidance of one batch of pictures from their first sampler step to the last; it may remember.
+
+        Args:
+            model: What predicts.
+            steps: Which sampler steps it is asked for in turn, from 0, if not for all in their order.
+        """
         return model.guided_noise

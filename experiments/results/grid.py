@@ -138,7 +138,7 @@ def drawable(text: str, size: int = 14) -> tuple[str, Font]:
 
 @cache
 def _font_files() -> tuple[str, ...]:
-    """Paths of fonts in the order of trying: matplotlib's own, then the system's that are upright and of usual weight."""
+    """Paths of fonts in the order of trying: matplotlib's own, then the system's upright ones."""
     upright = [font for font in font_manager.fontManager.ttflist if (font.style, font.weight) == ("normal", 400)]
     # The Last Resort font has a box for every letter.
     others = sorted(font.fname for font in upright if "LastResort" not in font.fname)
