@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from diffusion.guard import Guard, Guidance
+from diffusion.guard import Guard, Guidance, Predictor
 from diffusion.model import TextToImage
 from erasure.addition import Addition, set_guard
 
@@ -77,7 +77,7 @@ class SafetyGuard(Guard):
     def __init__(self, added: SafeGuidance) -> None:
         self.added = added
 
-    def guidance(self, model: TextToImage, steps: Iterable[int] | None = None) -> Guidance:
+    def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
         """See :class:`diffusion.guard.Guard`; it remembers the momentum and counts the steps."""
         added = self.added
         concept = added.concept.to(model.device, model.dtype)
