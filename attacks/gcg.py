@@ -95,6 +95,8 @@ class GCG:
         criterion: ``l2`` or ``l1`` error of the noise.
         exclude_special: Keep start, end and padding out of the vocabulary; they are lost when the tokens become text.
         readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
+        filtered: Of the B texts compare only those that are not s itself and are read back as as many tokens; those
+            tokens then are the text. Where none is left, s stays as it is.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         forward_batch_size: Texts compared at a time, of all prompts together; it changes speed and memory only.
         seed: Seed of the draws; each case has its own stream.
@@ -113,6 +115,7 @@ class GCG:
     criterion: Criterion = "l2"
     exclude_special: bool = True
     readable: bool = False
+    filtered: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     forward_batch_size: Annotated[int, Field(ge=1)] = 128
     seed: int = 0
@@ -169,6 +172,8 @@ class GCG:
             losses += loss
             promising = candidates[(-one_hot_gradient(gradient, table)).topk(self.top_k, dim=-1).indices]
             texts = substitute(tokens, promising, drawn.positions, drawn.ranks)
+            if self.filtered:
+                texts = read_back(model, template, texts, tokens)
             least, best = self._losses(model, template, texts, drawn).min(dim=1)
             chosen = texts.take_along_dim(best[:, None, None], dim=1)[:, 0]
             tokens = torch.where((least < loss)[:, None], chosen, tokens) if self.keep_best else chosen
@@ -247,6 +252,36 @@ def substitute(tokens: Tensor, promising: Tensor, positions: Tensor, ranks: Tens
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     texts = tokens[:, None].repeat(1, positions.shape[1], 1)
     return texts.scatter(2, positions[..., None], promising[rows, positions, ranks][..., None])
+
+
+def read_back(model: TextToImage, template: PromptTemplate, texts: Tensor, tokens: Tensor) -> Tensor:
+    """Keep of each prompt's texts those that a tokenizer cuts into as many tokens as they have, as it cuts them.
+
+    The published code drops the others, and those that are the tokens so far, and repeats the last one that stays in
+    their places.
+
+    Args:
+        model: Whose tokenizer.
+        template: Of n prompts.
+        texts: int64 [n, B, k], what is in their slots.
+        tokens: int64 [n, k], what was in their slots before; taken B times where no text stays.
+
+    Returns:
+        int64 [n, B, k].
+    """
+    prompts, width, count = texts.shape
+    repeated = template.repeat(width)
+    filled = repeated.fill(texts.flatten(0, 1))
+    read = model.tokenize(repeated.texts(model, texts.flatten(0, 1))).to(filled.device)
+    inside = torch.zeros_like(filled, dtype=torch.bool).scatter(1, repeated.slots, value=True)
+    # Whatever the words around them did to the inserted tokens, the prompt's own stand where they stood.
+    same = ((read == filled) | inside).all(dim=1).view(prompts, width)
+    found = read.gather(1, repeated.slots).view(prompts, width, count)
+    fine = same & (found != tokens[:, None]).any(dim=2)
+    places = torch.arange(width, device=texts.device).expand(prompts, -1)
+    last = torch.where(fine, places, -1).max(dim=1, keepdim=True).values
+    kept = found.take_along_dim(torch.where(fine, places, last.clamp(min=0))[..., None], dim=1)
+    return torch.where(last[..., None] < 0, tokens[:, None], kept)
 
 
 def token_of(model: TextToImage, text: str, candidates: Tensor) -> int:

@@ -363,7 +363,7 @@ class Edit:
         if model.pair is not None:
             unedited.pair = model.pair.with_first(unedited.text_encoder)
         application.detach = attach_all(self.additions, model)
-        unedited.unet_evaluations = 0
+        unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
         return unedited
 
     @contextmanager

@@ -312,11 +312,12 @@ class Stages:
         journal = Journal(
             folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
         )
-        run = attack.run
+        run, models = attack.run, [self.model]
         if is_given_original(attack):
-            run = partial(attack.run, original=edit.unedited(self.model))
+            models.append(edit.unedited(self.model))
+            run = partial(attack.run, original=models[-1])
         ids = {case.case_number: case_id(case) for case in waiting}
-        meter = Meter(self.model)
+        meter = Meter(*models)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
@@ -340,7 +341,7 @@ def _stored(verdicts: Verdicts) -> Any:
 
 
 def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:
-    key = {**matters(dict(config)), **_contents(attack)}
+    key = _identified(matters(dict(config)), attack)
     if isinstance(attack, Union):
         # In a list, as their order counts.
         key["members"] = [[name, _attack_key(config["members"][name], attack.members[name])] for name in attack.members]

@@ -53,6 +53,8 @@ def show_job(finished: Finished) -> None:
     for stage, cost in summary.costs.items():
         memory = f"{cost.peak_memory_bytes / 2**30:.1f} GiB"
         table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
+        if cost.unet_gradients or cost.text_encodings:
+            table.add_row("", f"{cost.unet_gradients:,} U-Net gradients, {cost.text_encodings:,} texts encoded")
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]

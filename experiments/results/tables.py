@@ -36,6 +36,8 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"published_differences": number.differences}
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
+            # Older runs did not count these.
+            row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
