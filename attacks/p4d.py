@@ -223,8 +223,11 @@ class P4D:
                 number = get_args(Variant).index(variant)
                 generator = stream(self.seed, "p4d/start", case.case_number, number)
                 tokens[variant] = FreeTokens.at(model, random_rows(candidates, count, generator))
-            generator = stream(self.seed, "p4d/search", case.case_number)
-            trace.state = CaseSearch(case, generator, target, text, tokens)
+            trace.state = CaseSearch(case, self._search_stream(case), target, text, tokens)
+
+    def _search_stream(self, case: PromptCase) -> torch.Generator:
+        """Return the random stream of a case's timesteps and noise, which all variants share."""
+        return stream(self.seed, "p4d/search", case.case_number)
 
     @torch.no_grad()
     def _refer(self, original: TextToImage, searches: Sequence[CaseSearch], batch_size: int) -> None:
@@ -238,7 +241,7 @@ class P4D:
         steps = self.steps_per_check
         for state in searches:
             if self.repeat_draws:
-                state.generator = stream(self.seed, "p4d/search", state.case.case_number)
+                state.generator = self._search_stream(state.case)
             state.references = NoisyPictures.draw(
                 original,
                 state.target,

@@ -98,7 +98,7 @@ class Retaining:
             target_guidance=1.0,
             steps=steps,
             batch_size=self._batch_size,
-            seed=derived_seed(seed, "retaining"),
+            seed=derived_seed(seed, "retaining/samples"),
             checkpoint=stage(checkpoint, "retain"),
         )
         return spent + self._samples.unet_evaluations
