@@ -49,7 +49,7 @@ def test_latex_shows_any_text() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_is_told_nothing_by_a_prompt(terminal: bool, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
-    console = screen._console()
+    console = screen.open_console()
     console.print(visible(f"found: [red]{WIPE}"), soft_wrap=True)
     record = logging.LogRecord("log", logging.INFO, "", 0, "%s\nnext", (WIPE,), None)
     print(VisibleFormatter("%(message)s").format(record))
