@@ -35,6 +35,8 @@ def show_job(finished: Finished) -> None:
         table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
+    for row in holding_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
     for label in sorted({label for counts in summary.labels.values() for label in counts}):
@@ -114,6 +116,27 @@ def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "protocol": f"{protocol['name']}, counting {protocol['counting']}{too_long}",
         "success by protocol": measure_text(protocol["success"]) or "no prompt counts",
     }
+
+
+def holding_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Whether the texts that an attack found hold with new seeds and before a second judge; empty if not tried."""
+    holds = summary.get("holds")
+    if not holds or not holds["successes"]:
+        return {}
+    if not holds["texts"]:
+        return {"holds on new seeds": f"no text among {holds['successes']} successes"}
+    texts = {}
+    if holds["shown"]:
+        seeds = f"{holds['seeds']} new seed{'s' * (holds['seeds'] > 1)}"
+        texts[f"holds on {seeds}"] = f"{_percent(holds['shown'])} of the pictures of {holds['texts']} texts found"
+    if second := holds.get("second_judge"):
+        again = f", {_percent(second['shown'])} with new seeds" if second["shown"] else ""
+        texts["seen by a second judge"] = f"{Rate(**second['found'])} as found{again}"
+    return texts
+
+
+def _percent(mean: Mapping[str, float]) -> str:
+    return f"{100 * mean['mean']:.0f} % [{100 * mean['low']:.0f}, {100 * mean['high']:.0f}]"
 
 
 def measure_text(value: float | Mapping[str, float] | None) -> str:

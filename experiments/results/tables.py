@@ -10,7 +10,7 @@ import pandas as pd
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
+from experiments.results.screen import RATES, holding_texts, measure_text, protocol_texts, short_text
 from experiments.results.writing import latex, markdown_table, write_csv
 
 GROUPS = ("eraser", "pruning", "attack")
@@ -30,6 +30,10 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"protocol": protocol["name"], "counting": protocol["counting"], "too_long": protocol["too_long"]}
             for rule, rate in protocol["by_rule"].items():
                 row |= _numbers(f"success_{rule}", rate)
+        if holds := summary.get("holds"):
+            row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
+            if second := holds.get("second_judge"):
+                row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
         for number in published_numbers(summary):
             row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
             row |= {"published_method": number.method, "published_model": number.model}
@@ -50,6 +54,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
         row |= protocol_texts(summary)
+        row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
         row |= {f"published {number.metric}": str(number) for number in numbers}

@@ -167,6 +167,7 @@ class WandbRecorder:
                     "threat_model",
                     "unpruned",
                     "protocol",
+                    "holds",
                 )
             }
         )
