@@ -114,6 +114,7 @@ def _masked(entry: Entry, original: Tensor) -> Tensor:
         return torch.where(kept, original, 0)
     if entry.fill == "mean":
         return torch.where(kept, original, left.float().mean().to(original.dtype))
+    # Part of the file format, so torch's own seeding; the entries' seeds come from a stream.
     generator = torch.Generator().manual_seed(entry.seed)
     drawn = torch.randint(len(left), (2, kept.numel() - len(left)), generator=generator).to(original.device)
     filled = original.clone()

@@ -572,7 +572,8 @@ def test_a_short_run_learns_on_the_canvas(monkeypatch):
 
     losses = job.eraser.erase(load_model("canvas"), job.concept, job.pruning, seed=0).losses
 
-    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    # Ten batches hold each of the 40 samples once: both halves are about the same ones.
+    assert sum(losses[10:]) < 0.9 * sum(losses[:10])
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from attacks.embedding import EmbeddingAttack
 from attacks.gcg import GCG
 from attacks.p4d import P4D
 from attacks.pez import PEZ
+from attacks.prompt_search import candidate_tokens
 from attacks.protocols import is_given_original
 from attacks.random_tokens import RandomTokens
 from attacks.relearn import Relearn
@@ -326,13 +327,13 @@ def test_starts_and_steps_of_all_restarts_are_unrelated(attack):
 
 
 def test_stereos_anchor_is_no_function_of_the_noise_level(tiny_model):
-    config = STEREO(batch_size=1, trajectory="current", sampling_steps=5)
+    config = STEREO(batch_size=1, trajectory="current", sampling_steps=4)
     anchors = torch.arange(4.0).reshape(4, 1, 1)
     guidance = ComposedGuidance(config, anchors[None], 1.0, (anchors, [torch.arange(4)]))
     guidance.prepare(tiny_model, STYLE, scope="xattn", steps=1, seed=0, checkpoint=None)
-    table = np.zeros((5, 4))
+    table = np.zeros((4, 4))
     for step in range(2000):
-        [stop] = draw_stops(0, step, 1, 5)[0].tolist()
+        [stop] = draw_stops(0, step, 1, 4)[0].tolist()
         table[stop, int(guidance._anchor_texts(torch.tensor([0]), step))] += 1
     assert chi2_contingency(table).pvalue > 1e-3
 
@@ -376,22 +377,23 @@ def test_recelers_adapters_and_adversarial_embeddings_begin_apart(tiny_model, mo
 
     def watched(cls, model, rank, generator):
         adapters = untrained(cls, model, rank, generator)
-        first["adapters"] = next(weight for name, weight in adapters.weights.items() if name.endswith("down.weight"))
-        first["adapters"] = first["adapters"].clone()
+        # The order of drawing: every row of D with its a behind it.
+        down, bias, *_ = adapters.weights.values()
+        first["adapters"] = torch.cat([down, bias[:, None]], dim=1).flatten()
         return adapters
 
     class Watched(receler.AdversarialPrompts):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            first["prompts"] = torch.cat([embedding.clone().flatten() for embedding in self._embeddings])
+            first["prompts"] = self._embeddings[0].flatten().clone()
 
     monkeypatch.setattr(Adapters, "untrained", classmethod(watched))
     monkeypatch.setattr(receler, "AdversarialPrompts", Watched)
     small = {"steps": 1, "attack_steps": 1, "sampling_steps": 2, "mask_reduction": 1}
     Receler(rank=32, tokens=8, **small).erase(tiny_model, STYLE, Off(), seed=0)
 
-    size = min(len(first["prompts"]), first["adapters"].numel())
-    rows = np.stack([values.flatten()[:size].numpy() for values in first.values()])
+    size = min(map(len, first.values()))
+    rows = np.stack([values[:size].numpy() for values in first.values()])
     assert size >= 256
     assert largest_correlation(rows) < 5 / size**0.5
 
@@ -437,9 +439,9 @@ def test_random_tokens_are_not_where_the_searches_start(tiny_model, monkeypatch)
         watch(module, module.__name__)
         options = {"original": tiny_model} if is_given_original(attack) else {}
         list(attack.run(tiny_model, cases, never, sampling=SHORT, **options))
-    candidates = len(tiny_model.vocabulary)
-    for number, drawn in enumerate(RandomTokens(tokens=5, tries=50, seed=0)._draws(cases[0], candidates).tolist()):
-        starts[f"random {number}"] = drawn
+    candidates = candidate_tokens(tiny_model)
+    for number, drawn in enumerate(RandomTokens(tokens=5, tries=50, seed=0)._draws(cases[0], len(candidates))):
+        starts[f"random {number}"] = candidates[drawn].tolist()
 
     assert len(starts) == 3 + 50
     assert len({tuple(tokens[:2]) for tokens in starts.values()}) >= len(starts) - 2
