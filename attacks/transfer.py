@@ -146,8 +146,8 @@ def read_found(path: Path) -> dict[int, FoundPrompt]:
             if number in found:
                 raise ValueError(f"{path} has case {number} twice, again in line {reader.line_num}; keep one.")
             seed = int(cells[SEED_COLUMN]) if SEED_COLUMN in cells else None
-            texts = (plain_cell(cells[column]) for column in ("prompt", "adversarial_prompt"))
-            found[number] = FoundPrompt(*texts, seed)
+            plain, adversarial = (plain_cell(cells[column]) for column in ("prompt", "adversarial_prompt"))
+            found[number] = FoundPrompt(plain, adversarial, seed)
             if variant := cells.get(VARIANT_COLUMN):
                 textless.append((number, plain_cell(variant)))
     if not found:

@@ -103,9 +103,7 @@ def _wrapped(text: str, room: int) -> list[tuple[list[str], Font]]:
             waiting.append(word)
         else:
             # A word that is longer than a line, or text without spaces.
-            fits = max(
-                1, bisect(range(1, len(word)), _TEXT_WIDTH - _MARGIN, key=lambda end: font.getlength(word[:end]))
-            )
+            fits = max(1, bisect([font.getlength(word[: end + 1]) for end in range(len(word))], _TEXT_WIDTH - _MARGIN))
             waiting += [word[fits:], word[:fits]]
     room = max(room, 1)
     if len(lines) > room:

@@ -12,7 +12,8 @@ from diffusion.text_files import csv_text, markdown_cell, visible
 
 def markdown_table(table: pd.DataFrame, **options: Any) -> str:
     """``table`` in Markdown, without its index; ``options`` are those of tabulate."""
-    return table.map(_escaped).rename(columns=_escaped).to_markdown(index=False, **options)
+    text: str = table.map(_escaped).rename(columns=_escaped).to_markdown(index=False, **options)
+    return text
 
 
 def latex(table: pd.DataFrame) -> str:
