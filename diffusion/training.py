@@ -91,7 +91,8 @@ def fit(
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
-    last_report = time.monotonic()
+    start = last_report = time.monotonic()
+    first = len(losses)
     with progress_bar(label, steps, done=len(losses)) as bar:
         for step in range(len(losses), steps):
             optimizer.zero_grad(set_to_none=True)
@@ -112,7 +113,9 @@ def fit(
             bar.note(f"loss {losses[-1]:.4f}")
             if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
                 last_report = time.monotonic()
-                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, fmean(losses[-50:]))
+                left = (last_report - start) / (step + 1 - first) * (steps - step - 1) / 60
+                loss_now = fmean(losses[-50:])
+                log.info("%s: step %d of %d, loss %.4f, %.0f min left", label, step + 1, steps, loss_now, left)
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
                 state = {
                     "optimizer": optimizer.state_dict(),
