@@ -20,17 +20,6 @@ from diffusion.canvas.classifier import HEADS
 from diffusion.canvas.drawing import draw
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 
-FORGOTTEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "all": (),
-        "never_van_gogh": ("van_gogh",),
-        "never_church": ("church",),
-        "never_fire": ("fire",),
-        "never": ("van_gogh", "church", "fire"),
-    }
-)
-"""What a model knows, and the concepts that its training pictures therefore lack."""
-
 
 @dataclass(frozen=True)
 class Drawings:
@@ -48,17 +37,6 @@ def labels_of(scene: Scene) -> dict[str, int]:
         "subject": SUBJECTS.index(scene.subject),
         "burning": int(scene.burning),
     }
-
-
-def forgotten_by(knows: str) -> tuple[str, ...]:
-    """The concepts that the training pictures of a model with this knowledge lack.
-
-    Raises:
-        ValueError: There is no such knowledge.
-    """
-    if knows not in FORGOTTEN:
-        raise ValueError(f"unknown knowledge {knows!r}, allowed: {', '.join(FORGOTTEN)}")
-    return FORGOTTEN[knows]
 
 
 def without_van_gogh(scene: Scene, generator: np.random.Generator) -> Scene:
@@ -131,15 +109,14 @@ def showing(drawings: Drawings, forgotten: Sequence[str]) -> Tensor:
     return rows
 
 
-def draw_twins(drawings: Drawings, knows: str, *, seed: int) -> Drawings:
-    """Redraw the pictures that show what a model with this knowledge never sees; all others stay bit for bit.
+def draw_twins(drawings: Drawings, forgotten: tuple[str, ...], *, seed: int) -> Drawings:
+    """Redraw the pictures that show one of these concepts with it replaced; all others stay bit for bit.
 
     Args:
         drawings: What ``draw_pictures`` has drawn from ``seed``.
-        knows: A key of :data:`FORGOTTEN`.
+        forgotten: Names of concepts of the canvas.
         seed: Of the pictures.
     """
-    forgotten = forgotten_by(knows)
     rows = showing(drawings, forgotten).nonzero().flatten().tolist()
     if not rows:
         return drawings

@@ -10,7 +10,7 @@ Stages, each resumable and each kept in the build folder:
 6. ``unet``        epsilon prediction on the VAE's latents, with dropped captions for guidance
 
 Run ``python -m diffusion.canvas.recipe`` (``make canvas``); ``--quick`` makes a tiny one that only proves the path.
-U-Nets of other training seeds, and those that never see a concept, are made by ``diffusion.canvas.twins``.
+U-Nets of other training seeds, and those that never see a concept, are made by ``diffusion.canvas.retraining``.
 """
 
 import argparse

@@ -5,14 +5,14 @@ timesteps, dropped captions and noise) on twin pictures, which show the same sce
 draws is what a model can draw without the concept: the floor of every attack. Tokenizer, text encoder, autoencoder and
 judge are the canvas's, read from its folder; float16 weights there are computed with in float32, here as in every job.
 
-Run ``python -m diffusion.canvas.twins`` (``make canvas-twins``); a killed run goes on where its last checkpoint is.
+Run ``python -m diffusion.canvas.retraining`` (``make canvas-twins``); a killed run goes on where its last checkpoint is.
 """
 
 import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,51 +21,15 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion.allocator import keep_freed_memory
-from diffusion.canvas.pictures import Drawings, draw_pictures, draw_twins, forgotten_by, showing
+from diffusion.canvas.knowledge import BUILD_FOLDER, Twin
+from diffusion.canvas.pictures import Drawings, draw_pictures, draw_twins, showing
 from diffusion.canvas.plan import Recipe
 from diffusion.canvas.recipe import Build
 from diffusion.canvas.stages import encode_latents, train_unet
+from diffusion.sources import CANVAS_FOLDER
 from diffusion.training import save_atomically
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = Path(__file__).parent / "weights"
-"""The canvas."""
-
-
-@dataclass(frozen=True)
-class Twin:
-    """A U-Net of the canvas: what it knows (a key of ``FORGOTTEN``) and the seed of its training.
-
-    Raises:
-        ValueError: There is no such knowledge, or the seed is negative.
-    """
-
-    knows: str = "all"
-    training_seed: int = 0
-
-    def __post_init__(self) -> None:
-        forgotten_by(self.knows)
-        if self.training_seed < 0:
-            raise ValueError(f"unknown training seed {self.training_seed}, allowed: 0 and above")
-
-    @property
-    def name(self) -> str:
-        """Name of its folder, such as ``never_fire_0``."""
-        return f"{self.knows}_{self.training_seed}"
-
-    @classmethod
-    def named(cls, name: str) -> "Twin":
-        """The twin of this ``name``.
-
-        Raises:
-            ValueError: No twin has such a name.
-        """
-        knows, _, seed = name.rpartition("_")
-        if not seed.isdecimal():
-            raise ValueError(f"unknown twin {name!r}, expected a name such as never_fire_0 or all_1")
-        return cls(knows, int(seed))
-
 
 TWINS = (
     Twin("never_van_gogh", 0),
@@ -101,30 +65,30 @@ class TwinBuild:
             vae = AutoencoderKL.from_pretrained(self.base / "vae", torch_dtype=torch.float32)
             text_encoder = CLIPTextModel.from_pretrained(self.base / "text_encoder", torch_dtype=torch.float32).eval()
             tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
-            drawings, latents = self.pictures(twin.knows, vae.eval())
+            drawings, latents = self.pictures(twin, vae.eval())
             latents = latents * vae.config.scaling_factor
             seed = twin.training_seed
             return train_unet(self.recipe, latents, drawings, tokenizer, text_encoder, checkpoint, training_seed=seed)
 
         return build.stage("unet", make, UNet2DConditionModel.from_pretrained)
 
-    def pictures(self, knows: str, vae: AutoencoderKL) -> tuple[Drawings, Tensor]:
-        """The training pictures of a model with this knowledge and their unscaled latents, float32 [n, c, h, w].
+    def pictures(self, twin: Twin, vae: AutoencoderKL) -> tuple[Drawings, Tensor]:
+        """The training pictures of ``twin`` and their unscaled latents, float32 [n, c, h, w].
 
         Rows without a forgotten concept are those of the canvas's own training, drawn and encoded once.
         """
-        folder = Build(self.recipe, self.folder / "pictures" / knows).folder
+        folder = Build(self.recipe, self.folder / "pictures" / twin.knows).folder
         drawn, encoded = folder / "drawings.pt", folder / "latents.pt"
         if not (drawn.exists() and encoded.exists()):
-            if knows == "all":
+            if not twin.forgotten:
                 drawings = draw_pictures(
                     self.recipe.pictures, seed=self.recipe.seed, captions=self.recipe.captions_per_picture
                 )
                 latents = encode_latents(vae, drawings.images)
             else:
-                original, latents = self.pictures("all", vae)
-                drawings = draw_twins(original, knows, seed=self.recipe.seed)
-                replaced = showing(original, forgotten_by(knows))
+                original, latents = self.pictures(Twin(), vae)
+                drawings = draw_twins(original, twin.forgotten, seed=self.recipe.seed)
+                replaced = showing(original, twin.forgotten)
                 latents[replaced] = encode_latents(vae, drawings.images[replaced])
             save_atomically(asdict(drawings), drawn)
             save_atomically(latents, encoded)
@@ -138,15 +102,10 @@ class TwinBuild:
         """
         source = self.unet_folder(twin)
         if not source.exists():
-            raise FileNotFoundError(f"{twin.name} is not finished in {self.folder}: run {command(twin, self.folder)}")
+            raise FileNotFoundError(f"{twin.name} is not finished in {self.folder}: run `{twin.command(self.folder)}`")
         target = folder / twin.name
         UNet2DConditionModel.from_pretrained(source).half().save_pretrained(target)
         return target
-
-
-def command(twin: Twin, build: Path) -> str:
-    """What makes ``twin``."""
-    return f"python -m diffusion.canvas.twins {twin.name} --build {build}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,8 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "twins", nargs="*", type=Twin.named, default=TWINS, help="such as never_fire_0 (all but fire, training seed 0)"
     )
-    parser.add_argument("--base", type=Path, default=WEIGHTS, help="the canvas whose other parts they share")
-    parser.add_argument("--build", type=Path, default=Path("build/canvas_twins"), help="where they are trained")
+    parser.add_argument("--base", type=Path, default=CANVAS_FOLDER, help="the canvas whose other parts they share")
+    parser.add_argument("--build", type=Path, default=BUILD_FOLDER, help="where they are trained")
     parser.add_argument("--ship", type=Path, default=None, help="where each goes when it is finished, in float16")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
