@@ -69,20 +69,27 @@ class Twin:
             raise ValueError(f"There is no twin {name!r}; names are like never_fire_0 (all but fire, training seed 0).")
         return cls(knows, int(seed))
 
-    def unet_folder(self, build: Path, base: Path = CANVAS_FOLDER) -> Path:
+    def unet_folder(self, build: Path = BUILD_FOLDER, base: Path = CANVAS_FOLDER) -> Path:
         """Where its U-Net lies: with the canvas, or finished in the folder ``build``.
 
         Args:
             build: Where twins are trained.
-            base: The model whose twin it is; only the canvas's are shipped.
+            base: The folder of the model whose twin it is; only the canvas's are shipped.
 
         Raises:
             FileNotFoundError: It is neither shipped nor trained.
+            ValueError: ``base`` is no model that the canvas's recipe made.
         """
-        shipped = [base / "unet"] if self == Twin() else []
+        recipe = base / "recipe.json"
+        if not recipe.exists():
+            raise ValueError(f"{base} has no twin that knows {self.knows}: only the canvas (model=canvas) has twins.")
+        folders = [base / "unet"] if self == Twin() else []
         if base == CANVAS_FOLDER:
-            shipped.append(TWINS_FOLDER / self.name)
-        for folder in (*shipped, build / self.name / "unet"):
+            folders.append(TWINS_FOLDER / self.name)
+        made = build / self.name
+        if (made / "recipe.json").exists() and (made / "recipe.json").read_text() == recipe.read_text():
+            folders.append(made / "unet")
+        for folder in folders:
             if (folder / "config.json").exists():
                 return folder
         raise FileNotFoundError(
