@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins table1 attacks erasers claim figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -29,6 +29,10 @@ types: $(INSTALLED)
 canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
 	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
+
+# U-Nets of other training seeds and such that never saw a concept; what is finished is found again, and killed runs go on.
+canvas-twins: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.retraining --build build/canvas_twins
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1

@@ -5,7 +5,7 @@ timesteps, dropped captions and noise) on twin pictures, which show the same sce
 draws is what a model can draw without the concept: the floor of every attack. Tokenizer, text encoder, autoencoder and
 judge are the canvas's, read from its folder; float16 weights there are computed with in float32, here as in every job.
 
-Run ``python -m diffusion.canvas.retraining`` (``make canvas-twins``); a killed run goes on where its last checkpoint is.
+Run ``python -m diffusion.canvas.retraining`` (``make canvas-twins``); a killed run goes on from its last checkpoint.
 """
 
 import argparse
