@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TWINS ?= build/canvas_twins
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins table1 attacks erasers claim figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=demo
@@ -32,7 +33,12 @@ canvas: $(INSTALLED)
 
 # U-Nets of other training seeds and such that never saw a concept; what is finished is found again, and killed runs go on.
 canvas-twins: $(INSTALLED)
-	$(BIN)/python -m diffusion.canvas.retraining --build build/canvas_twins
+	$(BIN)/python -m diffusion.canvas.retraining --build $(TWINS)
+
+# Puts a finished one beside the canvas, with its card: make ship-twin TWIN=never_fire_0
+ship-twin: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --build $(TWINS) --ship diffusion/canvas/twins
+	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --build $(TWINS)
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1

@@ -30,6 +30,8 @@ from erasure.erasers.retrained import Retrained
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
+from evaluation.quality.accuracy import RetainedAccuracy
+from experiments.instruments import twin_card
 
 HEAD = {"van_gogh": "style", "church": "subject", "fire": "burning"}
 NEVER = [knows for knows, forgotten in FORGOTTEN.items() if forgotten]
@@ -342,3 +344,32 @@ def test_shipped_twins_fit_the_canvas_and_the_budget():
         assert any(not torch.equal(weights[name], value) for name, value in base.items())
     files = (path for folder in (CANVAS_FOLDER, TWINS_FOLDER) for path in folder.rglob("*") if path.is_file())
     assert sum(path.stat().st_size for path in files) <= 52e6
+
+
+def test_card_compares_the_twin_with_its_base(canvas: Path, twins: Path, tmp_path: Path):
+    asked = twin_card.read_prompts(limit=3)
+    numbers, shown = twin_card.measure(Twin("never_church"), build=twins, source=str(canvas), asked=asked, steps=2)
+    assert {concept: of["never_seen"] for concept, of in numbers["concepts"].items()} == {
+        "van_gogh": False,
+        "church": True,
+        "fire": False,
+    }
+    church = asked[1]
+    base, model = (CanvasSource(str(canvas), knows=knows, build=str(twins)).load() for knows in ("all", "never_church"))
+    for name, one in (("base", base), ("twin", model)):
+        images = twin_card.generate(one, church.asking, 2)
+        assert numbers["concepts"]["church"][name]["successes"] == int(church.judge(images).present.sum())
+        agreement = RetainedAccuracy(heads=("style",)).rates(twin_card.generate(one, church.other, 2), church.other)
+        assert numbers["retained"]["style"][name] == agreement["style"].as_dict()
+    # Tiny models draw noise alike; the numbers still belong to two models.
+    assert numbers["fingerprints"]["base"] != numbers["fingerprints"]["twin"]
+    twin_card.write_card(tmp_path, numbers, shown)
+    assert "| church | never |" in (tmp_path / "model_card.md").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
+    assert (tmp_path / "pictures.png").exists()
+
+
+def test_what_is_kept_is_measured_without_the_concepts_that_were_never_seen():
+    for each in twin_card.read_prompts():
+        assert all(twin_card.lacks(row, each.concept) for row in each.other)
+        assert not any(twin_card.lacks(row, each.concept) for row in each.asking)

@@ -109,23 +109,25 @@ class TwinBuild:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the wanted twins one after the other."""
+    """Train the wanted twins one after the other, or ship those that are finished."""
     parser = argparse.ArgumentParser(description="Train U-Nets of the canvas that never see a concept.")
     parser.add_argument(
         "twins", nargs="*", type=Twin.named, default=TWINS, help="such as never_fire_0 (all but fire, training seed 0)"
     )
     parser.add_argument("--base", type=Path, default=CANVAS_FOLDER, help="the canvas whose other parts they share")
     parser.add_argument("--build", type=Path, default=BUILD_FOLDER, help="where they are trained")
-    parser.add_argument("--ship", type=Path, default=None, help="where each goes when it is finished, in float16")
+    parser.add_argument("--ship", type=Path, default=None, help="train nothing; write finished ones there as float16")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
     build = TwinBuild(given.base, given.build)
+    if given.ship is not None:
+        for twin in given.twins:
+            log.info("%s is in %s", twin.name, build.ship(twin, given.ship))
+        return
     for number, twin in enumerate(given.twins, start=1):
         log.info("%s, %d of %d", twin.name, number, len(given.twins))
         build.train(twin)
-        if given.ship is not None:
-            build.ship(twin, given.ship)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,11 @@ def encode_captions(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 @torch.no_grad()
 def embed_captions(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts: list[str]) -> Tensor:
     """What the U-Net sees of ``texts``: float16 [n, TOKENS, width]."""
-    batches = encode_captions(tokenizer, texts).split(500)
-    return torch.cat([text_encoder(ids).last_hidden_state.half() for ids in batches])
+    ids = encode_captions(tokenizer, texts)
+    embedded = torch.empty((*ids.shape, text_encoder.config.hidden_size), dtype=torch.float16)
+    for rows, batch in zip(embedded.split(500), ids.split(500), strict=True):
+        rows.copy_(text_encoder(batch).last_hidden_state)
+    return embedded
 
 
 def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> AutoencoderKL:
