@@ -1,6 +1,7 @@
 """Twins of the canvas: their pictures lack the concept and nothing else, and their training differs in nothing else."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,15 @@ from diffusion.canvas.source import UNET_FILE, CanvasSource
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene
 from diffusion.sources import CANVAS_FOLDER
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edit import Edit, export
 from erasure.erasers.retrained import Retrained
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from evaluation.quality.accuracy import RetainedAccuracy
 from experiments.instruments import twin_card
+from experiments.job.settings import TRAINING_SPEED_ONLY, matters
+from tests import tiny_job
 
 HEAD = {"van_gogh": "style", "church": "subject", "fire": "burning"}
 NEVER = [knows for knows, forgotten in FORGOTTEN.items() if forgotten]
@@ -373,3 +376,53 @@ def test_what_is_kept_is_measured_without_the_concepts_that_were_never_seen():
     for each in twin_card.read_prompts():
         assert all(twin_card.lacks(row, each.concept) for row in each.other)
         assert not any(twin_card.lacks(row, each.concept) for row in each.asking)
+
+
+def job(canvas: Path, twins: Path, folder: Path, *choices: str) -> list[str]:
+    """The command line of a small job on the tiny canvas."""
+    tiny_job.write_world(folder)
+    plain = [part for part in tiny_job.overrides(folder, folder / "store") if not part.startswith("eraser.")]
+    plain = [part for part in plain if "model" not in part]
+    return [*plain, f"model.source={canvas}", f"model.build={twins}", "concept=church", "attack=unlearndiff", *choices]
+
+
+def test_jobs_attack_and_prune_what_was_retrained(canvas: Path, twins: Path, tmp_path: Path):
+    retrained = tiny_job.run(job(canvas, twins, tmp_path, "eraser=retrained"), tmp_path / "retrained")
+    never = tiny_job.run(job(canvas, twins, tmp_path, "eraser=none", "model.knows=never_church"), tmp_path / "never")
+    base = tiny_job.run(job(canvas, twins, tmp_path, "eraser=none"), tmp_path / "base")
+    assert (retrained["model"], never["model"]) == ("shipped", "shipped_never_church_0")
+    assert retrained["choices"]["eraser"] == "retrained"
+    # The base stays the base's own, and what was erased is the twin.
+    erased = {
+        name: [case["erased"] for case in of["cases"]] for name, of in (("retrained", retrained), ("never", never))
+    }
+    assert erased["retrained"] == erased["never"]
+    assert retrained["rates"]["base"] == base["rates"]["base"] != never["rates"]["base"]
+    assert retrained["edit"]["size_bytes"] > 0
+    assert retrained["costs"]["edit"]["unet_evaluations"] == 0
+    pruned = tiny_job.run(job(canvas, twins, tmp_path, "eraser=retrained", "pruning=magnitude"), tmp_path / "pruned")
+    assert pruned["edit"]["hash"] != retrained["edit"]["hash"]
+
+
+def test_a_job_that_learns_a_mask_refuses_retraining(canvas: Path, twins: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="learns under the eraser's objective and eraser 'Retrained' has none"):
+        tiny_job.make_job(*job(canvas, twins, tmp_path, "eraser=retrained", "pruning=on"))
+
+
+def test_where_a_twin_lies_is_in_no_key(canvas: Path, twins: Path, tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(twins / "never_church_0", elsewhere / "never_church_0")
+    jobs = [tiny_job.make_job(*job(canvas, folder, tmp_path, "eraser=retrained")) for folder in (twins, elsewhere)]
+    assert jobs[0].eraser.unet != jobs[1].eraser.unet
+    first, second = (matters(each.config["eraser"], TRAINING_SPEED_ONLY) for each in jobs)
+    assert first == second
+    assert first["knows"] == "never_church"
+
+
+def test_the_twin_is_exported_for_other_tools(canvas: Path, twins: Path, tmp_path: Path):
+    model = CanvasSource(str(canvas)).load()
+    edit = Retrained("never_church", str(canvas), build=str(twins)).erase(model, CHURCH, Off(), seed=0).edit
+    export(model, edit, tmp_path / "exported")
+    written = load_file(tmp_path / "exported" / "unet" / UNET_FILE)
+    trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
+    assert all(torch.equal(written[name], value) for name, value in trained.items())

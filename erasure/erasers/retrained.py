@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.canvas.knowledge import BUILD_FOLDER, FORGOTTEN, Twin
-from diffusion.canvas.source import canvas_folder, read_unet
+from diffusion.canvas.source import UNET_FILE, canvas_folder, read_unet
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS
 from erasure.concept import Concept
@@ -34,7 +34,7 @@ class Retrained:
         training_seed: Of the training of both.
         build: Folder of twins that are not shipped.
         scope: What a pruning strategy without a scope of its own prunes.
-        unet: The twin's folder, found by the other fields.
+        unet: The twin's weights, found by the other fields.
 
     Raises:
         FileNotFoundError: The twin was not trained.
@@ -56,7 +56,7 @@ class Retrained:
             allowed = ", ".join(knows for knows, forgotten in FORGOTTEN.items() if forgotten)
             raise ValueError(f"knows is {self.knows!r}; models were retrained for {allowed}.")
         # A path, so that results depend on the weights that lie there.
-        object.__setattr__(self, "unet", self._folder(Twin(self.knows, self.training_seed)))
+        object.__setattr__(self, "unet", self._folder(Twin(self.knows, self.training_seed)) / UNET_FILE)
         return self
 
     def _folder(self, twin: Twin) -> Path:
@@ -75,9 +75,10 @@ class Retrained:
         if not _same(read_unet(self._folder(base)), before):
             raise ValueError(
                 f"eraser=retrained leads from the canvas that knows all with training seed {self.training_seed} to its "
-                f"twin, and the U-Net of {model.name!r} is another; take model=canvas model.knows=all."
+                f"twin, and the U-Net of {model.name!r} is another; take model=canvas model.knows=all "
+                f"model.training_seed={self.training_seed}."
             )
-        after = {name: value.to(before[name]) for name, value in read_unet(self.unet).items()}
+        after = {name: value.to(before[name]) for name, value in read_unet(self.unet.parent).items()}
         if {name: value.shape for name, value in after.items()} != {
             name: value.shape for name, value in before.items()
         }:

@@ -23,10 +23,10 @@ from experiments.job.recording import Recorder
 SPEED_ONLY = frozenset(
     {
         *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
-        *("gradient_checkpointing", "offload"),
+        *("gradient_checkpointing", "offload", "build"),
     }
 )
-"""Fields that change how fast numbers come, never the numbers: no hash has them."""
+"""Fields that change how fast numbers come, or say where files lie that count by their content: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
