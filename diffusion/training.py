@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +14,6 @@ from diffusion.files import replacing
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_REPORTS = 30
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -91,8 +88,6 @@ def fit(
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
-    start = last_report = time.monotonic()
-    first = len(losses)
     with progress_bar(label, steps, done=len(losses)) as bar:
         for step in range(len(losses), steps):
             optimizer.zero_grad(set_to_none=True)
@@ -110,12 +105,7 @@ def fit(
                 _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
             losses.append(float(step_loss.detach()))
             bar.advance()
-            bar.note(f"loss {losses[-1]:.4f}")
-            if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-                last_report = time.monotonic()
-                left = (last_report - start) / (step + 1 - first) * (steps - step - 1) / 60
-                loss_now = fmean(losses[-50:])
-                log.info("%s: step %d of %d, loss %.4f, %.0f min left", label, step + 1, steps, loss_now, left)
+            bar.note(f"loss {fmean(losses[-50:]):.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
                 state = {
                     "optimizer": optimizer.state_dict(),

@@ -19,6 +19,7 @@ from diffusion.canvas.captions import caption
 from diffusion.canvas.classifier import HEADS
 from diffusion.canvas.drawing import draw
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
+from diffusion.progress import track
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _draw_one(task: _Task) -> tuple[npt.NDArray[np.uint8], list[str], dict[str, 
 
 def _draw_all(tasks: Sequence[_Task]) -> Drawings:
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        drawn = list(pool.map(_draw_one, tasks, chunksize=64))
+        drawn = list(track(pool.map(_draw_one, tasks, chunksize=64), "drawing", len(tasks)))
     images = torch.from_numpy(np.stack([image for image, _, _ in drawn])).permute(0, 3, 1, 2).contiguous()
     labels = {head: torch.tensor([each[head] for _, _, each in drawn]) for head in HEADS}
     return Drawings(images, [texts for _, texts, _ in drawn], labels)

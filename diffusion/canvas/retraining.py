@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -50,7 +51,7 @@ class TwinBuild:
     def __init__(self, base: Path, build: Path) -> None:
         self.base = base
         self.folder = build
-        numbers = json.loads((base / "recipe.json").read_text())
+        numbers: dict[str, Any] = json.loads((base / "recipe.json").read_text())
         self.recipe = Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items()})
 
     def unet_folder(self, twin: Twin) -> Path:

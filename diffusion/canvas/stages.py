@@ -12,6 +12,7 @@ from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.pictures import Drawings
 from diffusion.canvas.plan import TOKENS, Recipe, make_scheduler, step_generator, unet_seed
 from diffusion.canvas.world import IMAGE_SIZE
+from diffusion.progress import track
 from diffusion.training import cosine_warmup, fit
 
 
@@ -75,7 +76,8 @@ def embed_captions(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts:
     """What the U-Net sees of ``texts``: float16 [n, TOKENS, width]."""
     ids = encode_captions(tokenizer, texts)
     embedded = torch.empty((*ids.shape, text_encoder.config.hidden_size), dtype=torch.float16)
-    for rows, batch in zip(embedded.split(500), ids.split(500), strict=True):
+    batches = list(zip(embedded.split(500), ids.split(500), strict=True))
+    for rows, batch in track(batches, "captions", len(batches)):
         rows.copy_(text_encoder(batch).last_hidden_state)
     return embedded
 
