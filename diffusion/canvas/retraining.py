@@ -9,15 +9,14 @@ Run ``python -m diffusion.canvas.retraining`` (``make canvas-twins``); a killed 
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -51,8 +50,8 @@ class TwinBuild:
     def __init__(self, base: Path, build: Path) -> None:
         self.base = base
         self.folder = build
-        numbers: dict[str, Any] = json.loads((base / "recipe.json").read_text())
-        self.recipe = Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items()})
+        # Lists of JSON become the tuples that they were.
+        self.recipe = TypeAdapter(Recipe).validate_json((base / "recipe.json").read_bytes())
 
     def unet_folder(self, twin: Twin) -> Path:
         """Where the finished U-Net lies, or will lie."""
