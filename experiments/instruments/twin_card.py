@@ -1,9 +1,9 @@
 """Measures the twins of the canvas and writes their cards.
 
 ``python -m experiments.instruments.twin_card never_fire_0`` leaves ``model_card.md``, ``metrics.json`` and a sheet of
-pictures beside the twin's weights. A twin is accepted where the concepts that it never saw are as rare under prompts
-that ask for them as the judge's false alarms, and where it draws everything else as well as its base. Prompts are
-those of validation.
+pictures beside the twin's weights. Two questions: how often do prompts that ask for what it never saw bring pictures
+that the judge takes for it, beside the judge's false alarms; and does it draw everything else as well as its base?
+Prompts are those of validation.
 """
 
 import argparse
@@ -159,7 +159,9 @@ def render(numbers: Mapping[str, Any]) -> str:
         "",
         "## Pictures that show the concept",
         "",
-        "False alarms: the base's pictures of prompts that do not ask for the concept.",
+        "False alarms: the base's pictures of prompts that do not ask for the concept. Text encoder and autoencoder have "
+        "seen every concept, and the judge knows no answer but its labels: what this U-Net is credited with of a concept "
+        "that it was never shown is the floor, not knowledge.",
         "",
         "| concept | seen | this U-Net | base | false alarms |",
         "|---|---|---|---|---|",
