@@ -16,11 +16,6 @@ from diffusion.progress import progress_bar
 log = logging.getLogger(__name__)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that depends on ``seed`` and ``step`` alone, so that a resumed run draws the same numbers."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-
-
 def cosine_warmup(steps: int, warmup: int, cycles: int = 1) -> Callable[[int], float]:
     """Learning-rate factor: linear from 0 over ``warmup`` steps, then half a cosine down to 0 at ``steps``.
 
@@ -62,7 +57,8 @@ def fit(
 
     Args:
         parameters: The tensors that ``optimizer`` trains; they are saved, restored and averaged.
-        loss: Scalar loss of a step. It must draw its random numbers from the step alone (``step_generator``).
+        loss: Scalar loss of a step. It must draw its random numbers from a stream of that step
+            (:mod:`diffusion.streams`), so that a resumed run draws the same.
         steps: Number of optimiser steps.
         optimizer: A torch optimiser over ``parameters``.
         label: What the progress line says.

@@ -159,9 +159,9 @@ def render(numbers: Mapping[str, Any]) -> str:
         "",
         "## Pictures that show the concept",
         "",
-        "False alarms: the base's pictures of prompts that do not ask for the concept. Text encoder and autoencoder have "
-        "seen every concept, and the judge knows no answer but its labels: what this U-Net is credited with of a concept "
-        "that it was never shown is the floor, not knowledge.",
+        "False alarms: the base's pictures of prompts that do not ask for the concept. Text encoder and autoencoder "
+        "have seen every concept, and the judge knows no answer but its labels: what this U-Net is credited with of a "
+        "concept that it was never shown is the floor, not knowledge.",
         "",
         "| concept | seen | this U-Net | base | false alarms |",
         "|---|---|---|---|---|",
