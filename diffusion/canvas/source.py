@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion.canvas.knowledge import BUILD_FOLDER, Knowledge, Twin
+from diffusion.files import in_short
 from diffusion.loading import ModelSource
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS, CANVAS_FOLDER
-from diffusion.weight_files import LOADING_ERRORS, in_short
+from diffusion.weight_files import LOADING_ERRORS
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 """What diffusers calls a U-Net's weights."""
