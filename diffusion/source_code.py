@@ -56,9 +56,9 @@ def reached(module: str, packages: frozenset[str] = PACKAGES) -> set[str]:
 
 
 def without_comments(source: str) -> str:
-    """Python ``source`` without its comments, docstrings and layout.
+    r"""Python ``source`` without its comments, docstrings and layout.
 
-    >>> without_comments('def f(x):\\n    "Doc."\\n    return x  # why') == without_comments('def f( x ): return x')
+    >>> without_comments('def f(x):\n    "Doc."\n    return x  # why') == without_comments('def f( x ): return x')
     True
     """
     return ast.unparse(_Bare().visit(ast.parse(source)))

@@ -1,6 +1,7 @@
 """What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -406,8 +407,9 @@ class Edit:
                 f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
                 for name, tensor in addition.tensors().items()
             }
+        described = json.dumps(header)
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"edit": json.dumps(header)})
+            save_file(tensors, partial, metadata={"edit": described, "checksum": _checksum(described, tensors)})
 
     @classmethod
     def load(cls, path: Path) -> "Edit":
@@ -421,7 +423,8 @@ class Edit:
             raise FileNotFoundError(f"There is no edit at {path}; give the path of a file that Edit.save wrote.")
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("edit", "null"))
+                stored = file.metadata() or {}
+                header = json.loads(stored.get("edit", "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); make the edit again.") from error
@@ -432,6 +435,9 @@ class Edit:
                 f"{path} is an edit of format {header.get('schema')!r} and this version reads {SCHEMA}; "
                 "make the edit again or use the version that wrote it."
             )
+        # Edits of before there were checksums have none.
+        if stored.get("checksum", checksum := _checksum(stored["edit"], tensors)) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum does not fit its content; make the edit again.")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition(":")
@@ -457,6 +463,15 @@ class Edit:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of a newer version: {error}") from error
         return cls(entries, header, additions)
+
+
+def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an edit's description and of the names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
