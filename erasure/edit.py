@@ -375,15 +375,28 @@ class Edit:
         finally:
             self.revert(model)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what it changes, whatever its metadata say."""
+        tensors, changes = self._stored()
+        return _checksum(json.dumps(changes, sort_keys=True), tensors)
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that a file holds, and what its header says of them."""
         owners: dict[int, str] = {}
         for name, entry in self.entries.items():
             owners.setdefault(id(entry.parts), name)
-        header = {
-            **self.metadata,
-            "schema": SCHEMA,
-            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+        tensors = {
+            f"{name}:{part}" if part else name: tensor
+            for name, entry in self.entries.items()
+            if owners[id(entry.parts)] == name
+            for part, tensor in entry.parts.items()
+        }
+        for place, addition in enumerate(self.additions):
+            tensors |= {
+                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
+                for name, tensor in addition.tensors().items()
+            }
+        return tensors, {
             "entries": {
                 name: {
                     "kind": entry.kind,
@@ -396,17 +409,16 @@ class Edit:
             },
             "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
         }
-        tensors = {
-            f"{name}:{part}" if part else name: tensor
-            for name, entry in self.entries.items()
-            if owners[id(entry.parts)] == name
-            for part, tensor in entry.parts.items()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        tensors, changes = self._stored()
+        header = {
+            **self.metadata,
+            "schema": SCHEMA,
+            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+            **changes,
         }
-        for place, addition in enumerate(self.additions):
-            tensors |= {
-                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
-                for name, tensor in addition.tensors().items()
-            }
         described = json.dumps(header)
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={"edit": described, "checksum": _checksum(described, tensors)})

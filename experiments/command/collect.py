@@ -16,7 +16,7 @@ from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.tables import GROUPS
 
-_NOT_NUMBERS = {"store", "tracker"}
+_NOT_NUMBERS = {"store", "tracker", "fresh"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

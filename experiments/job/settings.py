@@ -44,6 +44,10 @@ class Settings:
         store: Folder of the artefacts.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
+        threads: How many CPU threads PyTorch computes with; None for one where the model is small and on the CPU, else
+            as many as PyTorch takes. Other numbers of threads sum in another order and train other weights, so
+            artefacts of each are kept apart.
+        fresh: Whether everything is made anew that the store has already.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -53,6 +57,8 @@ class Settings:
     store: Path
     retained_sampling: Sampling | None = None
     processes: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
+    fresh: bool = False
 
 
 class Tracker(Protocol):
