@@ -43,6 +43,7 @@ class Settings:
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
+        dry_run: Tell what would be done, and do nothing.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
         threads: How many CPU threads PyTorch computes with; None for one where the model is small and on the CPU, else
             as many as PyTorch takes. Other numbers of threads sum in another order and train other weights, so
@@ -59,6 +60,7 @@ class Settings:
     processes: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     fresh: bool = False
+    dry_run: bool = False
 
 
 class Tracker(Protocol):

@@ -234,7 +234,7 @@ def write_tables(
         parts += [
             "## Over seeds",
             seeds.to_markdown(index=False),
-            "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts are the same.",
+            "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
     for sentence in mixtures(summaries):
         log.warning(sentence)
