@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 
+from diffusion.source_code import code_of
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.command import collect, console
 from experiments.job.store import SCHEMA_VERSION, checked, write_json
@@ -277,6 +279,17 @@ def test_tables_say_that_runs_of_different_machines_threads_or_revisions_are_mix
     assert sentence in tables.write_tables([runs[0], other_edit], "mixed", tmp_path)[0].read_text()
     (sentence,) = mixtures([runs[0], {**runs[1], "git": {"revision": "b" * 40, "dirty": True}}])
     assert "aaaaaaaaaaaa, bbbbbbbbbbbb and changes" in sentence
+
+
+def test_runs_by_other_code_are_told(table1: list[dict[str, Any]]) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    run = summary(table1[0], esd, run="a", attacked=[True])
+    classes = {group: get_class(run["config"][group]["_target_"]) for group in collect.CODED_GROUPS}
+    now = {group: {"code": code_of(found)} for group, found in classes.items()}
+    assert collect.made_by_other_code({**run, "identity": now}) == []
+    assert collect.made_by_other_code({**run, "identity": now | {"attack": {"code": "other"}}}) == ["attack"]
+    gone = {**run["config"], "judge": {"_target_": "evaluation.judges.gone.Gone"}}
+    assert collect.made_by_other_code({**run, "identity": now, "config": gone}) == ["judge"]
 
 
 def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
