@@ -58,10 +58,10 @@ def test_the_second_run_takes_everything_from_the_store(
     assert numbers(again) == numbers(undisturbed)
 
 
-def test_batch_sizes_are_no_part_of_any_hash(
+def test_batch_sizes_of_pictures_and_attacks_are_no_part_of_any_hash(
     world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
 ) -> None:
-    sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
+    sizes = ["sampling.batch_size=5", "attack.batch_size=3"]
     again = run([*overrides(world, undisturbed["store"]), *sizes], tmp_path)
     assert model.unet_evaluations == 0
     assert again["run"] == undisturbed["run"]
@@ -71,7 +71,13 @@ def test_outcomes_are_the_same_whatever_the_batch_sizes(
     world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
-    assert numbers(run([*overrides(world, tmp_path / "store"), *sizes], tmp_path / "run")) == numbers(undisturbed)
+    other = numbers(run([*overrides(world, tmp_path / "store"), *sizes], tmp_path / "run"))
+    # In single precision the batches of what is trained on would show in the edit, which is named after them.
+    names = {"run", "identity", "edit"}
+    assert {key: value for key, value in other.items() if key not in names} == {
+        key: value for key, value in numbers(undisturbed).items() if key not in names
+    }
+    assert other["edit"] != undisturbed["edit"]["hash"]
 
 
 def test_a_sweep_over_attacks_erases_once(

@@ -89,7 +89,7 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
     changed = [run["run"] for run in found if made_by_other_code(run)]
     if changed:
         log.warning(
-            "%d of the runs were made by other code than this: %s; run their commands again for the numbers of this code",
+            "%d runs were made by other code than this: %s; run their commands again for the numbers of this code",
             *(len(changed), ", ".join(changed)),
         )
     return found, [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]

@@ -28,8 +28,11 @@ SPEED_ONLY = frozenset(
 )
 """Fields that change how fast numbers come, never the numbers: no hash has them."""
 
-TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
-"""The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size", "sampling_batch_size", "forward_batch_size"}
+"""The same for erasers and pruning, whose ``batch_size`` is that of the training.
+
+How many pictures are computed at a time changes their last digits. A picture hides that; a training makes it large.
+"""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
