@@ -7,10 +7,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 
 from diffusion.source_code import code_of
 from experiments import CONFIG_FOLDER
+from experiments.command.arguments import is_sweep, tidy_arguments
 from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
@@ -30,7 +31,11 @@ _NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run"}
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
+        told = [f"+experiment={experiment}", *spell_out(tidy_arguments(overrides))]
+        alone = [override for override in told if not is_sweep(override)]
+        sweep = compose("config", alone, return_hydra_config=True)
+        with open_dict(sweep), read_write(sweep):
+            sweep.hydra.overrides.task = told
         jobs = [plain_job(job)[0] for job in sweep_jobs(sweep, "config")]
         return [OmegaConf.to_container(job, resolve=True) for job in jobs]  # type: ignore[misc]
 

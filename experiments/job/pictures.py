@@ -148,7 +148,7 @@ def write_picture(path: Path, image: Tensor, facts: Mapping[str, Any]) -> None:
 def pixel_hash(image: Tensor) -> str:
     """16 hexadecimal digits for a picture's size and values, uint8 [3, H, W]."""
     digest = hashlib.sha256(str(list(image.shape)).encode())
-    digest.update(image.contiguous().numpy())
+    digest.update(image.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
