@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
@@ -295,7 +295,7 @@ class Edit:
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
-        """Change ``model`` in place and keep what is replaced.
+        """Change ``model`` in place and keep what is replaced; if that fails, the model is as it was.
 
         Args:
             model: The model that the edit was made from.
@@ -320,9 +320,13 @@ class Edit:
                     "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
-        detach = attach_all(self.additions, model)
-        for name, entry in self.entries.items():
-            parameters[name].copy_(entry.value(parameters[name]))
+        with ExitStack() as undone:
+            undone.callback(_put_back, parameters, replaced)
+            detach = attach_all(self.additions, model)
+            undone.callback(detach)
+            for name, entry in self.entries.items():
+                parameters[name].copy_(entry.value(parameters[name]))
+            undone.pop_all()
         self._applications[model] = Application(replaced, detach)
 
     @torch.no_grad()
@@ -336,9 +340,7 @@ class Edit:
             raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
         application = self._applications.pop(model)
         application.detach()
-        parameters = named_parameters(model)
-        for name, original in application.replaced.items():
-            parameters[name].copy_(original)
+        _put_back(named_parameters(model), application.replaced)
 
     def unedited(self, model: TextToImage) -> TextToImage:
         """A second model beside ``model`` that is as ``model`` was before :meth:`apply`.
@@ -359,13 +361,15 @@ class Edit:
             shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
         # Additions hang on the modules, whose copies are to be without them.
         application.detach()
-        unedited = copy.copy(model)
-        unedited.unet = copy.deepcopy(model.unet, shared)
-        unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
-        if model.pair is not None:
-            unedited.pair = model.pair.with_first(unedited.text_encoder)
-        application.detach = attach_all(self.additions, model)
-        unedited.unet_evaluations = 0
+        try:
+            unedited = copy.copy(model)
+            unedited.unet = copy.deepcopy(model.unet, shared)
+            unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+            if model.pair is not None:
+                unedited.pair = model.pair.with_first(unedited.text_encoder)
+        finally:
+            application.detach = attach_all(self.additions, model)
+        unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
         return unedited
 
     @contextmanager
@@ -488,6 +492,12 @@ def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
+    for name, original in originals.items():
+        parameters[name].copy_(original)
+
+
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
@@ -507,14 +517,11 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    # The model's own sampler speaks of noise; the weights may speak of velocity.
-    sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
-        {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
-    )
+    sampler = SCHEDULERS[model.scheduler_name].from_config(model.make_scheduler(1).config)  # type: ignore[attr-defined]
     parts = {
         "vae": model.vae,
         "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer,
+        "tokenizer": model.tokenizer.plain,
         "unet": model.unet,
         "scheduler": sampler,
     }

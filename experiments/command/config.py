@@ -12,11 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.command.targets import require_known_targets
 from experiments.job.settings import Job, Settings
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
-    "protocol",
+    *("protocol", "transfer"),
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
@@ -63,6 +64,7 @@ def make_object(config: DictConfig, name: str) -> Any:
     """
     if config.get(name) is None:
         raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
+    require_known_targets(OmegaConf.to_container(config[name], resolve=True), name)
     try:
         return instantiate(config[name], _convert_="all")
     except InstantiationException as error:

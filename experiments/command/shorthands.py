@@ -17,7 +17,7 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
 
     ``attack=[a,b]``, also among the values of a sweep, becomes the choice ``a+b``, their union, which is made known to
     Hydra. ``transfer=run`` becomes ``attack=transfer attack.found=run``, where a run's name stands for its folder in
-    the store.
+    the store. ``transfer.judge=q16`` becomes ``judge@transfer.judge=q16``.
 
     Raises:
         CommandError: A list is empty or nested, or names an attack twice.
@@ -29,6 +29,8 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
                 spelt.append(f"attack={name_unions(attacks)}")
             case "transfer", "=", runs:
                 spelt += ["attack=transfer", f"attack.found={','.join(map(_locate, runs.split(',')))}"]
+            case "transfer.judge", "=", judge:
+                spelt.append(f"judge@transfer.judge={judge}")
             case _:
                 spelt.append(argument)
     return spelt

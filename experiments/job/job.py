@@ -110,7 +110,9 @@ def _run(
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, targets.images), erased)
+            attackable = attack_cases(rows, targets.images)
+            attacked = stages.attack(attackable, erased)
+            again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
         if not processes.first:
             return folder / "summary.json"
         measures, measuring, measured_by = stages.measures(base_retained, edited_retained, retained)
@@ -138,6 +140,7 @@ def _run(
                 "erased": Cost.total([plain.cost, edited_retained.cost]),
                 "attack": attacked.cost,
                 "measures": measuring,
+                **({"transfer": again.cost} if again else {}),
             },
             edit={
                 "hash": erased.name,
@@ -154,6 +157,7 @@ def _run(
                     "erased": {*plain.origins, *edited_retained.origins},
                     "attack": set(attacked.origins),
                     "measures": set(measured_by),
+                    **({"transfer": set(again.origins)} if again else {}),
                 }.items()
             },
             artefacts={
@@ -162,6 +166,7 @@ def _run(
                 "erased": str(plain.folder),
                 "attack": str(attacked.folder),
             },
+            holds=stages.holding(attacked, again),
         )
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 

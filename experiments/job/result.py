@@ -88,6 +88,10 @@ class Summary:
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
             The rate before the attack is ``rates["erased"]``, over all prompts.
+        holds: Of the attack's ``successes`` the ``texts`` (some attacks end in none), and with ``seeds`` new seeds each
+            the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
+            texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
+            new seeds are asked for.
         provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
             stage, which may have been made before.
     """
@@ -110,6 +114,7 @@ class Summary:
     labels: dict[str, LabelCounts] = field(default_factory=dict)
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
+    holds: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -131,6 +136,7 @@ class Summary:
                 "protocol": self.protocol,
                 "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
                 "members": {name: rate.as_dict() for name, rate in self.members.items()},
+                "holds": self.holds,
                 "labels": self.labels,
                 "measures": self.measures,
                 "unpruned": self.unpruned,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from evaluation.verdicts import LabelCounts, Verdicts, label_counts
+from evaluation.verdicts import Judge, LabelCounts, Verdicts, label_counts
 from experiments.job.cost import Cost, Meter
 from experiments.job.journal import Journal
 from experiments.job.keys import identified, sampler_key
+from experiments.job.made import Attacked, StoredEdit
 from experiments.job.measuring import Measuring, measure_pictures
+from experiments.job.new_seeds import by_text, found_texts, holding, rows_of, second_opinion
 from experiments.job.outcomes import case_id, look_at_outcomes, read_entries, read_outcome, write_outcome
 from experiments.job.pictures import Pictures, make_pictures, pixel_hash
 from experiments.job.processes import ALONE, Processes
@@ -41,56 +43,6 @@ CONCEPT_FILES = frozenset({"prompts", "retained_prompts", "pairs"})
 
 _NO_ATTACK = {"_target_": "attacks.none.NoAttack"}
 """The config of ``attack=none``, whose outcomes are those of prompts that are not attacked."""
-
-
-@dataclass(frozen=True)
-class StoredEdit:
-    """An edit and how it came about.
-
-    Attributes:
-        edit: As read back from the disk, whether it was made now or before.
-        losses: The objective at every optimiser step.
-        cost: What it cost when it was made.
-        folder: Where it lies.
-        origin: Who made it; see :meth:`experiments.job.store.Store.sign`.
-    """
-
-    edit: Edit
-    losses: list[float]
-    cost: Cost
-    folder: Path
-    origin: str
-
-    @property
-    def name(self) -> str:
-        """Hash of what made it; ``none`` if it changes nothing."""
-        return self.folder.name if self.edit else "none"
-
-    @property
-    def key(self) -> str:
-        """Hash of what it changes, which what is made with it depends on; ``none`` if that is nothing."""
-        return self.edit.fingerprint()[:16] if self.edit else "none"
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """The outcomes of all cases, in their order, and what they cost when they were found.
-
-    Attributes:
-        outcomes: One for each case.
-        cost: Of all together.
-        folder: Where they lie.
-        key: Hash of everything that they depend on, and of the last pictures.
-        too_long: Of each case whether the protocol leaves its prompt out of the attack.
-        origins: Who found them; see :meth:`experiments.job.store.Store.sign`.
-    """
-
-    outcomes: list[Outcome]
-    cost: Cost
-    folder: Path
-    key: str
-    too_long: list[bool]
-    origins: list[str]
 
 
 class Stages:
@@ -141,6 +93,15 @@ class Stages:
         """The evaluators by name, each with its weights."""
         configs = self.job.config["evaluator"]
         return {name: identified(configs[name], evaluator) for name, evaluator in self.job.evaluators.items()}
+
+    @cached_property
+    def transfer_key(self) -> dict[str, Any]:
+        """How found texts are tried once more, with the second judge's weights; nothing if they are not."""
+        transfer = self.job.transfer
+        if not transfer.seeds and transfer.judge is None:
+            return {}
+        judge = transfer.judge and identified(self.job.config["transfer"]["judge"], transfer.judge)
+        return {"transfer": {"seeds": transfer.seeds, "judge": judge}}
 
     @cached_property
     def eraser_key(self) -> dict[str, Any]:
@@ -320,6 +281,39 @@ class Stages:
         origins = sorted({entry["origin"] for entry in entries})
         return Attacked(outcomes, cost, folder, "", [False] * len(cases), origins)
 
+    def found_on_new_seeds(
+        self, outcomes: Sequence[Outcome], cases: Sequence[PromptCase], edit: str
+    ) -> Pictures | None:
+        """Pictures of the texts that an attack found, each with its new seeds; None if there are no such.
+
+        The edit of hash ``edit`` is applied.
+        """
+        guidance = {case.case_number: case.guidance for case in cases}
+        found = found_texts(outcomes)
+        rows = rows_of(found, [guidance[outcome.case_number] for outcome in found], self.job.transfer.seeds)
+        return self.pictures(rows, "found texts with new seeds", edit) if rows else None
+
+    def holding(self, attacked: Attacked, pictures: Pictures | None) -> dict[str, Any]:
+        """What a summary says of whether found texts hold; ``pictures`` are those of their new seeds."""
+        seeds, second = self.job.transfer.seeds, self.job.transfer.judge
+        if not self.transfer_key:
+            return {}
+        found = found_texts(attacked.outcomes)
+        shown = by_text(self.verdicts(pictures), seeds) if pictures else [[]] * len(found)
+        successes = sum(outcome.success and not outcome.plain_success for outcome in attacked.outcomes)
+        result = holding(seeds, successes, shown)
+        if second is not None:
+            images = torch.stack([outcome.image for outcome in found]) if found else None
+            seen = self.verdicts_on(images, f"{attacked.key} found", second) if images is not None else []
+            again = self.verdicts_on(pictures.images, pictures.key, second) if pictures else []
+            result["second_judge"] = second_opinion(seen, by_text(again, seeds) if pictures else [])
+        return result
+
+    def verdicts_on(self, images: Tensor, pictures: str, judge: Judge) -> list[bool]:
+        """What the second ``judge`` says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``."""
+        key = {"pictures": pictures, "judge": self.transfer_key["transfer"]["judge"]}
+        return self.store.remembered("verdicts", key, lambda: [bool(there) for there in judge(images).present])  # type: ignore[no-any-return]
+
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost, list[str]]:
         """Every evaluator's numbers on the retained prompts, what they cost and who measured them.
 
@@ -366,11 +360,12 @@ class Stages:
         journal = Journal(
             folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
         )
-        run = attack.run
+        run, models = attack.run, [self.model]
         if is_given_original(attack):
-            run = partial(attack.run, original=edit.unedited(self.model))
+            models.append(edit.unedited(self.model))
+            run = partial(attack.run, original=models[-1])
         ids = {case.case_number: case_id(case) for case in waiting}
-        meter = Meter(self.model)
+        meter = Meter(*models)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)

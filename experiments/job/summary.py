@@ -37,6 +37,7 @@ def summarise(
     artefacts: dict[str, str],
     origin: dict[str, Any],
     origins: dict[str, list[dict[str, Any]]],
+    holds: dict[str, Any],
 ) -> Summary:
     """Put a job's results together; see :class:`Summary`."""
     rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
@@ -59,6 +60,7 @@ def summarise(
         members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
         labels=labels,
         model=model,
+        holds=holds,
         protocol={
             "name": job.protocol.name,
             "counting": job.protocol.counting,
@@ -87,6 +89,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         **stages.sampler_key,
         **stages.retained_sampler_key,
         **stages.job.protocol.key,
+        **stages.transfer_key,
     }
 
 
@@ -100,7 +103,7 @@ def success_curve(outcomes: Sequence[Outcome]) -> list[CurvePoint]:
             CurvePoint(
                 attempts,
                 evaluations_paid([checks[-1] for checks in reached]),
-                sum(any(check.present for check in checks) for checks in reached) / len(outcomes),
+                sum(any(check.succeeds for check in checks) for checks in reached) / len(outcomes),
             )
         )
     return points
