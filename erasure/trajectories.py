@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.files import set_aside
 from diffusion.model import TextToImage
 from diffusion.progress import track
 from diffusion.streams import stream
-from diffusion.training import save_atomically
+from diffusion.training import read_saved, save_atomically
 
 
 @dataclass(frozen=True)
@@ -330,9 +331,11 @@ def remembered(
         The tensors, and the evaluations that they cost when they were computed.
     """
     path = stage(checkpoint, part)
-    if path is not None and path.exists():
-        state = torch.load(path, weights_only=True, map_location=model.device)
-        return state["tensors"], state["unet_evaluations"]
+    state = None if path is None else read_saved(path, model.device)
+    if path is not None and state is not None:
+        if isinstance(state, dict) and state.keys() == {"tensors", "unet_evaluations"}:
+            return state["tensors"], state["unet_evaluations"]
+        set_aside(path, "it is of another kind")
     before = model.unet_evaluations
     tensors = compute()
     spent = model.unet_evaluations - before

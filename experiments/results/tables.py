@@ -1,17 +1,21 @@
 """Tables of many runs, as Markdown, CSV and LaTeX."""
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
+from experiments.job.origin import MACHINE, revisions
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, holding_texts, measure_text, protocol_texts, short_text
+from experiments.results.screen import RATES, holding_texts, measure_text, mixtures, protocol_texts, short_text
 from experiments.results.writing import latex, markdown_table, write_csv
+
+log = logging.getLogger(__name__)
 
 GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
@@ -42,6 +46,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
             # Older runs did not count these.
             row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
+        row |= {name: summary.get(name) for name in (*MACHINE, "processes")} | {"revision": revisions([summary])[0]}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -237,8 +242,11 @@ def write_tables(
         parts += [
             "## Over seeds",
             markdown_table(seeds),
-            "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
+            "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
+    for sentence in mixtures(summaries):
+        log.warning(sentence)
+        parts += [f"**{sentence}**"]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
@@ -260,13 +268,13 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[Any]) -> str:
-    """Mean, lowest and highest of one measure of several runs, rates in percent."""
+    """Mean, standard deviation, lowest and highest of one measure of several runs, rates in percent."""
     if isinstance(values[0], Mapping) and "rate" in values[0]:
         numbers, form = [100 * value["rate"] for value in values], "{:.1f} %"
     else:
         numbers, form = [value["mean"] if isinstance(value, Mapping) else value for value in values], "{:.2f}"
     mean, lowest, highest = fmean(numbers), min(numbers), max(numbers)
-    return " ".join([form.format(mean), f"({lowest:.4g} - {highest:.4g})"])
+    return f"{form.format(mean)} ± {stdev(numbers):.2f} ({lowest:.4g} - {highest:.4g})"
 
 
 def _numbers(name: str, value: Any) -> dict[str, Any]:
