@@ -55,7 +55,9 @@ class STEREO(Trained):
     v* of its own. The defaults are the authors'.
 
     The authors' code, whose scales count from 1 and whose projection changes nothing, comes to eta = 0 in the search,
-    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards.
+    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards. It also takes k of 50 sampler steps, k from
+    1 to 49, and scores x_t at the timestep k of 50 on the scale of 1000: with ``published_offset``, x_t is less noisy
+    than its t says, by 19 timesteps.
 
     Attributes:
         scope: What is trained, in the search too.
@@ -91,7 +93,7 @@ class STEREO(Trained):
         sampling_batch_size: Trajectories and pictures sampled at a time; it changes speed and memory only.
     """
 
-    scope: UNetScope = "noxattn"
+    scope: UNetScope = "esd_u"
     rounds: Annotated[int, Field(ge=1)] = 4
     search_steps: Annotated[int, Field(ge=1)] = 200
     search_learning_rate: Annotated[float, Field(gt=0)] = 5e-6
