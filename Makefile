@@ -27,39 +27,39 @@ types: $(INSTALLED)
 
 canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
-	$(BIN)/python -m experiments.canvas_card --folder diffusion/canvas/weights
+	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/python -m experiments.tables table1
+	$(BIN)/python -m experiments.results.tables table1
 
 attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
-	$(BIN)/python -m experiments.tables attacks
-	$(BIN)/python -m experiments.figures attacks
+	$(BIN)/python -m experiments.results.tables attacks
+	$(BIN)/python -m experiments.results.figures attacks
 
 erasers: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=erasers
-	$(BIN)/python -m experiments.tables erasers
+	$(BIN)/python -m experiments.results.tables erasers
 
 claim: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=claim
 	$(BIN)/python run.py -m +experiment=tradeoff
-	$(BIN)/python -m experiments.tables claim
-	$(BIN)/python -m experiments.claim
-	$(BIN)/python -m experiments.tables tradeoff
-	$(BIN)/python -m experiments.figures tradeoff
+	$(BIN)/python -m experiments.results.tables claim
+	$(BIN)/python -m experiments.results.claim
+	$(BIN)/python -m experiments.results.tables tradeoff
+	$(BIN)/python -m experiments.results.figures tradeoff
 
 figure-neurons: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=neurons
-	$(BIN)/python -m experiments.neurons
+	$(BIN)/python -m experiments.results.neurons
 
 # How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
 calibrate: $(INSTALLED)
 ifdef CALIBRATE
-	$(BIN)/python -m experiments.calibrate $(CALIBRATE)
+	$(BIN)/python -m experiments.command.calibrate $(CALIBRATE)
 else
-	for concept in van_gogh church fire; do $(BIN)/python -m experiments.calibrate concept=$$concept || exit 1; done
+	for concept in van_gogh church fire; do $(BIN)/python -m experiments.command.calibrate concept=$$concept || exit 1; done
 endif
 
 benchmarks: $(INSTALLED)

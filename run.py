@@ -8,9 +8,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.early import check_early
-from experiments.errors import one_sentence, tidy_arguments
-from experiments.shorthands import spell_out
+from experiments.command.early import check_early
+from experiments.command.errors import one_sentence, tidy_arguments
+from experiments.command.shorthands import spell_out
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -19,17 +19,17 @@ def main(config: DictConfig) -> str:
     with one_sentence():
         # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
         check_early(config)
-        from experiments.config import build  # noqa: PLC0415
+        from experiments.command.config import build  # noqa: PLC0415
 
         choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
         job = build(config, choices)
         if job.settings.processes > 1:
-            from experiments.processes import run_in_processes  # noqa: PLC0415
+            from experiments.job.processes import run_in_processes  # noqa: PLC0415
 
             log_config = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
             return str(run_in_processes(job.settings.processes, job.config, job.choices, Path(folder), log_config))
 
-        from experiments.job import run_job  # noqa: PLC0415
+        from experiments.job.job import run_job  # noqa: PLC0415
 
         return str(run_job(job, folder))
 

@@ -39,7 +39,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.off import Off
 from evaluation.judges.nudenet import LABELS, NudeNet
 from evaluation.verdicts import Verdicts
-from experiments.cost import peak_memory_bytes
+from experiments.job.cost import peak_memory_bytes
 
 PROMPT = "a painting of a church by van gogh"
 LEVELS = 4

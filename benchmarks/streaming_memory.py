@@ -17,9 +17,9 @@ import torch
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality.distances import FrechetDistance
 from evaluation.quality.extractors import Classifier
-from experiments.cost import Cost, peak_memory_bytes, reset_peak_memory
-from experiments.measuring import Measuring, measure_pictures
-from experiments.pictures import Pictures, write_picture
+from experiments.job.cost import Cost, peak_memory_bytes, reset_peak_memory
+from experiments.job.measuring import Measuring, measure_pictures
+from experiments.job.pictures import Pictures, write_picture
 
 
 class Clock:

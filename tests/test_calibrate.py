@@ -12,9 +12,9 @@ from PIL import Image
 
 from evaluation.calibration import calibrate
 from evaluation.verdicts import Verdicts
-from experiments import calibrate as command
-from experiments.labelled_pictures import batched, draw_pictures, list_pictures, read_pictures
-from experiments.store import read_json
+from experiments.command import calibrate as command
+from experiments.instruments.labelled_pictures import batched, draw_pictures, list_pictures, read_pictures
+from experiments.job.store import read_json
 from tests.oracles.statistics import wilson
 from tests.tiny_job import make_job
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from experiments import claim
-from experiments.store import write_json
-from experiments.tables import experiment_jobs
+from experiments.job.store import write_json
+from experiments.results import claim
+from experiments.results.tables import experiment_jobs
 
 
 def run(

@@ -13,8 +13,8 @@ from attacks.cases import Check, Outcome
 from attacks.p4d import P4D
 from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
-from experiments import grid
-from experiments.summary import success_curve
+from experiments.job.summary import success_curve
+from experiments.results import grid
 from tests import tiny_job
 from tests.tiny_job import Float64Folder, overrides, run
 
@@ -177,7 +177,7 @@ def test_a_list_of_attacks_reports_the_worst_case_and_who_broke_what(
 
 def test_a_killed_union_ends_with_the_numbers_of_an_undisturbed_one(world: Path, tmp_path: Path) -> None:
     command = attacked_by(world, tmp_path / "store", *UNION)
-    _kill(command, tmp_path, "experiments.stages:write_picture", 4)
+    _kill(command, tmp_path, "experiments.job.stages:write_picture", 4)
     (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
     assert len(journal.read_text().splitlines()) == 3
     resumed = run(command, tmp_path / "again")
@@ -268,11 +268,11 @@ def test_the_summary_says_what_made_it(undisturbed: dict[str, Any]) -> None:
 
 
 KILLS = {
-    "base pictures": ("experiments.pictures:write_picture", 4),
+    "base pictures": ("experiments.job.pictures:write_picture", 4),
     "training": ("erasure.trajectories:FrozenSamples.batch", 55),
-    "edit": ("experiments.stages:write_json", 2),
-    "attack": ("experiments.stages:write_picture", 3),
-    "summary": ("experiments.job:write_json", 2),
+    "edit": ("experiments.job.stages:write_json", 2),
+    "attack": ("experiments.job.stages:write_picture", 3),
+    "summary": ("experiments.job.job:write_json", 2),
 }
 
 
@@ -288,7 +288,7 @@ def test_a_killed_job_ends_with_the_numbers_of_an_undisturbed_one(
 def test_a_job_killed_while_it_writes_an_outcome_drops_the_torn_line(
     world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    _kill(overrides(world, tmp_path / "store"), tmp_path, "experiments.store:Journal.append", 3, torn=True)
+    _kill(overrides(world, tmp_path / "store"), tmp_path, "experiments.job.store:Journal.append", 3, torn=True)
     (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
     assert not journal.read_text().endswith("\n")
     assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)

@@ -17,10 +17,10 @@ from erasure.neurons import (
     standardised_differences,
 )
 from evaluation.statistics import Mean
-from experiments import neurons, tables
-from experiments.errors import CommandError
-from experiments.neurons import Analysis, Measurements, PruningEffect, RunNeurons
-from experiments.summary import read_summaries
+from experiments.command.errors import CommandError
+from experiments.job.summary import read_summaries
+from experiments.results import neurons, tables
+from experiments.results.neurons import Analysis, Measurements, PruningEffect, RunNeurons
 from tests import tiny_job
 from tests.conftest import make_tiny_pipeline
 from tests.oracles import neurons as oracle

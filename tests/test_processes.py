@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.processes import Processes, run_in_processes
-from experiments.store import read_json
+from experiments.job.processes import Processes, run_in_processes
+from experiments.job.store import read_json
 from tests.test_job import numbers, undisturbed  # noqa: F401 - fixtures
 from tests.tiny_job import make_job, overrides
 

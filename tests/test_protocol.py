@@ -18,12 +18,12 @@ from attacks.cases import PromptCase
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
-from experiments import tables
-from experiments.errors import CommandError
-from experiments.protocol import Protocol, TargetSampling, success_rates
-from experiments.published import PUBLISHED, published_numbers
-from experiments.screen import protocol_texts
-from experiments.summary import CaseResult
+from experiments.command.errors import CommandError
+from experiments.job.protocol import Protocol, TargetSampling, success_rates
+from experiments.job.summary import CaseResult
+from experiments.results import tables
+from experiments.results.published import PUBLISHED, published_numbers
+from experiments.results.screen import protocol_texts
 from tests.tiny_job import CONFIG_FOLDER, PROMPTS, Float64Folder, make_job, overrides, run
 
 PRESETS = ("unlearndiffatk", "advunlearn", "p4d", "ringabell")
@@ -231,7 +231,7 @@ def test_a_preset_says_every_field_and_the_command_line_wins(preset: str) -> Non
     assert config.judge["_target_"].endswith("CanvasJudge")
     stored = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "protocol" / f"{preset}.yaml")["protocol"])
     assert isinstance(stored, dict)
-    assert stored.pop("_target_") == "experiments.protocol.Protocol"
+    assert stored.pop("_target_") == "experiments.job.protocol.Protocol"
     assert set(stored) == set(asdict(Protocol()))
     assert stored["name"] == preset
 

@@ -20,7 +20,7 @@ from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
 from evaluation.verdicts import Judge, Verdicts
-from experiments.errors import CommandError
+from experiments.command.errors import CommandError
 from tests.judges import never, one_in
 from tests.oracles import relearn as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job

@@ -18,9 +18,9 @@ from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mut
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from diffusion.training import step_generator
-from experiments.errors import CommandError
-from experiments.stages import Stages
-from experiments.store import Store
+from experiments.command.errors import CommandError
+from experiments.job.stages import Stages
+from experiments.job.store import Store
 from tests.judges import never, one_in
 from tests.oracles import ringabell as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job

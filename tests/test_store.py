@@ -12,9 +12,9 @@ from diffusion.files import replacing
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import PromptRow
-from experiments.config import TRAINING_SPEED_ONLY, matters
-from experiments.pictures import make_pictures, read_picture, write_picture
-from experiments.store import Journal, Store, content_hash, read_json, write_json
+from experiments.command.config import TRAINING_SPEED_ONLY, matters
+from experiments.job.pictures import make_pictures, read_picture, write_picture
+from experiments.job.store import Journal, Store, content_hash, read_json, write_json
 
 
 def test_hash_depends_on_content_and_not_on_order() -> None:

@@ -10,10 +10,10 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from evaluation.statistics import Mean, PairedComparison, Rate
-from experiments import figures, tables
-from experiments.screen import measure_text, short_text
-from experiments.store import write_json
-from experiments.summary import read_summaries
+from experiments.job.store import write_json
+from experiments.job.summary import read_summaries
+from experiments.results import figures, tables
+from experiments.results.screen import measure_text, short_text
 
 
 @pytest.fixture(scope="module")

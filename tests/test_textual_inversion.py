@@ -17,7 +17,7 @@ from attacks.textual_inversion import TextualInversion
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge, Verdicts
-from experiments.errors import CommandError
+from experiments.command.errors import CommandError
 from tests.attack_cases import assert_same_outcomes, by_number
 from tests.conftest import make_tiny_pipeline
 from tests.judges import never, one_in

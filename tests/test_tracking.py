@@ -11,10 +11,10 @@ import torch
 
 from attacks.cases import Check, Outcome
 from evaluation.statistics import Rate
-from experiments.cost import Cost
-from experiments.grid import draw
-from experiments.summary import CaseResult, CurvePoint, Summary
-from experiments.tracking import Off, WandbTracker, has_key
+from experiments.job.cost import Cost
+from experiments.job.summary import CaseResult, CurvePoint, Summary
+from experiments.results.grid import draw
+from experiments.results.tracking import Off, WandbTracker, has_key
 
 JOB: Any = SimpleNamespace(
     choices={"eraser": "esd", "pruning": "off", "attack": "none", "hydra/help": "concise"},

@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from evaluation.verdicts import Verdicts
-from experiments.config import Job, build
-from experiments.job import run_job
-from experiments.shorthands import spell_out
-from experiments.store import read_json
+from experiments.command.config import Job, build
+from experiments.command.shorthands import spell_out
+from experiments.job.job import run_job
+from experiments.job.store import read_json
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS = ("a church", "a red fish", "a golf ball in the snow", "a photo of a church", "two blue fish", "a parachute")

@@ -15,11 +15,11 @@ from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
-from experiments.config import TRAINING_SPEED_ONLY, Job, matters
-from experiments.cost import Cost
-from experiments.protocol import success_rates
-from experiments.stages import Stages
-from experiments.store import SCHEMA_VERSION, Store, content_hash, read_json
+from experiments.command.config import TRAINING_SPEED_ONLY, Job, matters
+from experiments.job.cost import Cost
+from experiments.job.protocol import success_rates
+from experiments.job.stages import Stages
+from experiments.job.store import SCHEMA_VERSION, Store, content_hash, read_json
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "hydra-core", "numpy")
 RUNS = "runs"

@@ -1,4 +1,4 @@
-"""Neurons that go with a concept, once it is erased and under attack: ``python -m experiments.neurons``."""
+"""Neurons that go with a concept, once it is erased and under attack: ``python -m experiments.results.neurons``."""
 
 import dataclasses
 import logging
@@ -28,13 +28,13 @@ from erasure.neurons import Sensitivity, Spread, Units, activations, choose, sta
 from erasure.trajectories import remembered
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean
-from experiments.config import Job, build
-from experiments.errors import CommandError, one_sentence
-from experiments.figures import COLORS
-from experiments.stages import Stages
-from experiments.store import Store, canonical_json
-from experiments.summary import pruning_pairs
-from experiments.tables import GROUPS, arguments_parser, collect_runs, comes_as_text
+from experiments.command.config import Job, build
+from experiments.command.errors import CommandError, one_sentence
+from experiments.job.stages import Stages
+from experiments.job.store import Store, canonical_json
+from experiments.job.summary import pruning_pairs
+from experiments.results.figures import COLORS
+from experiments.results.tables import GROUPS, arguments_parser, collect_runs, comes_as_text
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from diffusion.progress import progress_bar
 from diffusion.training import save_atomically
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
-from experiments.cost import Cost, Meter
-from experiments.pictures import Pictures
-from experiments.store import write_json
+from experiments.job.cost import Cost, Meter
+from experiments.job.pictures import Pictures
+from experiments.job.store import write_json
 
 PART = 128
 """Pictures of each model that are in memory at a time."""

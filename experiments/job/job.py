@@ -13,14 +13,14 @@ from attacks.cases import PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
-from experiments import grid, screen
-from experiments.config import Job
-from experiments.cost import Cost
-from experiments.early import canvas_settings
-from experiments.processes import ALONE, Processes
-from experiments.stages import Stages
-from experiments.store import Store, write_json
-from experiments.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
+from experiments.command.config import Job
+from experiments.command.early import canvas_settings
+from experiments.job.cost import Cost
+from experiments.job.processes import ALONE, Processes
+from experiments.job.stages import Stages
+from experiments.job.store import Store, write_json
+from experiments.job.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
+from experiments.results import grid, screen
 
 log = logging.getLogger(__name__)
 

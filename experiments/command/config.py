@@ -19,9 +19,9 @@ from erasure.protocols import Eraser, Pruning, check_pair
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
-from experiments.errors import CommandError, explain_instantiation, explain_validation, unknown
-from experiments.protocol import Protocol
-from experiments.tracking import Tracker
+from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.job.protocol import Protocol
+from experiments.results.tracking import Tracker
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),

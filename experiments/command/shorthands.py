@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-from experiments.errors import CommandError
+from experiments.command.errors import CommandError
 
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _RUN = re.compile(r"[0-9a-f]{16}")

@@ -1,7 +1,7 @@
 """Measures a canvas folder on held-out seeds and writes its model card.
 
-``python -m experiments.canvas_card --folder diffusion/canvas/weights`` leaves ``model_card.md``, ``metrics.json`` and
-three picture sheets beside the weights. Nothing it looks at was drawn for training.
+``python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights`` leaves ``model_card.md``,
+``metrics.json`` and three picture sheets beside the weights. Nothing it looks at was drawn for training.
 """
 
 import argparse
@@ -216,8 +216,8 @@ def render(metrics: dict[str, Any]) -> str:
         "else. `clip/` holds the CLIP whose text half conditions it, `classifier/` the judge. "
         "`python -m diffusion.canvas.recipe` trains everything; `recipe.json` has its numbers.",
         "",
-        f"All figures below come from `python -m experiments.canvas_card`, on seed {metrics['held_out_seed']}, which "
-        "training never used. Brackets are 95 % intervals (Wilson's for rates, Student's for means).",
+        "All figures below come from `python -m experiments.instruments.canvas_card`, on seed "
+        f"{metrics['held_out_seed']}, which training never used. Brackets are 95 % intervals (Wilson's for rates, Student's for means).",
         "",
         "## Generated pictures",
         "",

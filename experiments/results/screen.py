@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.statistics import Mean, PairedComparison, Rate
-from experiments.published import published_numbers
-from experiments.summary import Summary, compare, pruning_pairs
+from experiments.job.summary import Summary, compare, pruning_pairs
+from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
 """Prompts found by an attack; the file of prompts has all."""

@@ -1,6 +1,7 @@
-"""How often does a judge err? ``python -m experiments.calibrate judge=nudenet --pictures labelled/``.
+"""How often does a judge err? ``python -m experiments.command.calibrate judge=nudenet --pictures labelled/``.
 
-Without pictures the canvas draws them, so that their truth is known: ``python -m experiments.calibrate concept=fire``.
+Without pictures the canvas draws them, so that their truth is known:
+``python -m experiments.command.calibrate concept=fire``.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
 from experiments import CONFIG_FOLDER
-from experiments.config import make_object
-from experiments.errors import one_sentence, tidy_arguments
-from experiments.labelled_pictures import (
+from experiments.command.config import make_object
+from experiments.command.errors import one_sentence, tidy_arguments
+from experiments.command.shorthands import spell_out
+from experiments.instruments.labelled_pictures import (
     Labelled,
     batched,
     check_drawable,
@@ -29,9 +31,8 @@ from experiments.labelled_pictures import (
     list_pictures,
     read_pictures,
 )
-from experiments.shorthands import spell_out
-from experiments.store import write_json
-from experiments.summary import provenance
+from experiments.job.store import write_json
+from experiments.job.summary import provenance
 
 _BATCH = 64
 _COLUMNS = {
@@ -48,7 +49,8 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
 
     Args:
         overrides: Of the config, as for ``run.py``; ``judge`` and ``concept`` matter.
-        pictures: A labelled folder or table, see :func:`~experiments.labelled_pictures.list_pictures`; None draws them.
+        pictures: A labelled folder or table, see :func:`~experiments.instruments.labelled_pictures.list_pictures`; None
+            draws them.
         drawn: How many pictures to draw.
         seed: Of the drawing.
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _WANTED = {
     "int_parsing": "an integer",
     "int_type": "an integer",

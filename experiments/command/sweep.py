@@ -15,9 +15,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
-from experiments.early import check_early
-from experiments.errors import one_sentence
-from experiments.shorthands import name_unions, spell_out
+from experiments.command.early import check_early
+from experiments.command.errors import one_sentence
+from experiments.command.shorthands import name_unions, spell_out
 
 
 def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
@@ -49,7 +49,7 @@ class Sweep(Callback):
                 with read_write(config):
                     params.attack = name_unions(str(params.attack))
 
-            from experiments.config import build  # noqa: PLC0415
+            from experiments.command.config import build  # noqa: PLC0415
 
             for job in jobs:
                 build(job)
@@ -62,8 +62,8 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print one table of all runs."""
-        from experiments.screen import show_sweep  # noqa: PLC0415
-        from experiments.store import read_json  # noqa: PLC0415
+        from experiments.job.store import read_json  # noqa: PLC0415
+        from experiments.results.screen import show_sweep  # noqa: PLC0415
 
         if self._summaries:
             show_sweep([read_json(path) for path in self._summaries], self._pictures)

@@ -86,7 +86,7 @@ def run_in_processes(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # A fork server imports the project once for all of them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.job"])
+    context.set_forkserver_preload(["experiments.job.job"])
     arguments = (count, context.Barrier(count), config, choices, folder, log_config)
     try:
         start_processes(_run_share, arguments, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
@@ -108,10 +108,10 @@ def _run_share(
     # These import the stages, which import this module.
     from omegaconf import OmegaConf  # noqa: PLC0415
 
-    from experiments.config import build  # noqa: PLC0415
-    from experiments.errors import one_sentence  # noqa: PLC0415
-    from experiments.job import run_job  # noqa: PLC0415
-    from experiments.tracking import Off  # noqa: PLC0415
+    from experiments.command.config import build  # noqa: PLC0415
+    from experiments.command.errors import one_sentence  # noqa: PLC0415
+    from experiments.job.job import run_job  # noqa: PLC0415
+    from experiments.results.tracking import Off  # noqa: PLC0415
 
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())

@@ -11,7 +11,7 @@ from diffusion.model import TextToImage
 from evaluation.statistics import Rate
 
 if TYPE_CHECKING:
-    from experiments.summary import CaseResult
+    from experiments.job.summary import CaseResult
 
 Counting = Literal["all", "excluding_plain", "ideal"]
 """How an attack success rate counts.

@@ -18,9 +18,9 @@ from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import PromptRow
-from experiments.cost import Cost, Meter
-from experiments.processes import ALONE, Processes
-from experiments.store import Store, content_hash
+from experiments.job.cost import Cost, Meter
+from experiments.job.processes import ALONE, Processes
+from experiments.job.store import Store, content_hash
 
 _FACTS = "made from"
 

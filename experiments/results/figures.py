@@ -1,4 +1,4 @@
-"""Figures of many runs, collected from the store: ``python -m experiments.figures attacks`` (or ``tradeoff``)."""
+"""Figures of many runs, from the store: ``python -m experiments.results.figures attacks`` (or ``tradeoff``)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from evaluation.statistics import Rate
-from experiments.errors import one_sentence
-from experiments.tables import collect_runs, comes_as_text, method_name, model_name, parse_arguments
+from experiments.command.errors import one_sentence
+from experiments.results.tables import collect_runs, comes_as_text, method_name, model_name, parse_arguments
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""

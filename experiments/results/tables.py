@@ -1,4 +1,4 @@
-"""Tables of many runs, collected from the store: ``python -m experiments.tables table1``."""
+"""Tables of many runs, collected from the store: ``python -m experiments.results.tables table1``."""
 
 import argparse
 import sys
@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments import CONFIG_FOLDER
-from experiments.config import PROMPT_SETS, matters
-from experiments.errors import CommandError, one_sentence
-from experiments.published import published_numbers
-from experiments.screen import RATES, measure_text, protocol_texts, short_text
-from experiments.shorthands import spell_out
-from experiments.summary import compare, pruning_pairs, read_summaries
-from experiments.sweep import sweep_jobs
+from experiments.command.config import PROMPT_SETS, matters
+from experiments.command.errors import CommandError, one_sentence
+from experiments.command.shorthands import spell_out
+from experiments.command.sweep import sweep_jobs
+from experiments.job.summary import compare, pruning_pairs, read_summaries
+from experiments.results.published import published_numbers
+from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
 
 GROUPS = ("eraser", "pruning", "attack")
 _NOT_NUMBERS = {"store", "tracker"}
@@ -291,7 +291,9 @@ def write_tables(
     paths[0].write_text("\n\n".join(parts) + "\n")
     long_table(summaries).to_csv(paths[1], index=False)
     latex = reading.drop(columns="path").to_latex(index=False, escape=True)
-    paths[2].write_text(f"% made by python -m experiments.tables {name}; the runs are rows of {name}.csv\n{latex}")
+    paths[2].write_text(
+        f"% made by python -m experiments.results.tables {name}; the runs are rows of {name}.csv\n{latex}"
+    )
     return paths
 
 

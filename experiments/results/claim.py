@@ -1,4 +1,4 @@
-"""The paper's claim on finished runs, that pruning holds better under attack: ``python -m experiments.claim``."""
+"""The paper's claim on finished runs, that pruning holds better: ``python -m experiments.results.claim``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import Mean
-from experiments.errors import one_sentence
-from experiments.tables import collect_runs, parse_arguments
+from experiments.command.errors import one_sentence
+from experiments.results.tables import collect_runs, parse_arguments
 
 LOWER_BY = 25.0
 """Points by which the attack is to succeed less often."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from attacks.cases import Outcome
 
 if TYPE_CHECKING:
-    from experiments.config import Job
-    from experiments.summary import CurvePoint, Summary
+    from experiments.command.config import Job
+    from experiments.job.summary import CurvePoint, Summary
 
 log = logging.getLogger(__name__)
 

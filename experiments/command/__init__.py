@@ -1,0 +1,1 @@
+"""What is typed becomes a checked job: config, early checks, errors, shorthands, sweeps."""
