@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -89,6 +90,8 @@ class STEREO(Trained):
             beforehand in batches.
         trajectories: None gives every training sample a trajectory of its own, as published. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
+        published_offset: x_t is less noisy than t says, as in the authors' code; see ``rescaled`` in
+            :class:`erasure.trajectories.Trajectories`.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories and pictures sampled at a time; it changes speed and memory only.
     """
@@ -118,12 +121,13 @@ class STEREO(Trained):
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
+    published_offset: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_pool(self.trajectories, trajectory=self.trajectory)
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         if self.images < self.rounds:
             raise ValueError(
                 f"images is {self.images} and rounds {self.rounds}; every round learns from pictures of its own, so "
@@ -134,11 +138,18 @@ class STEREO(Trained):
     @property
     def settings(self) -> Trajectories:
         """How trajectories are sampled."""
-        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+        return Trajectories(
+            self.sampling_steps,
+            self.trajectory_guidance,
+            self.trajectories,
+            self.sampling_batch_size,
+            rescaled=self.published_offset,
+        )
 
     def objective(self) -> Objective:
         """The loss of the final erasing, with the retain term if it has weight; preparing it is the search."""
-        return retaining(STEREOObjective(self), self.retain_weight, self.settings, self.batch_size)
+        trajectories = replace(self.settings, rescaled=False)
+        return retaining(STEREOObjective(self), self.retain_weight, trajectories, self.batch_size)
 
     def training(self, model: TextToImage, concept: Concept) -> FineTuning:
         """See :class:`erasure.finetuning.Trained`."""
