@@ -57,7 +57,9 @@ def test_a_preset_does_what_the_authors_code_does(command, expected):
     ],
 )
 def test_uce_goes_to_art_for_styles_and_to_the_empty_prompt_for_the_rest(preset, anchors):
-    found = {concept: make_job(f"eraser={preset}", f"concept={concept}", "judge=canvas").eraser.anchor for concept in anchors}
+    found = {
+        concept: make_job(f"eraser={preset}", f"concept={concept}", "judge=canvas").eraser.anchor for concept in anchors
+    }
 
     assert found == anchors
 
@@ -69,3 +71,16 @@ def test_stereo_trains_no_norm(tiny_model):
 
     assert not any("norm" in name or ".attn2." in name for name in names)
     assert {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= names.keys()
+
+
+def test_every_preset_of_somebodys_has_its_row_in_the_documentation():
+    text = (CONFIG_FOLDER.parent / "docs" / "presets.md").read_text(encoding="utf-8")
+    presets = [
+        path.stem
+        for group in ("eraser", "attack", "pruning")
+        for path in (CONFIG_FOLDER / group).glob("*.yaml")
+        if path.stem.endswith(("_sd14", "_paper", "_mu_attack"))
+    ]
+
+    assert len(presets) > 20
+    assert [name for name in presets if f"`{name}`" not in text] == []

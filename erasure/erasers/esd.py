@@ -73,7 +73,7 @@ class ESD(Trained):
 
     @property
     def strength(self) -> float:
-        """eta as a number."""
+        """Eta as a number."""
         if self.eta is not None:
             return self.eta
         return 1.0 if self.erase_from is None else 2.0

@@ -65,7 +65,9 @@ class RECE(ClosedForm):
         wanted = self.uce.anchored(concept).target_anchors if self.destination == "anchor" else [""] * count
         destinations = model.encode_tokens(wanted).flatten(0, 1)
         empty = [""] * (count if self.empty_for_each_target else 1)
-        kept = Term.keeping(model.encode_tokens([*empty, *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
+        kept = Term.keeping(
+            model.encode_tokens([*empty, *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale
+        )
         right = self.uce.right_multiplication(model, concept)
         for _ in range(self.epochs):
             adversarial = Term(targets @ self._attack(gram, right).T, destinations, self.erase_scale)

@@ -19,6 +19,9 @@ disagree, rules that are not known."""
 CONDITIONS = Path(__file__).with_name("published_conditions.yaml")
 """What they were measured with: judge, counting rule, sampler, attack settings, prompt set."""
 
+SHOWN_SETTINGS = 2
+"""How many other settings a line of text names."""
+
 _GROUPS = ("eraser", "pruning", "attack")
 
 
@@ -32,7 +35,8 @@ class Published:
         method: What its authors call what they measured.
         model: The model that it was measured on, by the name of our choice.
         source: Where it stands.
-        differences: What our run does otherwise; empty if it is comparable as far as is known.
+        elsewhere: Where our run differs in model or prompts; empty if it does not.
+        settings: Which settings of our run are others, each as ``attack.tokens 3 (theirs: 5)``.
         doubt: What speaks against the number itself; mostly empty.
     """
 
@@ -41,13 +45,25 @@ class Published:
     method: str
     model: str
     source: str
-    differences: str
+    elsewhere: str
+    settings: tuple[str, ...]
     doubt: str = ""
 
+    @property
+    def differences(self) -> str:
+        """What our run does otherwise; empty if it is comparable as far as is known."""
+        return self._differences(self.settings)
+
     def __str__(self) -> str:
-        difference = f"; not comparable, as this run is {self.differences}" if self.differences else ""
+        shown = self.settings[:SHOWN_SETTINGS]
+        if more := len(self.settings) - len(shown):
+            shown = (*shown, f"{more} more")
+        difference = f"; not comparable, as this run is {told}" if (told := self._differences(shown)) else ""
         doubt = f"; {self.doubt}" if self.doubt else ""
         return f"{self.value} ({self.method} on {self.model}{difference}{doubt})"
+
+    def _differences(self, settings: tuple[str, ...]) -> str:
+        return " and ".join(filter(None, [self.elsewhere, f"with {', '.join(settings)}" if settings else ""]))
 
 
 def published_numbers(summary: Mapping[str, Any]) -> list[Published]:
@@ -64,11 +80,16 @@ def published_numbers(summary: Mapping[str, Any]) -> list[Published]:
             and all(row[column] in {"", value} for column, value in wanted)
             and all(_has(config, setting) for setting in row["settings"].split())
         ):
-            value = f"{row['value']} {row['unit']}".strip()
-            differences = _differences(row, summary, config)
             numbers.append(
                 Published(
-                    row["metric"], value, row["method"], row["model"], row["source"], differences, row.get("doubt", "")
+                    metric=row["metric"],
+                    value=f"{row['value']} {row['unit']}".strip(),
+                    method=row["method"],
+                    model=row["model"],
+                    source=row["source"],
+                    elsewhere=_elsewhere(row, summary),
+                    settings=tuple(_other_fields(row, summary, config)),
+                    doubt=row["doubt"],
                 )
             )
     return numbers
@@ -86,14 +107,12 @@ def _conditions() -> list[dict[str, Any]]:
     return conditions
 
 
-def _differences(row: Mapping[str, str], summary: Mapping[str, Any], config: Any) -> str:
+def _elsewhere(row: Mapping[str, str], summary: Mapping[str, Any]) -> str:
     parts = []
     if row["model"] != summary["model"]:
         parts.append(f"on {summary['model']}")
     if row["prompts"] not in {"", str(summary["n"])}:
         parts.append(f"of {summary['n']} prompts, not {row['prompts']}")
-    if others := list(_other_fields(row, summary, config)):
-        parts.append(f"with {', '.join(others)}")
     return " and ".join(parts)
 
 
@@ -105,6 +124,7 @@ def _other_fields(row: Mapping[str, str], summary: Mapping[str, Any], config: An
         "concepts": summary["concept"],
         "erasers": row["eraser"],
         "attacks": row["attack"],
+        "sources": row["source"],
     }
     for condition in _conditions():
         if all(value in condition.get(name, [value]) for name, value in those.items()):
