@@ -64,7 +64,7 @@ class NoiseSamples:
 def draw_stops(
     seed: int, step: int, batch_size: int, sampling_steps: int, *, first: int = 0
 ) -> tuple[Tensor, list[int]]:
-    """Where the trajectories of training step ``step`` stop, int64 [batch_size] in first .. steps - 1, and their seeds."""
+    """Where the trajectories of step ``step`` stop, int64 [batch_size] in first .. steps - 1, and their seeds."""
     generator = step_generator(seed, step)
     stops = torch.randint(first, sampling_steps, (batch_size,), generator=generator)
     return stops, torch.randint(2**31, (batch_size,), generator=generator).tolist()

@@ -32,8 +32,8 @@ class RECE(ClosedForm):
         uce: How the first erasure is done.
         epochs: Rounds after it.
         adversarial_ridge: mu, called lambda in the paper; the smaller, the stronger c' and what erasing it costs.
-        destination: What adversarial embeddings are sent to: those of the ``empty`` prompt (the authors, for objects and
-            unsafe content), or of the ``anchor`` in the target's template (the authors, for styles, with
+        destination: What adversarial embeddings are sent to: those of the ``empty`` prompt (the authors, for objects
+            and unsafe content), or of the ``anchor`` in the target's template (the authors, for styles, with
             ``uce.anchor`` "art").
         ridge: lambda of S.
         erase_scale: Weight of the adversarial embeddings in S.

@@ -138,7 +138,7 @@ def _other_fields(row: Mapping[str, str], summary: Mapping[str, Any], config: An
 def _short(value: Any) -> str:
     """A checksum by its beginning, a class without its module."""
     text = "none" if value is None else str(value)
-    return text[:8] if len(text) == 64 else text.rpartition(".")[2] if text.count(".") > 1 else text  # noqa: PLR2004
+    return text[:8] if len(text) == 64 else text.rpartition(".")[2] if text.count(".") > 1 else text
 
 
 def _class(summary: Mapping[str, Any], group: str) -> str:
