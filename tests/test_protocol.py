@@ -238,7 +238,7 @@ def test_a_preset_says_every_field_and_the_command_line_wins(preset: str) -> Non
 
 
 def test_unlearndiffatk_takes_all_that_its_code_prescribes() -> None:
-    config = composed("model=sd14", "concept=nudity", "eraser=esd_sd14", "protocol=unlearndiffatk")
+    config = composed("model=sd14", "concept=nudity", "eraser=esd", "protocol=unlearndiffatk")
     assert (config.model.scheduler, config.sampling.steps, config.prompts) == ("lms", 50, 10000)
     assert (config.attack.timesteps, config.attack.steps_per_timestep, config.attack.tokens) == (50, 40, 5)
     assert "NudeNet" in config.judge["_target_"]

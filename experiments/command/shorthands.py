@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 
 from experiments.command.errors import CommandError
+from experiments.command.names import DEFAULT_CONCEPT, concepts_for, families_of, make_known
 
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _RUN = re.compile(r"[0-9a-f]{16}")
@@ -17,20 +18,32 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
 
     ``attack=[a,b]``, also among the values of a sweep, becomes the choice ``a+b``, their union, which is made known to
     Hydra. ``transfer=run`` becomes ``attack=transfer attack.found=run``, where a run's name stands for its folder in
-    the store.
+    the store. Names that choices had before are made known to Hydra, and ``concept=van_gogh`` becomes
+    ``concept=artist/van_gogh`` where the model is Stable Diffusion.
 
     Raises:
-        CommandError: A list is empty or nested, or names an attack twice.
+        CommandError: A list is empty or nested, or names an attack twice; a concept means two things.
     """
+    values = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    families = families_of(values)
     spelt: list[str] = []
     for argument in arguments:
         match argument.partition("="):
             case "attack", "=", attacks:
+                make_known("attack", re.split(r"[\[\],\s]+", attacks))
                 spelt.append(f"attack={name_unions(attacks)}")
+            case ("eraser" | "pruning") as group, "=", names:
+                make_known(group, re.split(r"[,\s]+", names))
+                spelt.append(argument)
+            case "concept", "=", concepts:
+                spelt.append(f"concept={concepts_for(concepts, families)}")
             case "transfer", "=", runs:
                 spelt += ["attack=transfer", f"attack.found={','.join(map(_locate, runs.split(',')))}"]
             case _:
                 spelt.append(argument)
+    if "concept" not in values and "+experiment" not in values and "~concept" not in values:
+        concept = concepts_for(DEFAULT_CONCEPT, families)
+        spelt += [f"concept={concept}"] if concept != DEFAULT_CONCEPT else []
     return spelt
 
 
