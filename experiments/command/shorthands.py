@@ -1,8 +1,9 @@
 """What a command line may say shortly: ``attack=[a,b]`` and ``transfer=run``; imports nothing heavy."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -45,6 +46,17 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
         concept = concepts_for(DEFAULT_CONCEPT, families)
         spelt += [f"concept={concept}"] if concept != DEFAULT_CONCEPT else []
     return spelt
+
+
+def spell_out_params(params: MutableMapping[str, Any] | None, arguments: Sequence[str]) -> None:
+    """Put what a sweep's preset says shortly into Hydra's words, as :func:`spell_out`; ``arguments`` are what is typed."""
+    if params is None:
+        return
+    if "attack" in params:
+        params["attack"] = name_unions(str(params["attack"]))
+    if "concept" in params:
+        typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        params["concept"] = concepts_for(str(params["concept"]), families_of(typed))
 
 
 def name_unions(attacks: str) -> str:
