@@ -49,7 +49,7 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
 
 
 def spell_out_params(params: MutableMapping[str, Any] | None, arguments: Sequence[str]) -> None:
-    """Put what a sweep's preset says shortly into Hydra's words, as :func:`spell_out`; ``arguments`` are what is typed."""
+    """Spell out what a sweep's preset says shortly, as :func:`spell_out`; ``arguments`` are what is typed."""
     if params is None:
         return
     if "attack" in params:
