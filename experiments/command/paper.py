@@ -252,14 +252,15 @@ def evaluations(cell: Cell, config: Mapping[str, Any]) -> dict[tuple[str, ...], 
     found: dict[tuple[str, ...], float] = {
         ("base", cell.task, protocol): prompts * steps,
         ("edit", *edit): _edit_evaluations(config),
-        ("erased", *edit, protocol): prompts * steps,
+        # What is not edited has the base model's pictures.
+        ("erased", *edit, protocol): 0 if cell.method == "none" else prompts * steps,
         ("attack", *edit, cell.attack): prompts * _attack_evaluations(config, steps),
     }
     if config["evaluator"]:
         retained = min(int(config["retained"]), CAPTIONS)
         sampling = config["retained_sampling"] or config["sampling"]
         pictures = retained * 2 * int(sampling["steps"])
-        found |= {("base", "captions"): pictures, ("captions", *edit): pictures}
+        found |= {("base", "captions"): pictures, ("captions", *edit): 0 if cell.method == "none" else pictures}
     return found
 
 
