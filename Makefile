@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# make table1 concept=church LAUNCHER=joblib: fields that are named are the sweep's overrides, and its results get a name
+# of their own.
+OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% CALIBRATE=%,$(MAKEOVERRIDES))
+SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test slow lint types canvas table1 attacks erasers claim paper figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=demo
+	$(SWEEP) +experiment=demo $(OVERRIDES)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -31,25 +36,25 @@ canvas: $(INSTALLED)
 	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
 
 table1: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/eraselab tables table1
+	$(SWEEP) +experiment=table1 $(OVERRIDES)
+	$(BIN)/eraselab tables table1 $(OVERRIDES)
 
 attacks: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=attacks
-	$(BIN)/eraselab tables attacks
-	$(BIN)/eraselab figure attacks
+	$(SWEEP) +experiment=attacks $(OVERRIDES)
+	$(BIN)/eraselab tables attacks $(OVERRIDES)
+	$(BIN)/eraselab figure attacks $(OVERRIDES)
 
 erasers: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=erasers
-	$(BIN)/eraselab tables erasers
+	$(SWEEP) +experiment=erasers $(OVERRIDES)
+	$(BIN)/eraselab tables erasers $(OVERRIDES)
 
 claim: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=claim
-	$(BIN)/python run.py -m +experiment=tradeoff
-	$(BIN)/eraselab tables claim
-	$(BIN)/eraselab claim
-	$(BIN)/eraselab tables tradeoff
-	$(BIN)/eraselab figure tradeoff
+	$(SWEEP) +experiment=claim $(OVERRIDES)
+	$(SWEEP) +experiment=tradeoff $(OVERRIDES)
+	$(BIN)/eraselab tables claim $(OVERRIDES)
+	$(BIN)/eraselab claim claim $(OVERRIDES)
+	$(BIN)/eraselab tables tradeoff $(OVERRIDES)
+	$(BIN)/eraselab figure tradeoff $(OVERRIDES)
 
 # The paper's benchmark on Stable Diffusion 1.4: what is missing, the plan, the table; make paper PAPER='paper.scale=smoke'
 # runs it in small, make paper PAPER='--yes model.source=sd14' in full.
@@ -57,8 +62,8 @@ paper: $(INSTALLED)
 	$(BIN)/eraselab paper $(PAPER)
 
 figure-neurons: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=neurons
-	$(BIN)/eraselab neurons
+	$(SWEEP) +experiment=neurons $(OVERRIDES)
+	$(BIN)/eraselab neurons neurons $(OVERRIDES)
 
 # How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
 calibrate: $(INSTALLED)

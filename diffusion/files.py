@@ -1,10 +1,79 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and files that are not what they are called."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_STAND_INS = (
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a pointer of Git LFS and not the file itself; run `git lfs pull` where it was cloned, or download the file",
+    ),
+    (
+        rb"(\.\./)*(\.git|)/annex/objects/",
+        "a pointer of git-annex and not the file itself; run `git annex get` where it was cloned",
+    ),
+    (
+        rb"(<!--.*?-->\s*)?(<!doctype html|<html|<head|<script)",
+        "a web page that was saved in the file's place; download the file itself, by its direct link",
+    ),
+    (
+        rb"(<\?xml[^>]*>\s*)?<error\b|\{\s*\"(error|message)\"\s*:\s*\"|(repository|entry) not found|"
+        rb"invalid username or password|access to (model|dataset) \S+ is restricted",
+        "a server's error message that was saved in the file's place; log in if it says so, and download it again",
+    ),
+)
+"""How files begin that stand in the place of others, and what they are."""
+
+_PAGES = frozenset({".html", ".htm", ".md", ".py"})
+"""Suffixes of files that may well be pages."""
+
+_START = 512
+"""Bytes of a file that tell what it is."""
+
+
+def stands_in(path: Path) -> str:
+    """What a file is in place of what its name says, with the remedy; of a folder, the first of its files that is one.
+
+    Returns:
+        The rest of a sentence that begins with the path; empty if there is nothing of the kind.
+    """
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() not in _PAGES)
+        faults = ((file, stands_in(file)) for file in files)
+        return next((f"holds {file.relative_to(path)}, which {fault}" for file, fault in faults if fault), "")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return ""
+    return next(
+        (f"is {what}" for beginning, what in _STAND_INS if re.match(beginning, start, re.IGNORECASE | re.DOTALL)), ""
+    )
+
+
+def require_itself(path: Path) -> None:
+    """See to it that a file is no pointer, web page or error message in the place of another.
+
+    Raises:
+        ValueError: It is.
+    """
+    if fault := stands_in(path):
+        raise ValueError(f"{path} {fault}.")
+
+
+def why_unreadable(path: Path, error: BaseException) -> str:
+    """Why a file or folder cannot be read, to follow its path and a colon: what stands in its place, or the error."""
+    return f"it {fault}" if (fault := stands_in(path)) else in_short(error)
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of an error's message, without its last full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager

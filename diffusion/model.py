@@ -58,7 +58,8 @@ class TextToImage:
         pair: The two text encoders of SDXL; None if the model has one.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, or two tokenizers that differ.
+        ValueError: Unknown scheduler, a resolution that the model cannot have, two tokenizers that differ, or a U-Net
+            that takes more than latents.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class TextToImage:
             self.vae.to(torch.float32)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
+        if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
+            raise ValueError(
+                f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
+                "models of inpainting (9), editing (8) and depth (5) draw from more than a text and cannot be used: "
+                "choose a text-to-image model."
+            )
         if offload:
             self.vae.to("cpu")
         if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
@@ -146,7 +153,9 @@ class TextToImage:
     @property
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
-        return int(self.tokenizer.model_max_length)
+        # A tokenizer that was saved without a length takes texts of any.
+        positions = (int(encoder.config.max_position_embeddings) for encoder in self._text_encoders)
+        return min(int(self.tokenizer.model_max_length), *positions)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -454,8 +463,11 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and values of every weight of the U-Net, the text encoders and the VAE."""
+        """SHA-256 over every weight of the U-Net, the text encoders and the VAE by name, and over added tokens."""
         digest = hashlib.sha256()
+        for token, number in sorted(self.tokenizer.get_added_vocab().items()):
+            if number >= self.tokenizer.vocab_size:
+                digest.update(f"{token} {number}".encode())
         for part in (self.unet, *self._text_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())

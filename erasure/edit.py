@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
@@ -294,7 +294,7 @@ class Edit:
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
-        """Change ``model`` in place and keep what is replaced.
+        """Change ``model`` in place and keep what is replaced; if that fails, the model is as it was.
 
         Args:
             model: The model that the edit was made from.
@@ -319,9 +319,13 @@ class Edit:
                     "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
-        detach = attach_all(self.additions, model)
-        for name, entry in self.entries.items():
-            parameters[name].copy_(entry.value(parameters[name]))
+        with ExitStack() as undone:
+            undone.callback(_put_back, parameters, replaced)
+            detach = attach_all(self.additions, model)
+            undone.callback(detach)
+            for name, entry in self.entries.items():
+                parameters[name].copy_(entry.value(parameters[name]))
+            undone.pop_all()
         self._applications[model] = Application(replaced, detach)
 
     @torch.no_grad()
@@ -335,9 +339,7 @@ class Edit:
             raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
         application = self._applications.pop(model)
         application.detach()
-        parameters = named_parameters(model)
-        for name, original in application.replaced.items():
-            parameters[name].copy_(original)
+        _put_back(named_parameters(model), application.replaced)
 
     def unedited(self, model: TextToImage) -> TextToImage:
         """A second model beside ``model`` that is as ``model`` was before :meth:`apply`.
@@ -358,12 +360,14 @@ class Edit:
             shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
         # Additions hang on the modules, whose copies are to be without them.
         application.detach()
-        unedited = copy.copy(model)
-        unedited.unet = copy.deepcopy(model.unet, shared)
-        unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
-        if model.pair is not None:
-            unedited.pair = model.pair.with_first(unedited.text_encoder)
-        application.detach = attach_all(self.additions, model)
+        try:
+            unedited = copy.copy(model)
+            unedited.unet = copy.deepcopy(model.unet, shared)
+            unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+            if model.pair is not None:
+                unedited.pair = model.pair.with_first(unedited.text_encoder)
+        finally:
+            application.detach = attach_all(self.additions, model)
         unedited.unet_evaluations = 0
         return unedited
 
@@ -459,6 +463,12 @@ class Edit:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of a newer version: {error}") from error
         return cls(entries, header, additions)
+
+
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
+    for name, original in originals.items():
+        parameters[name].copy_(original)
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pooch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from diffusion.loading import in_short
+from diffusion.files import in_short, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
@@ -207,7 +207,9 @@ class HubDataset:
                 return load_dataset(formats[copy.suffix], data_files=str(copy), split=self.split, **self.options)
             return load_dataset(str(copy), split=self.split, **self.options)
         except Exception as error:  # whatever its readers raise
-            raise ValueError(f"{copy} is no data set with a split {self.split!r}: {in_short(error)}.") from error
+            raise ValueError(
+                f"{copy} is no data set with a split {self.split!r}: {why_unreadable(copy, error)}."
+            ) from error
 
 
 _NUMBER_TESTS = ("above", "below")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 # One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Configs of tests name classes of tests, in jobs that they start too.
+os.environ.setdefault("ERASELAB_PLUGINS", "tests")
 
 import numpy as np
 import pytest

@@ -221,7 +221,7 @@ def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> 
     names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
     every = {
         yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
-        for path in (tables.CONFIG_FOLDER / "attack").glob("*.yaml")
+        for path in (collect.CONFIG_FOLDER / "attack").glob("*.yaml")
     }
     assert names == every - {"Transfer"}
     assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
@@ -233,6 +233,13 @@ def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
         write_json(tmp_path / "runs" / run / "summary.json", {"run": run})
         os.utime(tmp_path / "runs" / run / "summary.json", (1000 - age, 1000 - age))
     assert [entry["run"] for entry in read_summaries(tmp_path)] == ["newest", "older"]
+
+
+def test_what_the_command_line_names_is_not_swept_over() -> None:
+    jobs = collect.experiment_jobs("table1", ["concept=church", "attack=none,random"])
+    chosen = {(job["concept"]["name"], job["attack"]["_target_"].rpartition(".")[2]) for job in jobs}
+    assert chosen == {("church", "NoAttack"), ("church", "RandomTokens")}
+    assert len({str(job) for job in jobs}) == len(jobs) == 6
 
 
 def test_an_empty_store_is_one_sentence(

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 
 from experiments import CONFIG_FOLDER
+from experiments.command.arguments import is_sweep, tidy_arguments
 from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
@@ -23,7 +24,11 @@ _NOT_NUMBERS = {"store", "tracker", "dry_run", "taken"}
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        sweep = compose("config", spell_out([f"+experiment={experiment}", *overrides]), return_hydra_config=True)
+        told = spell_out([f"+experiment={experiment}", *tidy_arguments(overrides)])
+        alone = [override for override in told if not is_sweep(override)]
+        sweep = compose("config", alone, return_hydra_config=True)
+        with open_dict(sweep), read_write(sweep):
+            sweep.hydra.overrides.task = told
         jobs = [plain_job(job)[0] for job in sweep_jobs(sweep, "config")]
         return [fitted(job) for job in jobs]
 

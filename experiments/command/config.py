@@ -13,6 +13,7 @@ from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.command.targets import require_known_targets
 from experiments.fit import FITTED, fitted
 from experiments.job.settings import Job, Settings
 
@@ -76,6 +77,7 @@ def make_object(config: DictConfig, name: str) -> Any:
     """
     if config.get(name) is None:
         raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
+    require_known_targets(OmegaConf.to_container(config[name], resolve=True), name)
     try:
         return instantiate(config[name], _convert_="all")
     except InstantiationException as error:

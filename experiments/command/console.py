@@ -1,6 +1,7 @@
 """The console command ``eraselab``."""
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,21 +37,21 @@ RESULTS = Path("results")
 def tables(experiment: Experiment = "table1", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Collect an experiment's runs into tables."""
     summaries, missing = _collected(experiment, overrides)
-    _print(write_tables(summaries, experiment, folder, missing=missing))
+    _print(write_tables(summaries, _named(experiment, overrides), folder, missing=missing))
 
 
 @app.command()
 def figure(experiment: Experiment = "attacks", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Draw an experiment's attack success rates against their cost, or against what is retained."""
     summaries, _ = _collected(experiment, overrides)
-    _print([write_figure(summaries, experiment, folder)])
+    _print([write_figure(summaries, _named(experiment, overrides), folder)])
 
 
 @app.command()
 def claim(experiment: Experiment = "claim", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Compare pruned methods with their erasers alone, as the paper's claim asks."""
     summaries, missing = _collected(experiment, overrides)
-    _print([write_claim(summaries, experiment, folder, missing=missing)])
+    _print([write_claim(summaries, _named(experiment, overrides), folder, missing=missing)])
 
 
 @app.command()
@@ -71,7 +72,7 @@ def neurons(
     summaries, missing = _collected(experiment, overrides)
     measurements = Measurements(analysis, job_of_summary)
     runs = [measurements.of(summary) for summary in summaries]
-    _print(write_results(runs, analysis, experiment, folder, missing=missing))
+    _print(write_results(runs, analysis, _named(experiment, overrides), folder, missing=missing))
 
 
 @app.command()
@@ -130,6 +131,11 @@ def settings(
     for name, table in side_by_side(choice):
         print(f"\n## {name}\n")
         print(table.to_markdown(index=False, disable_numparse=True))
+
+
+def _named(experiment: str, overrides: Sequence[str] | None) -> str:
+    """What the files are called: overrides make another name, so that a variation leaves the experiment's own alone."""
+    return re.sub(r"[^\w=.,+-]+", "-", "_".join([experiment, *(overrides or [])]))
 
 
 def _collected(experiment: str, overrides: Sequence[str] | None) -> tuple[list[dict[str, Any]], list[str]]:

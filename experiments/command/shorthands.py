@@ -1,9 +1,8 @@
 """What a command line may say shortly: ``attack=[a,b]`` and ``transfer=run``; imports nothing heavy."""
 
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -48,15 +47,17 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
     return spelt
 
 
-def spell_out_params(params: MutableMapping[str, Any] | None, arguments: Sequence[str]) -> None:
-    """Spell out what a sweep's preset says shortly, as :func:`spell_out`; ``arguments`` are what is typed."""
-    if params is None:
-        return
-    if "attack" in params:
-        params["attack"] = name_unions(str(params["attack"]))
-    if "concept" in params:
-        typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        params["concept"] = concepts_for(str(params["concept"]), families_of(typed))
+def spell_out_params(params: Mapping[str, str], arguments: Sequence[str]) -> dict[str, str]:
+    """What a sweep's preset says, spelt out as by :func:`spell_out`; ``arguments`` are what is typed."""
+    spelt = dict(params)
+    for group in ("eraser", "pruning", "attack"):
+        make_known(group, re.split(r"[\[\],\s]+", spelt.get(group, "")))
+    if "attack" in spelt:
+        spelt["attack"] = name_unions(spelt["attack"])
+    if "concept" in spelt:
+        typed = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+        spelt["concept"] = concepts_for(spelt["concept"], families_of(typed))
+    return spelt
 
 
 def name_unions(attacks: str) -> str:

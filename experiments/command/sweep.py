@@ -14,13 +14,12 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from diffusion.files import write_atomically
-from experiments.command.composing import plain_job, sweep_jobs, told_apart
+from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart
 from experiments.command.early import check_early
 from experiments.command.errors import one_sentence
-from experiments.command.shorthands import spell_out_params
 
 _RECORDS = "jobs"
 
@@ -70,11 +69,11 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
+            # Hydra's sweeper reads them after this.
+            with read_write(config), open_dict(config):
+                config.hydra.sweeper.params = swept_by_preset(config)
             jobs = list(sweep_jobs(config, config_name))
             self._names = [list(job.hydra.overrides.task) for job in jobs]
-            # Hydra's sweeper reads them after this.
-            with read_write(config):
-                spell_out_params(config.hydra.sweeper.params, config.hydra.overrides.task)
             _check(jobs)
             self._plan_only(jobs)
             for record in (Path(config.hydra.sweep.dir) / _RECORDS).glob("*.json"):
