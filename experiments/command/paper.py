@@ -23,7 +23,7 @@ from experiments.fit import fitted
 from experiments.job.job import run_job
 from experiments.job.store import read_json
 from experiments.results.published import published_numbers
-from experiments.results.screen import show_job
+from experiments.results.screen import measure_text, show_job
 
 log = logging.getLogger(__name__)
 
@@ -357,7 +357,7 @@ def results(jobs: Sequence[Cell], summaries: Sequence[Mapping[str, Any] | None])
             measures = summary["measures"] if summary else {}
             for name, theirs in (("CLIP score", "CLIP"), ("FID", "FID")):
                 value = measures.get(name.lower().replace(" ", "_"))
-                row[name] = _cell(None if value is None else f"{float(value):.3g}", numbers.get(theirs))
+                row[name] = _cell(None if value is None else measure_text(value), numbers.get(theirs))
     return pd.DataFrame(rows.values()).fillna("")[["task", "method", *ATTACKS, "CLIP score", "FID"]]
 
 
