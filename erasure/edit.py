@@ -368,7 +368,7 @@ class Edit:
                 unedited.pair = model.pair.with_first(unedited.text_encoder)
         finally:
             application.detach = attach_all(self.additions, model)
-        unedited.unet_evaluations = 0
+        unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
         return unedited
 
     @contextmanager
@@ -490,14 +490,11 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    # The model's own sampler speaks of noise; the weights may speak of velocity.
-    sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
-        {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
-    )
+    sampler = SCHEDULERS[model.scheduler_name].from_config(model.make_scheduler(1).config)  # type: ignore[attr-defined]
     parts = {
         "vae": model.vae,
         "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer,
+        "tokenizer": model.tokenizer.plain,
         "unet": model.unet,
         "scheduler": sampler,
     }

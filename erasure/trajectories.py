@@ -295,7 +295,8 @@ class FrozenSamples:
                 target = start + target_guidance * (end - reference)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
                 guided = without + settings.guidance * (conditional - without)
-                latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)
+                output = model.as_trained(guided, scaled, t)
+                latents = scheduler.step(output, timestep, latents).prev_sample.to(latents.dtype)
             # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
             return NoiseSamples(
                 *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))

@@ -242,6 +242,8 @@ def test_unlearndiffatk_takes_all_that_its_code_prescribes() -> None:
     assert (config.model.scheduler, config.sampling.steps, config.prompts) == ("lms", 50, 10000)
     assert (config.attack.timesteps, config.attack.steps_per_timestep, config.attack.tokens) == (50, 40, 5)
     assert "NudeNet" in config.judge["_target_"]
+    assert config.judge.processing == "unlearndiffatk"
+    assert composed("model=sd14", "concept=nudity", "eraser=esd", "protocol=none").judge.processing == "library"
     assert config.prompt_set.source.url.endswith("/nudity.csv")
     targets = TargetSampling(25, 7.5)
     assert instantiate(config.protocol, _convert_="all") == Protocol("unlearndiffatk", "all", 60, targets)

@@ -20,6 +20,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import alexnet
 
 from diffusion.canvas.classifier import CanvasClassifier
+from diffusion.streams import stream
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator, Measurement, Measures, measure
 from evaluation.quality.clip_score import CLIP_FOLDER, load_clip
@@ -83,11 +84,11 @@ def test_kid_equals_the_formula_on_its_subsets_and_torchmetrics_by_hand(classifi
     measures = measure(settings, images, base, rows(40))
 
     metric = KernelInceptionDistance(feature=Classifier(classifier_folder).load(), subsets=3, subset_size=12)
-    torch.manual_seed(5)
+    torch.set_rng_state(stream(5, "kid/subsets").get_state())
     assert [measures["kid"], measures["kid_std"]] == [float(value) for value in by_hand(metric, images, base)]
 
     first, second = features_of(classifier_folder, base), features_of(classifier_folder, images)
-    generator = torch.Generator().manual_seed(5)
+    generator = stream(5, "kid/subsets")
     values = []
     for _ in range(3):
         subset = first[torch.randperm(40, generator=generator)[:12]]

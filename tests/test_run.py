@@ -47,7 +47,7 @@ MISTAKES = {
     "flag between overrides": (["seed=1", "-m", "seed=-1"], "seed is -1"),
     "sweep without -m": (["seed=1,2"], "seed=1,2 lists several values; add -m"),
     "override without a value": (["seed"], "'seed' is no override; write group=choice or field=value"),
-    "open bracket": (["seed=[1"], "'seed=[1' is no override"),
+    "open bracket": (["seed=[1"], "seed is '[1'; it must be an integer"),
     "unknown flag": (["--sweep"], "unrecognized arguments: --sweep"),
     "null for a group": (["eraser=null"], "takes the name of one of its choices"),
     "deleted group": (["~eraser"], "eraser is missing; choose one"),

@@ -85,6 +85,7 @@ def overrides(world: Path, store: Path) -> list[str]:
         f"concept.retained_prompts={world / 'retained.csv'}",
         "evaluator=none",
         "tracker=off",
+        "transfer.seeds=0",
         f"store={store}",
         "prompts=5",
         "retained=4",

@@ -1,6 +1,6 @@
 """SAFREE's filters: trigger tokens leave the concept's subspace, for as many steps as the prompt calls for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -157,7 +157,7 @@ class FilteringGuard(Guard):
         last = (row[:, 0, 0] / STEP_UNIT).round().long().clamp(max=len(self.lowest) - 1)
         return torch.where((timesteps.round() >= self.lowest[last])[:, None, None], filtered, original)
 
-    def guidance(self, model: Predictor) -> Guidance:
+    def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
         """See :class:`diffusion.guard.Guard`; with latent re-attention, the original prompts are predicted beside."""
         if self.added.skip_scales is None:
             return model.guided_noise

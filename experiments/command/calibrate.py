@@ -29,6 +29,7 @@ from experiments.instruments.labelled_pictures import (
 )
 from experiments.job.store import write_json
 from experiments.job.summary import provenance
+from experiments.results.writing import markdown_table
 
 _BATCH = 64
 _COLUMNS = {
@@ -89,11 +90,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = [
         f"# Judge {result['judge']}, concept {result['concept']}",
         f"{result['n']} pictures ({result['pictures']}), of which {result['present']} show the concept.{auroc}",
-        verdicts.to_markdown(index=False),
+        markdown_table(verdicts),
         "Wilson 95 % intervals. Error: wrong verdicts of all; false positives: of the pictures without the concept; "
         "false negatives: of those with it. Precision hangs on the share of pictures that show the concept.",
         "## Were the concept present where the score is more than a threshold",
-        thresholds.to_markdown(index=False, disable_numparse=True),
+        markdown_table(thresholds, disable_numparse=True),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,7 @@ from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.tables import GROUPS
 
-_NOT_NUMBERS = {"store", "tracker", "dry_run", "taken"}
+_NOT_NUMBERS = {"store", "tracker", "dry_run", "taken", "transfer"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from experiments.job.settings import Job, Settings
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
-    "protocol",
+    *("protocol", "transfer"),
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 

@@ -197,6 +197,8 @@ def _missing(config: Mapping[str, Any]) -> Iterator[Missing]:
                 yield Missing(f"prompts {Path(source['url']).name}", str(place), how)
     if (pairs := config["attack"].get("pairs")) and not Path(pairs).is_file():
         yield Missing("pairs of prompts", str(pairs), "write a CSV file with the columns with,without")
+    if (clip := (config["attack"].get("features") or {}).get("folder")) and not _at_hand(clip):
+        yield Missing("the CLIP that P4D chooses by", f"the Hub's cache, as {clip}", f"hf download {clip}")
     yield from _missing_of_judge(config["judge"])
     for evaluator in config["evaluator"].values():
         yield from _missing_of_evaluator(evaluator)

@@ -18,8 +18,8 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
 
     ``attack=[a,b]``, also among the values of a sweep, becomes the choice ``a+b``, their union, which is made known to
     Hydra. ``transfer=run`` becomes ``attack=transfer attack.found=run``, where a run's name stands for its folder in
-    the store. Names that choices had before are made known to Hydra, and ``concept=van_gogh`` becomes
-    ``concept=artist/van_gogh`` where the model is Stable Diffusion.
+    the store. ``transfer.judge=q16`` becomes ``judge@transfer.judge=q16``. Names that choices had are made known to
+    Hydra, and ``concept=van_gogh`` becomes ``concept=artist/van_gogh`` where the model is Stable Diffusion.
 
     Raises:
         CommandError: A list is empty or nested, or names an attack twice; a concept means two things.
@@ -39,6 +39,8 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
                 spelt.append(f"concept={concepts_for(concepts, families)}")
             case "transfer", "=", runs:
                 spelt += ["attack=transfer", f"attack.found={','.join(map(_locate, runs.split(',')))}"]
+            case "transfer.judge", "=", judge:
+                spelt.append(f"judge@transfer.judge={judge}")
             case _:
                 spelt.append(argument)
     if "concept" not in values and "+experiment" not in values and "~concept" not in values:

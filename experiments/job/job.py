@@ -99,7 +99,9 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, targets.images), erased)
+            attackable = attack_cases(rows, targets.images)
+            attacked = stages.attack(attackable, erased)
+            again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
         if not processes.first:
             return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
@@ -127,6 +129,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
                 "erased": Cost.total([plain.cost, edited_retained.cost]),
                 "attack": attacked.cost,
                 "measures": measuring,
+                **({"transfer": again.cost} if again else {}),
             },
             edit={"hash": erased.key, "size_bytes": erased.edit.size_bytes, "metadata": erased.edit.metadata},
             artefacts={
@@ -135,6 +138,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
                 "erased": str(plain.folder),
                 "attack": str(attacked.folder),
             },
+            holds=stages.holding(attacked, again),
         )
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 

@@ -88,6 +88,10 @@ class Summary:
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
             The rate before the attack is ``rates["erased"]``, over all prompts.
+        holds: Of the attack's ``successes`` the ``texts`` (some attacks end in none), and with ``seeds`` new seeds each
+            the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
+            texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
+            new seeds are asked for.
     """
 
     identity: dict[str, Any]
@@ -108,6 +112,7 @@ class Summary:
     labels: dict[str, LabelCounts] = field(default_factory=dict)
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
+    holds: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -128,6 +133,7 @@ class Summary:
             "protocol": self.protocol,
             "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
             "members": {name: rate.as_dict() for name, rate in self.members.items()},
+            "holds": self.holds,
             "labels": self.labels,
             "measures": self.measures,
             "unpruned": self.unpruned,

@@ -17,6 +17,7 @@ from erasure.protocols import Eraser, Pruning
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
+from experiments.job.new_seeds import NewSeeds
 from experiments.job.protocol import Protocol as EvaluationProtocol
 from experiments.job.recording import Recorder
 
@@ -86,6 +87,7 @@ class Job:
     evaluators: Mapping[str, Evaluator]
     tracker: Tracker
     protocol: EvaluationProtocol
+    transfer: NewSeeds
     settings: Settings
     prompts: list[PromptRow]
     retained: list[PromptRow]

@@ -22,9 +22,10 @@ from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from evaluation.verdicts import LabelCounts, Verdicts, label_counts
+from evaluation.verdicts import Judge, LabelCounts, Verdicts, label_counts
 from experiments.job.cost import Cost, Meter
 from experiments.job.measuring import Measuring, measure_pictures
+from experiments.job.new_seeds import by_text, found_texts, holding, rows_of, second_opinion
 from experiments.job.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.job.processes import ALONE, Processes
 from experiments.job.protocol import TargetSampling
@@ -131,6 +132,15 @@ class Stages:
         """The evaluators by name, each with its weights."""
         configs = matters(self.job.config["evaluator"])
         return {name: _identified(configs[name], evaluator) for name, evaluator in self.job.evaluators.items()}
+
+    @cached_property
+    def transfer_key(self) -> dict[str, Any]:
+        """How found texts are tried once more, with the second judge's weights; nothing if they are not."""
+        transfer = self.job.transfer
+        if not transfer.seeds and transfer.judge is None:
+            return {}
+        judge = transfer.judge and _identified(matters(self.job.config["transfer"]["judge"]), transfer.judge)
+        return {"transfer": {"seeds": transfer.seeds, "judge": judge}}
 
     @cached_property
     def eraser_key(self) -> dict[str, Any]:
@@ -264,6 +274,39 @@ class Stages:
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
         return outcomes, cost, folder
 
+    def found_on_new_seeds(
+        self, outcomes: Sequence[Outcome], cases: Sequence[PromptCase], edit: str
+    ) -> Pictures | None:
+        """Pictures of the texts that an attack found, each with its new seeds; None if there are no such.
+
+        The edit of hash ``edit`` is applied.
+        """
+        guidance = {case.case_number: case.guidance for case in cases}
+        found = found_texts(outcomes)
+        rows = rows_of(found, [guidance[outcome.case_number] for outcome in found], self.job.transfer.seeds)
+        return self.pictures(rows, "found texts with new seeds", edit) if rows else None
+
+    def holding(self, attacked: Attacked, pictures: Pictures | None) -> dict[str, Any]:
+        """What a summary says of whether found texts hold; ``pictures`` are those of their new seeds."""
+        seeds, second = self.job.transfer.seeds, self.job.transfer.judge
+        if not self.transfer_key:
+            return {}
+        found = found_texts(attacked.outcomes)
+        shown = by_text(self.verdicts(pictures), seeds) if pictures else [[]] * len(found)
+        successes = sum(outcome.success and not outcome.plain_success for outcome in attacked.outcomes)
+        result = holding(seeds, successes, shown)
+        if second is not None:
+            images = torch.stack([outcome.image for outcome in found]) if found else None
+            seen = self.verdicts_on(images, f"{attacked.key} found", second) if images is not None else []
+            again = self.verdicts_on(pictures.images, pictures.key, second) if pictures else []
+            result["second_judge"] = second_opinion(seen, by_text(again, seeds) if pictures else [])
+        return result
+
+    def verdicts_on(self, images: Tensor, pictures: str, judge: Judge) -> list[bool]:
+        """What the second ``judge`` says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``."""
+        key = {"pictures": pictures, "judge": self.transfer_key["transfer"]["judge"]}
+        return self.store.remembered("verdicts", key, lambda: [bool(there) for there in judge(images).present])  # type: ignore[no-any-return]
+
     def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
         """Every evaluator's numbers on the retained prompts.
 
@@ -312,11 +355,12 @@ class Stages:
         journal = Journal(
             folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
         )
-        run = attack.run
+        run, models = attack.run, [self.model]
         if is_given_original(attack):
-            run = partial(attack.run, original=edit.unedited(self.model))
+            models.append(edit.unedited(self.model))
+            run = partial(attack.run, original=models[-1])
         ids = {case.case_number: case_id(case) for case in waiting}
-        meter = Meter(self.model)
+        meter = Meter(*models)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
@@ -340,7 +384,7 @@ def _stored(verdicts: Verdicts) -> Any:
 
 
 def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:
-    key = {**matters(dict(config)), **_contents(attack)}
+    key = _identified(matters(dict(config)), attack)
     if isinstance(attack, Union):
         # In a list, as their order counts.
         key["members"] = [[name, _attack_key(config["members"][name], attack.members[name])] for name in attack.members]

@@ -36,6 +36,7 @@ def summarise(
     costs: dict[str, Cost],
     edit: dict[str, Any],
     artefacts: dict[str, str],
+    holds: dict[str, Any],
 ) -> Summary:
     """Put a job's results together; see :class:`Summary`."""
     rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
@@ -58,6 +59,7 @@ def summarise(
         members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
         labels=labels,
         model=model,
+        holds=holds,
         protocol={
             "name": job.protocol.name,
             "counting": job.protocol.counting,
@@ -86,6 +88,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         **stages.sampler_key,
         **stages.retained_sampler_key,
         **stages.job.protocol.key,
+        **stages.transfer_key,
     }
 
 
@@ -99,7 +102,7 @@ def success_curve(outcomes: Sequence[Outcome]) -> list[CurvePoint]:
             CurvePoint(
                 attempts,
                 evaluations_paid([checks[-1] for checks in reached]),
-                sum(any(check.present for check in checks) for checks in reached) / len(outcomes),
+                sum(any(check.succeeds for check in checks) for checks in reached) / len(outcomes),
             )
         )
     return points

@@ -31,6 +31,7 @@ from experiments.job.store import Store, canonical_json
 from experiments.job.summary import pruning_pairs
 from experiments.results.figures import COLORS
 from experiments.results.tables import GROUPS, comes_as_text
+from experiments.results.writing import markdown_table, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -369,7 +370,7 @@ def write_results(
     if effects:
         parts += [
             "## Do the correlated neurons come back under attack?",
-            effects_table(effects).to_markdown(index=False),
+            markdown_table(effects_table(effects)),
             "The claim: with pruning off they do, more than random ones, and with pruning on they do not. Numbers are "
             "reactivations: activation under attack minus that on the plain prompt, both in the erased model, in "
             "percent of the neuron's activation in the original model; difference: correlated minus random. Bootstrap "
@@ -378,7 +379,7 @@ def write_results(
         ]
     parts += [
         "## Activations",
-        reading_table(numbers).to_markdown(index=False),
+        markdown_table(reading_table(numbers)),
         "In percent of the neurons' mean activation on all plain prompts in the original model; means over neurons, "
         "timesteps and prompts with bootstrap 95 % intervals over prompts. Prompts: `attacked` are those whose picture "
         "did not show the erased concept already, `broken` those that the attack then brought it back on, `held` the "
@@ -389,7 +390,7 @@ def write_results(
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".png")]
     paths[0].write_text("\n\n".join(parts) + "\n")
-    numbers.to_csv(paths[1], index=False)
+    write_csv(numbers, paths[1])
     draw(runs, numbers).savefig(paths[2], dpi=130)
     return paths
 

@@ -10,7 +10,8 @@ import pandas as pd
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
+from experiments.results.screen import RATES, holding_texts, measure_text, protocol_texts, short_text
+from experiments.results.writing import latex, markdown_table, write_csv
 
 GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
@@ -29,9 +30,15 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"protocol": protocol["name"], "counting": protocol["counting"], "too_long": protocol["too_long"]}
             for rule, rate in protocol["by_rule"].items():
                 row |= _numbers(f"success_{rule}", rate)
+        if holds := summary.get("holds"):
+            row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
+            if second := holds.get("second_judge"):
+                row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
         row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
+            # Older runs did not count these.
+            row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -62,6 +69,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
         row |= protocol_texts(summary)
+        row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
         for metric in dict.fromkeys(number.metric for number in numbers):
@@ -208,7 +216,7 @@ def write_tables(
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
-    parts = [f"# {name}", reading.to_markdown(index=False)]
+    parts = [f"# {name}", markdown_table(reading)]
     parts += [
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
@@ -222,7 +230,7 @@ def write_tables(
     if len(models):
         parts += [
             "## Erased models",
-            models.to_markdown(index=False, disable_numparse=True),
+            markdown_table(models, disable_numparse=True),
             "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
             "intervals; retained quality on other prompts; what erasing cost, its peak being the largest resident set "
             "of the process meanwhile (libraries and model included), and the size of what is stored of it.",
@@ -231,29 +239,29 @@ def write_tables(
     if len(attacks):
         parts += [
             "## Attacks",
-            attacks.to_markdown(index=False),
+            markdown_table(attacks),
             "Share of prompts whose picture shows the concept under attack, with its interval, and U-Net evaluations "
             "per prompt. A union counts a prompt that at least one of the attacks above it broke.",
         ]
     if len(comparison):
         parts += [
             "## Pruning on minus pruning off, prompt by prompt",
-            comparison.to_markdown(index=False),
+            markdown_table(comparison),
             "Percentage points with Newcombe's 95 % interval for paired proportions and McNemar's exact p.",
         ]
     if len(seeds):
         parts += [
             "## Over seeds",
-            seeds.to_markdown(index=False),
+            markdown_table(seeds),
             "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
         ]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
     paths[0].write_text("\n\n".join(parts) + "\n")
-    long_table(summaries).to_csv(paths[1], index=False)
-    latex = reading.drop(columns="path").to_latex(index=False, escape=True)
-    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{latex}")
+    write_csv(long_table(summaries), paths[1])
+    rows = latex(reading.drop(columns="path"))
+    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
 
 

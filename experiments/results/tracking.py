@@ -222,6 +222,7 @@ def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     names = {"attacked": "asr"}
     found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
     found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
+    found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, number in value.items():
