@@ -28,7 +28,7 @@ RULES = {
     "2025": UCE(tokens="last"),
     "2023": UCE(tokens="from_last", preserve_scale=None),
 }
-"""The authors' settings (conf/eraser/uce_sd14.yaml, uce_2023_sd14.yaml)."""
+"""The authors' settings (conf/eraser/uce.yaml)."""
 
 
 def main() -> None:

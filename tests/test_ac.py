@@ -301,9 +301,9 @@ def test_presets_hold_the_authors_settings(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     published = {
         "ac_sd14": ("xattn_kv", 200, 8e-6, 0.0),
-        "ac_object_sd14": ("xattn_kv", 200, 1.6e-5, 1.0),
-        "ac_nudity_sd14": ("attn", 800, 3.2e-5, 1.0),
-        "ac_unsafe_sd14": ("attn", 800, 3.2e-5, 1.0),
+        "ac_object_sd14": ("xattn_kv", 200, 1.6e-5, 0.25),
+        "ac_nudity_sd14": ("attn", 800, 3.2e-5, 0.25),
+        "ac_unsafe_sd14": ("attn", 800, 3.2e-5, 0.25),
     }
     for preset, (scope, steps, learning_rate, prior_weight) in published.items():
         expected = AC(scope=scope, steps=steps, learning_rate=learning_rate, prior_weight=prior_weight)

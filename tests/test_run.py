@@ -16,7 +16,6 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from diffusion.sources import CANVAS_FOLDER
-from experiments.command.early import canvas_settings
 from tests.networks import write_hub_cache, write_resnet, write_vit
 from tests.onnx_files import write_mean_classifier
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -350,13 +349,3 @@ def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.Monkey
     monkeypatch.setattr("diffusion.loading.ModelSource.load", lambda self: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has none"):
         make_job("eraser=none", "pruning=on")
-
-
-def test_choices_of_the_canvas_on_another_model_are_pointed_out() -> None:
-    chosen = {"model": "sd14", "eraser": "esd", "attack": "unlearndiff", "pruning": "on"}
-    assert list(canvas_settings(chosen)) == [
-        "eraser=esd is sized for the canvas; eraser=esd_sd14 has published settings",
-        "attack=unlearndiff is sized for the canvas; attack=unlearndiff_paper has published settings",
-    ]
-    assert not list(canvas_settings(chosen | {"model": "canvas"}))
-    assert not list(canvas_settings({"model": "sd14", "eraser": "esd_sd14", "attack": "none"}))

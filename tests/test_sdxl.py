@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-import experiments  # noqa: F401 (its resolvers)
 from attacks.protocols import is_given_original
 from diffusion import loading
 from diffusion.canvas.plan import make_scheduler
@@ -27,6 +26,7 @@ from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
 from erasure.edit import Edit, export
 from erasure.pruning.off import Off
+from experiments.fit import fitted
 from tests.attack_cases import make_cases
 from tests.conftest import make_tiny_pipeline
 from tests.judges import one_in
@@ -379,11 +379,10 @@ def composed(group: str, choice: str, *overrides: str) -> Any:
     """The object that the YAML file gives, made small."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config: DictConfig = compose("config", ["concept=church", f"{group}={choice}", *overrides])
-    plain = OmegaConf.to_container(config, resolve=True)
-    return instantiate(shrunk(plain[group]), _convert_="all")
+    return instantiate(shrunk(fitted(config)[group]), _convert_="all")
 
 
-REFUSING = ("advunlearn", "safree", "ac_embedding")
+REFUSING = ("advunlearn", "safree")
 """How the names start of erasers that train, filter or read one text encoder."""
 
 

@@ -33,7 +33,7 @@ QUICK = ("esd", "ac", "uce", "spm", "on", "wanda", "unlearndiff", "p4d", "ringab
 def methods(group: str, *but: str) -> list[Any]:
     """Choices of a group without those that are other numbers for the same class, or need files."""
     names = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    names = [name for name in names if name not in but and not name.endswith(("_sd14", "_paper"))]
+    names = [name for name in names if name not in but]
     return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 

@@ -16,6 +16,7 @@ from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
+from experiments.fit import fitted
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.tables import GROUPS
@@ -25,19 +26,19 @@ log = logging.getLogger(__name__)
 CODED_GROUPS = ("eraser", "pruning", "attack", "judge")
 """Groups whose class's code is part of a run's identity."""
 
-_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "transfer"}
+_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "taken", "transfer"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        told = [f"+experiment={experiment}", *spell_out(tidy_arguments(overrides))]
+        told = spell_out([f"+experiment={experiment}", *tidy_arguments(overrides)])
         alone = [override for override in told if not is_sweep(override)]
         sweep = compose("config", alone, return_hydra_config=True)
         with open_dict(sweep), read_write(sweep):
             sweep.hydra.overrides.task = told
         jobs = [plain_job(job)[0] for job in sweep_jobs(sweep, "config")]
-        return [OmegaConf.to_container(job, resolve=True) for job in jobs]  # type: ignore[misc]
+        return [fitted(job) for job in jobs]
 
 
 def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:

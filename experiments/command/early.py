@@ -1,10 +1,6 @@
 """What can be told of a composed config before anything heavy is imported."""
 
-from collections.abc import Iterator, Mapping
-
 from omegaconf import DictConfig
-
-from experiments import CONFIG_FOLDER
 
 MODEL_SOURCES = ("diffusion.loading.ModelSource", "diffusion.canvas.source.CanvasSource")
 """Classes whose ``source`` names a model."""
@@ -21,14 +17,3 @@ def check_early(config: DictConfig) -> None:
         from diffusion.sources import locate  # noqa: PLC0415
 
         locate(config.model.source)
-
-
-def canvas_settings(choices: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for every choice whose settings are the canvas's, where there are published ones for the model."""
-    if choices.get("model", "canvas") == "canvas":
-        return
-    for group in ("eraser", "attack"):
-        for suffix in ("_sd14", "_paper"):
-            published = f"{choices.get(group)}{suffix}"
-            if (CONFIG_FOLDER / group / f"{published}.yaml").exists():
-                yield f"{group}={choices[group]} is sized for the canvas; {group}={published} has published settings"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from experiments.command.collect import as_composed_now, find_run, made_by_other_code
 from experiments.command.composing import plain_job
+from experiments.fit import fitted
 from experiments.job.summary import read_summaries
 from experiments.results.screen import open_console
 
@@ -23,7 +24,7 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
         table.add_column(heading)
     unknown, seconds, stores = 0, 0.0, dict[str, list[dict[str, Any]]]()
     for number, job in enumerate(jobs, start=1):
-        config, _ = plain_job(job)
+        config = fitted(plain_job(job)[0])
         store = str(config["store"])
         if store not in stores:
             stores[store] = [{**s, "config": as_composed_now(s["config"])} for s in read_summaries(Path(store))]

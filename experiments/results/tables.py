@@ -38,10 +38,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
             if second := holds.get("second_judge"):
                 row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
-        for number in published_numbers(summary):
-            row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
-            row |= {"published_method": number.method, "published_model": number.model}
-            row |= {"published_differences": number.differences}
+        row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
             # Older runs did not count these.
@@ -50,6 +47,24 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _published_columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Published numbers by metric, with their sources, methods and doubts; several of one metric share a cell."""
+    columns: dict[str, list[str]] = {}
+    for number in published_numbers(summary):
+        cells = {
+            f"published_{number.metric}": number.value,
+            f"published_{number.metric}_source": number.source,
+            "published_method": number.method,
+            "published_model": number.model,
+            "published_differences": number.differences,
+            "published_doubt": number.doubt,
+        }
+        for name, cell in cells.items():
+            if cell not in columns.setdefault(name, []) or name == f"published_{number.metric}":
+                columns[name].append(cell)
+    return {name: "; ".join(filter(None, cells)) for name, cells in columns.items()}
 
 
 def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -62,7 +77,8 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
-        row |= {f"published {number.metric}": str(number) for number in numbers}
+        for metric in dict.fromkeys(number.metric for number in numbers):
+            row[f"published {metric}"] = "; ".join(str(number) for number in numbers if number.metric == metric)
         if numbers:
             row["published in"] = "; ".join(dict.fromkeys(number.source for number in numbers))
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
