@@ -136,6 +136,11 @@ class TextToImage:
         return len(self.alphas_cumprod)
 
     @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """What the checkpoint says of its noise: the configuration of its scheduler."""
+        return self._scheduler_config
+
+    @property
     def prediction_type(self) -> str:
         """What the U-Net was trained to predict: ``epsilon`` or ``v_prediction``."""
         return str(self._scheduler_config.get("prediction_type", "epsilon"))

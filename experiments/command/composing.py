@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from experiments.command.errors import CommandError, explain
-from experiments.command.shorthands import name_unions, spell_out
+from experiments.command.shorthands import spell_out, spell_out_params
 
 
 def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
@@ -37,7 +37,7 @@ def swept_by_preset(config: DictConfig) -> dict[str, str]:
     """
     named = {override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task}
     params = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items() if key not in named}
-    return params | ({"attack": name_unions(params["attack"])} if "attack" in params else {})
+    return spell_out_params(params, config.hydra.overrides.task)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.table import Table
 from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
+from experiments.job.origin import machines, revisions
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
@@ -92,8 +93,29 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for sentence in mixtures(summaries):
+        console.print(sentence, soft_wrap=True)
     for path in pictures:
         console.print(visible(f"pictures: {path}"), soft_wrap=True)
+
+
+def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each way in which runs, or the artefacts that they stand on, are not alike made."""
+    origins = [
+        origin
+        for summary in summaries
+        for origin in [summary, *(made for stage in summary.get("origins", {}).values() for made in stage)]
+        if origin
+    ]
+    sentences = []
+    if len(found := machines(origins)) > 1:
+        sentences.append(
+            "These runs mix machines or numbers of threads, whose sums differ in their last digits, which training and "
+            f"attacks make larger: {'; '.join(found)}."
+        )
+    if len(found := revisions(origins)) > 1:
+        sentences.append(f"These runs mix revisions of the code: {', '.join(found)}.")
+    return sentences
 
 
 def title(summary: Mapping[str, Any]) -> str:
