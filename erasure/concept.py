@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from diffusion.files import shipped
+
 ConceptKind = Literal["style", "object", "unsafe"]
 
 
@@ -18,6 +20,9 @@ def _with_place(template: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_with_place)]
+
+ShippedPath = Annotated[Path, AfterValidator(shipped)]
+"""A path, which may be that of a file of the project from any working folder."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -47,9 +52,9 @@ class Concept:
     templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
     preserved: tuple[str, ...] = ()
     preserved_templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
-    prompts: Path | None = None
-    retained_prompts: Path | None = None
-    pairs: Path | None = None
+    prompts: ShippedPath | None = None
+    retained_prompts: ShippedPath | None = None
+    pairs: ShippedPath | None = None
     also: tuple["Concept", ...] = ()
 
     @property

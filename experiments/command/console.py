@@ -4,7 +4,15 @@ import logging
 
 import typer
 
-from experiments.command import calibrate_command, paper_command, results_command, run_command
+from experiments.command import (
+    calibrate_command,
+    draw_command,
+    export_command,
+    paper_command,
+    results_command,
+    run_command,
+    runs_command,
+)
 from experiments.command.errors import CommandError, one_sentence
 
 app = typer.Typer(
@@ -14,7 +22,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _topic in (run_command, results_command, calibrate_command, paper_command):
+for _topic in (
+    run_command,
+    runs_command,
+    draw_command,
+    export_command,
+    results_command,
+    calibrate_command,
+    paper_command,
+):
     _topic.register(app)
 
 

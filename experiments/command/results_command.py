@@ -53,9 +53,7 @@ def neurons(
     spread: Annotated[str, typer.Option(help="What matched differences are divided by: paired or pooled.")] = "",
     percent: Annotated[float | None, typer.Option(help="How many neurons count as correlated.")] = None,
     seeds_per_pair: Annotated[int | None, typer.Option(help="Pictures of each pair of prompts.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of those pictures, the random neurons and the bootstrap.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of those pictures, the random neurons and the bootstrap.")] = None,
 ) -> None:
     """Look at the neurons that go with a concept: erased, and under attack."""
     from diffusion.allocator import keep_freed_memory  # noqa: PLC0415
