@@ -57,7 +57,7 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
         ValueError: The pictures or the judge's files are.
         FileNotFoundError: There are no pictures.
     """
-    config, choices = _compose(overrides)
+    config, choices = compose_job(overrides)
     concept: Concept = make_object(config, "concept")
     judge = make_object(config, "judge")
     labelled: Iterator[Labelled]
@@ -110,7 +110,7 @@ def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
     return [path, path.with_suffix(".md")]
 
 
-def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def compose_job(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return plain_job(compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True))
 

@@ -8,10 +8,12 @@ from experiments.command import (
     calibrate_command,
     draw_command,
     export_command,
+    judge_command,
     paper_command,
     results_command,
     run_command,
     runs_command,
+    store_command,
 )
 from experiments.command.errors import CommandError, one_sentence
 
@@ -25,8 +27,10 @@ app = typer.Typer(
 for _topic in (
     run_command,
     runs_command,
+    store_command,
     draw_command,
     export_command,
+    judge_command,
     results_command,
     calibrate_command,
     paper_command,

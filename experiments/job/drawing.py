@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
+from experiments.job.made import EDIT
 
 
 def stored_edit(store: Path, summary_edit: str) -> Edit:
@@ -22,7 +23,7 @@ def stored_edit(store: Path, summary_edit: str) -> Edit:
         FileNotFoundError: It is not there.
         ValueError: It is damaged.
     """
-    return Edit.load(store / "edits" / Path(summary_edit).name / "edit.safetensors")
+    return Edit.load(store / "edits" / Path(summary_edit).name / EDIT)
 
 
 def without_guards(edit: Edit) -> Edit:

@@ -168,7 +168,7 @@ def _run(
             },
             holds=stages.holding(attacked, again),
         )
-        summary = replace(summary, unpruned=find_unpruned(summary, store))
+        summary = replace(summary, unpruned=find_unpruned(summary, store), uses=sorted(store.used))
 
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
         for path in paths:

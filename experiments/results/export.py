@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion.files import replacing, write_atomically
+from diffusion.loading import quiet_off_a_terminal
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.edit import Edit, export, require_plain
@@ -90,7 +91,8 @@ def export_run(
         _write_file(model, edit, summary, target, text_encoder=changes.text_encoder)
         files, card, record = [target], target.with_suffix(".md"), target.with_suffix(".json")
     else:
-        export(model, edit, target)
+        with quiet_off_a_terminal():
+            export(model, edit, target)
         files = sorted(target.rglob(f"*{WEIGHTS}"))
         card, record = target / "README.md", target / RECORD
     told = tie(summary, {file.relative_to(target.parent if target.is_file() else target): file for file in files})

@@ -80,6 +80,8 @@ def listed(summaries: Sequence[Mapping[str, Any]], heading: str) -> Table:
         date = str(summary.get("created", "")).replace("T", " ")[:16]
         choices = [visible(str(field_of(summary, group))) for group in GROUPS]
         rates = [f"{100 * summary['rates'][name]['rate']:.0f} %" for name in RATES]
+        if summary["choices"].get("attack") == "none":
+            rates[-1] = "-"
         table.add_row(date, summary["run"], *choices, *rates)
     return table
 

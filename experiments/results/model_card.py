@@ -17,6 +17,11 @@ SHOWN_TEXTS = 5
 
 _OURS = "apache-2.0"
 _CANVAS = "canvas"
+_HOW_TO_LOAD_A_FILE = (
+    "The file has the weights of the U-Net by the names of diffusers (those of the text encoder, if any, begin with "
+    "`text_encoder.`); put them into the base model with `load_state_dict`, or name the file as `eraser.path` of "
+    "`eraser=imported`."
+)
 _RATES = {"base": "base model", "erased": "erased, plain prompts", "attacked": "erased, under attack"}
 
 
@@ -62,8 +67,8 @@ def model_card(
     concept, config = markdown_cell(summary["concept"]), summary["config"]
     parts = [
         f"# {markdown_cell(str(summary['model']))} without {concept}",
-        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}, made with "
-        f"{'from_pretrained of diffusers' if folder else 'load_state_dict of the U-Net'} in mind.",
+        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}. "
+        + ("Load it with `from_pretrained` of diffusers." if folder else _HOW_TO_LOAD_A_FILE),
         "## What was erased",
         markdown_table(_facts(summary, changes, tied), disable_numparse=True),
         "## How well it holds",
@@ -103,6 +108,7 @@ def _metadata(summary: Mapping[str, Any], *, folder: bool) -> ModelCardData:
             | ({"attack": choices.get("attack", "")} if name == "attacked" else {}),
         )
         for name, label in _RATES.items()
+        if name != "attacked" or choices.get("attack") != "none"
     ]
     return ModelCardData(
         license=_OURS if base == _CANVAS else "other",
@@ -143,6 +149,8 @@ def _rates(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for summary in summaries:
         rates = {label: str(Rate(**summary["rates"][name])) for name, label in _RATES.items()}
+        if summary["choices"].get("attack") == "none":
+            rates[_RATES["attacked"]] = "not attacked"
         rows.append({"attack": str(summary["choices"].get("attack", "")), **rates, "run": summary["run"]})
     return pd.DataFrame(rows)
 
