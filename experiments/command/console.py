@@ -5,8 +5,10 @@ import logging
 import typer
 
 from experiments.command import (
+    audit_command,
     calibrate_command,
     draw_command,
+    explain_command,
     export_command,
     judge_command,
     paper_command,
@@ -31,8 +33,10 @@ for _topic in (
     draw_command,
     export_command,
     judge_command,
+    audit_command,
     results_command,
     calibrate_command,
+    explain_command,
     paper_command,
 ):
     _topic.register(app)

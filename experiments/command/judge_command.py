@@ -27,7 +27,7 @@ def judge(
     from rich.table import Table  # noqa: PLC0415
 
     from diffusion.text_files import csv_text, visible  # noqa: PLC0415
-    from experiments.command.calibrate import compose_job  # noqa: PLC0415
+    from experiments.command.composing import compose_job  # noqa: PLC0415
     from experiments.command.config import make_object  # noqa: PLC0415
     from experiments.instruments.foreign_pictures import judge_pictures, list_pictures  # noqa: PLC0415
     from experiments.job.origin import code_state  # noqa: PLC0415
