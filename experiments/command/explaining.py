@@ -14,6 +14,7 @@ from typing import Any
 import annotated_types
 import yaml
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 from pydantic.fields import FieldInfo
 
 from experiments import CONFIG_FOLDER
@@ -33,6 +34,7 @@ _PLAIN = {
 }
 _OF_THE_CONFIG = {
     "preset": "Which of the presets the settings are taken from; null for those that fit the model.",
+    "family": "What the settings of methods are fitted to; by default what the folder says.",
     "presets": "What preset may be, and whose settings that are.",
 }
 
@@ -323,14 +325,25 @@ class _Comments:
         heading = [told for number, told in alone.items() if number < first and not told.startswith("@package")]
         by_path: dict[tuple[str, ...], str] = {}
         for own, start, end in _places(root, ()):
-            above = []
+            above: list[str] = []
             number = start - 1
             while number in alone and number >= first:
                 above.insert(0, alone[number])
                 number -= 1
             by_path[own] = " ".join([*above, *(behind[n] for n in range(start, end + 1) if n in behind)])
         values = yaml.safe_load(text) or {}
+        for parent in values.get("defaults", ()):
+            # Others, as /judge: canvas, are choices of other groups.
+            inherited = _group_folder(path) / f"{parent}.yaml"
+            if isinstance(parent, str) and inherited.exists():
+                told = cls.of(inherited)
+                values = OmegaConf.to_container(OmegaConf.merge(told.values, values))
+                by_path = {own: by_path.get(own) or told.by_path.get(own, "") for own in [*told.by_path, *by_path]}
         return cls(values, "\n".join(heading), by_path, "@package _global_" in alone.values())
+
+
+def _group_folder(path: Path) -> Path:
+    return CONFIG_FOLDER / path.relative_to(CONFIG_FOLDER).parts[0]
 
 
 def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, int]]:

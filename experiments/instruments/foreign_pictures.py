@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,8 @@ def judge_pictures(
         verdicts = judge(images)
         present += [bool(there) for there in verdicts.present]
         scores += [float(score) for score in verdicts.score]
-        labels += verdicts.details.get("labels", [])
+        found: Any = verdicts.details.get("labels", [])
+        labels += found
         _measure(measurements, images, [picture.row for picture, _, _ in part], [other for _, _, other in part])
     measures: Measures = {}
     for measurement in measurements:
