@@ -332,7 +332,9 @@ def test_pictures_made_elsewhere_are_judged_as_ours(world: Path, summaries, type
     for case in summary["cases"]:
         found = [there for (prompt, seed), there in verdicts.items() if prompt == case["prompt"] and seed < 53]
         assert found[:1] == [case["erased"]]
-    assert "judge" in typed("judge", tmp_path / "nothing")[0] or True
+    assert typed("judge", tmp_path / "nothing")[0].startswith("There is nothing at ")
+    sentence = typed("judge", table, *judge, "--reference", folder.parent, "--folder", tmp_path / "results")[0]
+    assert sentence.startswith(f"There are {len(rows)} pictures and ")
 
 
 def hand_made(attack: str, high: float) -> dict[str, Any]:

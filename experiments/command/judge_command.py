@@ -39,11 +39,10 @@ def judge(
     others = None if reference is None else list_pictures(reference)
     concept = make_object(config, "concept")
     evaluators = make_object(config, "evaluator") if others is not None else {}
+    judged_by = choices.get("judge") or str(config.judge._target_).rpartition(".")[2]
     found = judge_pictures(listed, make_object(config, "judge"), evaluators, others)
 
-    table = Table(
-        title=visible(f"{len(listed)} pictures in {pictures}, judge {choices['judge']}"), title_justify="left"
-    )
+    table = Table(title=visible(f"{len(listed)} pictures in {pictures}, judge {judged_by}"), title_justify="left")
     table.add_column("")
     table.add_column("value")
     table.add_row(visible(f"{concept.name} shown"), str(found.rate))
@@ -53,7 +52,7 @@ def judge(
         table.add_row(name.replace("_", " "), measure_text(value))
     open_console().print(table)
 
-    name = f"judged_{choices['judge']}_{concept.name}_{pictures.stem or 'pictures'}"
+    name = f"judged_{judged_by}_{concept.name}_{pictures.stem or 'pictures'}"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         (picture.file, picture.row.prompt, picture.row.seed, int(there), f"{score:.6g}")
@@ -64,6 +63,6 @@ def judge(
     told = {key: value for key, value in asdict(found).items() if key not in {"present", "scores"}}
     write_json(
         paths[1],
-        {"pictures": str(pictures), "judge": choices["judge"], "concept": concept.name, **told, **code_state()},
+        {"pictures": str(pictures), "judge": judged_by, "concept": concept.name, **told, **code_state()},
     )
     print_paths(paths)

@@ -121,7 +121,8 @@ def _write_file(
             tensors |= {
                 f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.state_dict().items()
             }
-        header = {"run": summary["run"], "edit": summary["edit"]["hash"], "concept": summary["concept"]}
+        # No key is called edit, which marks the files of edits.
+        header = {"run": summary["run"], "edit_hash": summary["edit"]["hash"], "concept": summary["concept"]}
         # Copies, as tensors that share memory cannot be written.
         whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         with replacing(target) as partial:

@@ -49,7 +49,7 @@ class Requirement:
             bound = float(number) / (100 if percent else 1)
         except ValueError as error:
             raise ValueError(f"require is {text!r}; {number!r} is no number.") from error
-        if path[0] not in {*RATES, RETAINED} or (path[0] == RETAINED) == (len(path) == 1):
+        if path[0] not in {*RATES, RETAINED} or path == (RETAINED,):
             raise ValueError(
                 f"require is {text!r}; it must begin with one of {', '.join(RATES)}, {RETAINED}, {examples}."
             )
