@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import require_targets, target_latents
-from diffusion.model import TextToImage
+from diffusion.model import UNGUIDED, TextToImage, is_guided
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
@@ -131,7 +131,7 @@ class NoiseAttack:
 
     def _is_guided(self, case: PromptCase) -> bool:
         """Return whether the attack evaluates the empty prompt beside the case's."""
-        return case.guidance != 1 and (self.mode == "adversarial" or self.inverted_with == "guidance")
+        return is_guided(case.guidance) and (self.mode == "adversarial" or self.inverted_with == "guidance")
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace]) -> None:
         """Start a search for each case."""
@@ -150,7 +150,7 @@ class NoiseAttack:
         if not guided:
             return lambda latents, timestep: model.predict_noise(latents, timestep, text)
         nothing = model.encode_prompts([""])
-        scales = torch.tensor([case.guidance for case in cases], device=model.device, dtype=model.dtype)
+        scales = torch.tensor([max(case.guidance, UNGUIDED) for case in cases], device=model.device, dtype=model.dtype)
         return lambda latents, timestep: model.guided_noise(latents, timestep, text, nothing, scales)
 
     def _descend(

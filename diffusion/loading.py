@@ -45,6 +45,7 @@ LOADING_ERRORS = (
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
+Edge = Annotated[int, Field(ge=8)]
 SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler"]
 
 _WEIGHT_TYPES: dict[str, torch.dtype] = {
@@ -70,7 +71,7 @@ class ModelSource:
         config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
             the Hub or its cache.
         name: What results call the model; the last part of ``source`` if none.
-        resolution: Edge of a picture in pixels; the model's own if none.
+        resolution: Edge of a square picture in pixels, or width and height; the model's own if none.
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
@@ -85,7 +86,7 @@ class ModelSource:
     scheduler: SchedulerName = "ddim"
     config: str | None = None
     name: str | None = None
-    resolution: Annotated[int, Field(ge=8)] | None = None
+    resolution: Edge | tuple[Edge, Edge] | None = None
     gradient_checkpointing: bool = False
     offload: bool = False
 

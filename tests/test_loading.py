@@ -1,9 +1,11 @@
 import json
+import re
 import shutil
 import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -331,10 +333,17 @@ def test_the_options_reach_the_model(half_folder: Path):
     assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("resolution", [10, 30])
-def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: int):
-    with pytest.raises(ValueError, match=f"resolution is {resolution}; 'tiny' takes a multiple of 4 pixels"):
+@pytest.mark.parametrize("resolution", [10, 30, [32, 30], [10, 32]])
+def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: Any):
+    with pytest.raises(ValueError, match=rf"resolution is {re.escape(str(resolution))}; 'tiny' takes a multiple of 4"):
         ModelSource(str(half_folder), device="cpu", resolution=resolution).load()
+
+
+def test_pictures_may_be_wider_than_high(half_folder: Path):
+    model = ModelSource(str(half_folder), device="cpu", resolution=[48, 32]).load()
+    pictures = model.generate(["a church"], seeds=[1], steps=1, guidance=3)
+    assert model.image_size == (32, 48)
+    assert pictures.shape == (1, 3, 32, 48)
 
 
 def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):

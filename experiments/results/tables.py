@@ -161,7 +161,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+            prompts = [case.get("prompt", number) for number, case in enumerate(found[0])] if found else []
+            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken, prompts)) if broken else ""
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
@@ -248,7 +249,8 @@ def write_tables(
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
     parts = [f"# {name}", reading.to_markdown(index=False)]
     parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
     if "published in" in reading:
