@@ -85,10 +85,7 @@ class Record:
         """
         columns = list(dict.fromkeys(columns))
         if repeated := [column for column in columns if column in self.repeated]:
-            raise ValueError(
-                f"{source} has several columns called {', '.join(repeated)}, and which is meant is not clear; rename "
-                "all but one."
-            )
+            raise _repeated(source, repeated)
         if missing := [column for column in columns if column not in self.cells]:
             known = ", ".join(repr(column) for column in self.cells)
             raise ValueError(f"{source} lacks the columns {', '.join(missing)}; those that it has are {known}.")
@@ -207,7 +204,7 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[st
     """Open a UTF-8 CSV file whose first line names its columns.
 
     Raises:
-        ValueError: One of the ``required`` columns is missing, or the file turns out to be no such CSV file.
+        ValueError: One of the ``required`` columns is missing or there twice, or the file is no such CSV file.
     """
     # A byte-order mark is what spreadsheet programs put first.
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -216,11 +213,20 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[st
             missing = [column for column in required if column not in (reader.fieldnames or ())]
             if missing:
                 raise ValueError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them.")
+            if repeated := [column for column in required if (reader.fieldnames or ()).count(column) > 1]:
+                raise _repeated(str(path), repeated)
             yield reader
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
                 f"{path} is not a CSV file in UTF-8 (read up to line {reader.reader.line_num}): {error}."
             ) from error
+
+
+def _repeated(source: str, columns: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{source} has several columns called {', '.join(columns)}, which leaves open what is meant; "
+        "rename all but one."
+    )
 
 
 def _parse(record: Record) -> PromptRow:

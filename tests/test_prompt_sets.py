@@ -95,6 +95,11 @@ def test_of_two_columns_of_one_name_neither_is_taken(write, column: str):
         read_prompt_set(write(",".join(header), "1,2,3,4,5,6"))
 
 
+def test_of_two_columns_of_pairs_neither_is_taken(write):
+    with pytest.raises(ValueError, match=r"prompts\.csv has several columns called with"):
+        read_pairs(write("with,without,with", "a,b,c"))
+
+
 def test_limit_returns_the_first_rows(write):
     path = write(HEADER, *(f"{number},prompt {number},0,5" for number in range(5)))
     assert [row.case_number for row in read_prompt_set(path, limit=2)] == [0, 1]

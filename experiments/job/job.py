@@ -15,6 +15,7 @@ from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
 from experiments.job.cost import Cost
 from experiments.job.processes import ALONE, Processes
+from experiments.job.prompts import job_prompts, tokens_cut_under_attack
 from experiments.job.result import CaseResult, Summary
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
@@ -80,6 +81,10 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     _silence_libraries()
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+    sets = job_prompts(job, model)
+    for kind, counts in sets.items():
+        for sentence in counts.sentences(model, kind):
+            log.warning(sentence)
 
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model, processes)
@@ -105,15 +110,25 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
 
         outcomes = attacked.outcomes
         cases = [
-            CaseResult.of(outcome, base=present, too_long=too_long)
-            for outcome, present, too_long in zip(outcomes, base_present, attacked.too_long, strict=True)
+            CaseResult.of(outcome, base=present, too_long=too_long, cut=cut, attack_cut=attack_cut)
+            for outcome, present, too_long, (cut, attack_cut) in zip(
+                outcomes,
+                base_present,
+                attacked.too_long,
+                tokens_cut_under_attack(model, outcomes, job.attack),
+                strict=True,
+            )
         ]
+        # What the attack found is known now, and may be longer than what it put there.
+        cut_by_attack = sum(case.attack_cut > 0 and not case.cut for case in cases)
+        sets["prompts"] = replace(sets["prompts"], cut_by_attack=cut_by_attack)
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
             job,
             cases,
             model=model.name,
+            sets=sets,
             identity=run_identity(stages, erased.key, rows, retained),
             measures=measures,
             labels=labels,

@@ -72,6 +72,8 @@ def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
         "ideal": [case for case in excluding_plain if case.base],
     }
     return {
-        rule: Rate.of([case.attacked for case in those], [case.prompt for case in those]) if those else None
+        rule: Rate.of([case.attacked for case in those], [case.prompt or case.case_number for case in those])
+        if those
+        else None
         for rule, those in counted.items()
     }

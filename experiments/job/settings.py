@@ -14,7 +14,7 @@ from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning
-from evaluation.prompt_sets import PromptRow
+from evaluation.prompt_sets import LARGEST_SEED, PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.job.protocol import Protocol as EvaluationProtocol
@@ -23,10 +23,10 @@ from experiments.job.recording import Recorder
 SPEED_ONLY = frozenset(
     {
         *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
-        *("gradient_checkpointing", "offload"),
+        *("gradient_checkpointing", "offload", "other_sizes"),
     }
 )
-"""Fields that change how fast numbers come, never the numbers: no hash has them."""
+"""Fields that change how fast numbers come, or whether they come at all, never the numbers: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training."""
@@ -46,7 +46,7 @@ class Settings:
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     prompts: Annotated[int, Field(ge=1)]
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling

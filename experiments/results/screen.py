@@ -32,6 +32,9 @@ def show_job(finished: Finished) -> None:
     table.add_column("base model")
     for name, label in RATES.items():
         table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+    for kind in summary.sets:
+        if text := set_text(summary.sets[kind]):
+            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], text, "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
     for name, rate in summary.members.items():
@@ -99,6 +102,20 @@ def title(summary: Mapping[str, Any]) -> str:
         if group in summary["choices"]
     ]
     return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
+
+
+def set_text(counts: Mapping[str, int]) -> str:
+    """What a reader must know of a prompt set, from its :class:`~experiments.job.prompts.PromptCounts`; else empty."""
+    taken = counts["taken"]
+    parts = [
+        (f"{taken} of {counts['asked']} asked for", taken < counts["asked"]),
+        (f"{counts['distinct']} of {taken} distinct", counts["distinct"] < taken),
+        (f"{counts['cut']} cut at the text encoder's length", counts["cut"]),
+        (f"{counts['cut_by_attack']} cut under attack", counts["cut_by_attack"]),
+        (f"{counts['other_size']} drawn in another size", counts["other_size"]),
+        (f"{counts['below_guidance']} without guidance", counts["below_guidance"]),
+    ]
+    return ", ".join(text for text, told in parts if told)
 
 
 def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:

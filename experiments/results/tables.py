@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
+from experiments.job.result import prompt_groups
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
 from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
@@ -107,8 +108,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            prompts = [case.get("prompt", number) for number, case in enumerate(found[0])] if found else []
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken, prompts)) if broken else ""
+            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
+            rows.setdefault((name, ""), {})[label] = rate
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
