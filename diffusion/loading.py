@@ -77,7 +77,7 @@ class ModelSource:
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
 
     Raises:
-        ValueError: ``device`` is ``cuda`` and there is none.
+        ValueError: ``device`` is ``cuda`` and there is none, or ``config`` is no diffusers folder.
     """
 
     source: str
@@ -94,6 +94,15 @@ class ModelSource:
     def _device_exists(self) -> "ModelSource":
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch finds no GPU here; use device=cpu or device=auto.")
+        return self
+
+    @model_validator(mode="after")
+    def _config_is_a_folder(self) -> "ModelSource":
+        if self.config is not None and not (Path(self.config).expanduser() / "model_index.json").is_file():
+            raise ValueError(
+                f"config is {self.config!r}, which is no diffusers folder with a model_index.json; it gives a single "
+                "file its configuration, and other models need none."
+            )
         return self
 
     def load(self) -> TextToImage:

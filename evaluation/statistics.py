@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest, bootstrap, norm, t
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def wilson_interval(successes: float, n: float, confidence: float = CONFIDENCE) 
     return 0.0 if successes == 0 else max(centre - margin, 0.0), 1.0 if successes == n else min(centre + margin, 1.0)
 
 
-def effective_number(values: Sequence[float] | Tensor, groups: Groups | None) -> float:
+def effective_number(values: "ArrayLike", groups: Groups | None) -> float:
     """How many independent cases tell as much of the mean of ``values`` as these, of which some share a group.
 
     n v0 / v, with v the variance of the mean among groups and v0 what it would be if all cases were independent, as in

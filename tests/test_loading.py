@@ -353,3 +353,8 @@ def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):
     )
     with pytest.raises(ValueError, match="The VAE of 'tiny' shifts its latents"):
         load_model(str(folder), device="cpu")
+
+
+def test_a_configuration_that_is_no_folder_is_refused_when_it_is_named():
+    with pytest.raises(ValidationError, match="config is '/nope', which is no diffusers folder"):
+        ModelSource("model.safetensors", config="/nope")

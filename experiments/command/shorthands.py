@@ -6,9 +6,11 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
+from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
 
 _LIST = re.compile(r"\[([^\[\]]*)\]")
+_NO_CHOICE = re.compile(r"|null|true|false|\{\s*\}|[-+]?\d+(\.\d*)?")
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 
@@ -20,10 +22,11 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
     the store.
 
     Raises:
-        CommandError: A list is empty or nested, or names an attack twice.
+        CommandError: A list is empty or nested or names an attack twice, or a group is given what is no choice.
     """
     spelt: list[str] = []
     for argument in arguments:
+        check_choice(argument)
         match argument.partition("="):
             case "attack", "=", attacks:
                 spelt.append(f"attack={name_unions(attacks)}")
@@ -32,6 +35,26 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
             case _:
                 spelt.append(argument)
     return spelt
+
+
+def check_choice(argument: str) -> None:
+    """Refuse what is no name of a choice where a group takes one: ``null``, ``true``, ``{}``, a number.
+
+    Raises:
+        CommandError: It is such an override.
+    """
+    key, is_override, values = argument.partition("=")
+    group = key.lstrip("+")
+    folder = CONFIG_FOLDER / group
+    if not (is_override and group and folder.is_dir()):
+        return
+    for value in values.split(","):
+        if _NO_CHOICE.fullmatch(value.strip().lower()):
+            choices = sorted(path.stem for path in folder.glob("*.yaml"))
+            without = next((f"; {group}={choice} leaves it out" for choice in ("none", "off") if choice in choices), "")
+            raise CommandError(
+                f"{group}={value} names no choice of {group}{without}; the choices are {', '.join(choices)}."
+            )
 
 
 def name_unions(attacks: str) -> str:

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from experiments.command.early import check_early
-from experiments.command.errors import one_sentence
+from experiments.command.errors import CommandError, one_sentence
 from experiments.command.shorthands import name_unions, spell_out
 
 
@@ -26,6 +26,9 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides(spell_out(arguments))
+    for override in overrides:
+        if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
+            raise CommandError(f"{override.input_line} has no values, so there is no job to run; give it at least one.")
     for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
         for job_overrides in batch:
             yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
@@ -50,9 +53,9 @@ class Sweep(Callback):
                     params.attack = name_unions(str(params.attack))
 
             from experiments.command.config import build  # noqa: PLC0415
+            from experiments.job.checks import check_jobs  # noqa: PLC0415
 
-            for job in jobs:
-                build(job)
+            check_jobs([build(job) for job in jobs])
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Remember where the job's results are."""

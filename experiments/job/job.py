@@ -13,6 +13,7 @@ from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
+from experiments.job.checks import check_job
 from experiments.job.cost import Cost
 from experiments.job.processes import ALONE, Processes
 from experiments.job.prompts import job_prompts, tokens_cut_under_attack
@@ -81,6 +82,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     _silence_libraries()
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+    check_job(job, model)
     sets = job_prompts(job, model)
     for kind, counts in sets.items():
         for sentence in counts.sentences(model, kind):

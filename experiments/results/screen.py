@@ -33,8 +33,8 @@ def show_job(finished: Finished) -> None:
     for name, label in RATES.items():
         table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
     for kind in summary.sets:
-        if text := set_text(summary.sets[kind]):
-            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], text, "")
+        if told := set_text(summary.sets[kind]):
+            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], told, "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
     for name, rate in summary.members.items():
