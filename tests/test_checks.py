@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import open_dict
 
 from diffusion.model import TextToImage
 from evaluation.quality.accuracy import RetainedAccuracy
@@ -33,12 +34,21 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (["attack.tokens=100"], "100 tokens cannot be inserted"),
-        (["attack.timesteps=2000"], "timesteps is 2000; the model has 1000"),
-        (["evaluator=canvas"], "Prompt 0 has the style None; retained accuracy needs a column style"),
-        (["evaluator=canvas", "~evaluator.accuracy", "evaluator.fid.folder=/nope"], "/nope holds no canvas classifier"),
-        (["evaluator=canvas", "~evaluator.accuracy", "evaluator.clip_score.folder=/nope"], "/nope holds no CLIP"),
-        (["judge=canvas", "judge.folder=/nope"], "/nope holds no canvas classifier"),
+        (["attack.tokens=100"], "attack: 100 tokens cannot be inserted"),
+        (["attack.timesteps=2000"], "attack: timesteps is 2000; the model has 1000"),
+        (
+            ["evaluator=canvas"],
+            "evaluator.accuracy: Prompt 0 has the style None; retained accuracy needs a column style",
+        ),
+        (
+            ["evaluator=canvas", "~evaluator.accuracy", "evaluator.fid.folder=/nope"],
+            "evaluator.fid: /nope holds no canvas classifier",
+        ),
+        (
+            ["evaluator=canvas", "~evaluator.accuracy", "evaluator.clip_score.folder=/nope"],
+            "evaluator.clip_score: /nope holds no CLIP",
+        ),
+        (["judge=canvas", "judge.folder=/nope"], "judge: /nope holds no canvas classifier"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_it_begins(
@@ -49,7 +59,7 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
         base = [part for part in base if "judge" not in part]
     if any(part.startswith("evaluator=") for part in command):
         base = [part for part in base if part != "evaluator=none"]
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^{sentence}") as error:
         run([*base, *command], tmp_path / "run")
     assert "\n" not in str(error.value)
 
@@ -171,6 +181,8 @@ def test_choices_pass(argument: str) -> None:
 def test_a_sweep_over_nothing_is_told() -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("config", ["++hydra.sweeper.params.seed='range(0,0)'"], return_hydra_config=True)
+        config = compose("config", return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.sweeper.params = {"seed": "range(0,0)"}
         with pytest.raises(CommandError, match=r"seed=range\(0,0\) has no values, so there is no job to run"):
             list(sweep_jobs(config, "config"))

@@ -76,13 +76,15 @@ def check_loaded(job: Job, model: TextToImage, known: set[str]) -> None:
     picture = torch.randint(256, (1, 3, *model.image_size), generator=generator, dtype=torch.uint8)
     config = job.config
     if _is_new("judge", [config["judge"], picture.shape], known):
-        job.judge(picture)
+        with _told_of("judge"):
+            job.judge(picture)
     retained = [[row.case_number, row.prompt, dict(row.labels)] for row in job.retained]
     for name, evaluator in job.evaluators.items():
         if _is_new("evaluator", [config["evaluator"][name], picture.shape, retained], known):
-            if isinstance(evaluator, ReadsLabels):
-                evaluator.check_labels(job.retained)
-            evaluator.start().update(picture, picture, job.retained[:1])
+            with _told_of(f"evaluator.{name}"):
+                if isinstance(evaluator, ReadsLabels):
+                    evaluator.check_labels(job.retained)
+                evaluator.start().update(picture, picture, job.retained[:1])
     prompts = [[row.case_number, row.prompt] for row in job.prompts]
     if _is_new("attack", [config["attack"], config["protocol"], prompts], known):
         too_long = job.protocol.too_long(model, [row.prompt for row in job.prompts])
@@ -91,7 +93,7 @@ def check_loaded(job: Job, model: TextToImage, known: set[str]) -> None:
             for row, left_out in zip(job.prompts, too_long, strict=True)
             if not left_out
         ]
-        with _silenced("attacks"):
+        with _silenced("attacks"), _told_of("attack"):
             check_attack(job.attack, model, cases, job)
 
 
@@ -140,7 +142,7 @@ def most_bytes(job: Job, model: TextToImage) -> int:
     picture = max(_SMALLEST_FILE, round(_PNG_SHARE * 3 * height * width))
     # By the base model and the edited one, and the attack's last one; the attack may aim at others.
     pictures = 4 * len(job.prompts) + 2 * len(job.retained)
-    weights = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
+    weights: int = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
     return pictures * picture + _STATES * weights
 
 
@@ -151,6 +153,19 @@ def _is_new(kind: str, facts: Any, known: set[str]) -> bool:
         return False
     known.add(key)
     return True
+
+
+@contextmanager
+def _told_of(field: str) -> Iterator[None]:
+    """Put the name of the config's field before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        raise FileNotFoundError(f"{field}: {error}") from error
 
 
 @contextmanager
