@@ -27,7 +27,7 @@ from attacks.prompt_search import (
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
@@ -150,7 +150,7 @@ class GCG:
             return
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
-            generator = step_generator(self.seed, trace.case.case_number)
+            generator = stream(self.seed, "gcg/search", trace.case.case_number)
             tokens = random_rows(candidates, self.tokens, generator)
             trace.state = TokenSearch(
                 generator, target, tokens if initial is None else torch.full_like(tokens, initial)

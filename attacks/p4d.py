@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,13 +24,10 @@ from attacks.prompt_search import (
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 Variant = Literal["p4d_n", "p4d_k", "insert"]
-
-INITIAL_STREAM = 2**31
-"""Added to the seed of the first tokens, so that all variants of a prompt share the draws that follow."""
 
 
 @plain_dataclass
@@ -193,10 +190,14 @@ class P4D:
             case = trace.case
             tokens = {}
             for variant, count in counts.items():
-                generator = step_generator(self.seed + INITIAL_STREAM, case.case_number)
+                number = get_args(Variant).index(variant)
+                generator = stream(self.seed, "p4d/start", case.case_number, number)
                 tokens[variant] = FreeTokens.at(model, random_rows(candidates, count, generator))
-            generator = step_generator(self.seed, case.case_number)
-            trace.state = CaseSearch(case, generator, target, text, tokens)
+            trace.state = CaseSearch(case, self._search_stream(case), target, text, tokens)
+
+    def _search_stream(self, case: PromptCase) -> torch.Generator:
+        """Return the random stream of a case's timesteps and noise, which all variants share."""
+        return stream(self.seed, "p4d/search", case.case_number)
 
     @torch.no_grad()
     def _refer(self, original: TextToImage, searches: Sequence[CaseSearch], batch_size: int) -> None:
@@ -210,7 +211,7 @@ class P4D:
         steps = self.steps_per_check
         for state in searches:
             if self.repeat_draws:
-                state.generator = step_generator(self.seed, state.case.case_number)
+                state.generator = self._search_stream(state.case)
             state.references = NoisyPictures.draw(
                 original,
                 state.target,

@@ -15,7 +15,7 @@ from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
@@ -102,7 +102,7 @@ class Paraphrase:
 
     def _paraphrases(self, case: PromptCase, wordings: Sequence[Wording]) -> list[str]:
         """Return what to try in the place of a case's prompt, in order."""
-        generator = step_generator(self.seed, case.case_number)
+        generator = stream(self.seed, "paraphrase/order", case.case_number)
         pieces = split_prompt(case.prompt, wordings)
         if pieces == [case.prompt]:
             pieces += [", ", Wording("", "", "")]

@@ -304,7 +304,17 @@ class TextToImage:
         return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
-        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed."""
+        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
+
+        That is what the seeds of published prompt sets mean, so it is torch's own seeding here (which keeps the lowest
+        32 bits) and no stream of :mod:`diffusion.streams`.
+
+        Raises:
+            ValueError: A seed is negative or has more than 64 bits.
+        """
+        for seed in seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seed is {seed}; the seed of a picture must be from 0 to 2^64 - 1.")
         noise = torch.empty((len(seeds), *self.latent_shape))
         for picture, seed in zip(noise, seeds, strict=True):
             picture.normal_(generator=torch.Generator().manual_seed(seed))

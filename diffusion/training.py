@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,13 +14,6 @@ from diffusion.files import replacing
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_REPORTS = 30
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that depends on ``seed`` and ``step`` alone, so that a resumed run draws the same numbers."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def cosine_warmup(steps: int, warmup: int, cycles: int = 1) -> Callable[[int], float]:
@@ -65,7 +57,8 @@ def fit(
 
     Args:
         parameters: The tensors that ``optimizer`` trains; they are saved, restored and averaged.
-        loss: Scalar loss of a step. It must draw its random numbers from the step alone (``step_generator``).
+        loss: Scalar loss of a step. It must draw its random numbers from a stream of that step
+            (:mod:`diffusion.streams`), so that a resumed run draws the same.
         steps: Number of optimiser steps.
         optimizer: A torch optimiser over ``parameters``.
         label: What the progress line says.
@@ -91,7 +84,6 @@ def fit(
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
-    last_report = time.monotonic()
     with progress_bar(label, steps, done=len(losses)) as bar:
         for step in range(len(losses), steps):
             optimizer.zero_grad(set_to_none=True)
@@ -109,10 +101,7 @@ def fit(
                 _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
             losses.append(float(step_loss.detach()))
             bar.advance()
-            bar.note(f"loss {losses[-1]:.4f}")
-            if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-                last_report = time.monotonic()
-                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, fmean(losses[-50:]))
+            bar.note(f"loss {fmean(losses[-50:]):.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
                 state = {
                     "optimizer": optimizer.state_dict(),

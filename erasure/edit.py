@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from diffusion.files import replacing
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
+from diffusion.streams import stream
 from erasure.addition import Addition, addition_class, attach_all
 
 SCHEMA = 1
@@ -113,6 +114,7 @@ def _masked(entry: Entry, original: Tensor) -> Tensor:
         return torch.where(kept, original, 0)
     if entry.fill == "mean":
         return torch.where(kept, original, left.float().mean().to(original.dtype))
+    # Part of the file format, so torch's own seeding; the entries' seeds come from a stream.
     generator = torch.Generator().manual_seed(entry.seed)
     drawn = torch.randint(len(left), (2, kept.numel() - len(left)), generator=generator).to(original.device)
     filled = original.clone()
@@ -251,7 +253,7 @@ class Edit:
             fill: What pruned weights become.
             seed: Of what is drawn in that; every tensor is given its own.
         """
-        seeds = torch.randint(2**31, (len(masks),), generator=torch.Generator().manual_seed(seed)).tolist()
+        seeds = torch.randint(2**31, (len(masks),), generator=stream(seed, "edit/fill")).tolist()
         entries = {
             name: _encode_mask(kept, fill, own)
             for (name, kept), own in zip(masks.items(), seeds, strict=True)

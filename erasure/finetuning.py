@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters, substituted
+from diffusion.streams import derived_seed
 from diffusion.training import fit
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -22,9 +23,6 @@ from erasure.trajectories import FrozenSamples, Trajectories, remembered, stage
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps that a killed run may lose."""
-
-RETAIN_STREAM = 2**31
-"""Added to the seed of the retain term, so that its noise is not the objective's."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Retaining:
             target_guidance=1.0,
             steps=steps,
             batch_size=self._batch_size,
-            seed=seed + RETAIN_STREAM,
+            seed=derived_seed(seed, "retaining/samples"),
             checkpoint=stage(checkpoint, "retain"),
         )
         return spent + self._samples.unet_evaluations

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from diffusion.model import TextToImage
 from diffusion.progress import track
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.trajectories import remembered
-
-PICTURE_STREAM = 2**32
-"""What erasers that train on pictures add to the seed of those, so that their noise is not the training's."""
 
 PICTURES_PER_FILE = 64
 
@@ -41,7 +38,7 @@ class Painting:
 
     def seeds(self, seed: int) -> list[int]:
         """The seed of every picture."""
-        return torch.randint(2**31, (self.images,), generator=step_generator(seed, 0)).tolist()  # type: ignore[no-any-return]
+        return torch.randint(2**31, (self.images,), generator=stream(seed, "painting/seeds")).tolist()  # type: ignore[no-any-return]
 
     def sample(self, model: TextToImage, text: Tensor, seeds: Sequence[int], until: int | None = None) -> Tensor:
         """Latents of pictures of ``text``, float [n, tokens, width], finished or before step ``until``."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffusion.model import TextToImage
 from diffusion.progress import track
-from diffusion.training import save_atomically, step_generator
+from diffusion.streams import stream
+from diffusion.training import save_atomically
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class NoiseSamples:
 
 def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
     """Where the trajectories of training step ``step`` stop, int64 [batch_size] in 0 .. steps - 1, and their seeds."""
-    generator = step_generator(seed, step)
+    generator = stream(seed, "trajectories/stops", step)
     stops = torch.randint(sampling_steps, (batch_size,), generator=generator)
     return stops, torch.randint(2**31, (batch_size,), generator=generator).tolist()
 
@@ -83,7 +84,7 @@ def latents_before(
         return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device).expand(len(seeds))
     interval = settings.steps - 1 - stop
     first, last = (round(model.training_timesteps * end / settings.steps) for end in (interval, interval + 1))
-    scored = [int(torch.randint(first, last, (), generator=step_generator(seed, 1))) for seed in seeds]
+    scored = [int(torch.randint(first, last, (), generator=stream(seed, "trajectories/scored"))) for seed in seeds]
     return latents, torch.tensor(scored, device=model.device)
 
 
@@ -259,7 +260,7 @@ class FrozenSamples:
     ) -> tuple[Tensor, NoiseSamples]:
         pool = settings.pool or 0
         places = torch.arange(pool)
-        seeds = torch.randint(2**31, (len(places),), generator=step_generator(seed, 0)).tolist()
+        seeds = torch.randint(2**31, (len(places),), generator=stream(seed, "trajectories/pool")).tolist()
 
         def sample(chunk: Tensor) -> NoiseSamples:
             # Spread evenly, so that a small pool leaves out no phrase before it repeats another's templates.
@@ -296,7 +297,7 @@ class FrozenSamples:
         samples = _joined(parts)
         if self._prompts is None:
             rows = torch.arange(len(samples.timesteps))
-            return _shuffled(rows, steps * self._batch_size, seed, first=1), samples
+            return _shuffled(rows, steps * self._batch_size, seed), samples
         owners = samples.prompts.cpu()
         present = owners.unique()
         wanted = present[torch.searchsorted(present, self._prompts, right=True) - 1]
@@ -304,8 +305,7 @@ class FrozenSamples:
         for prompt in wanted.unique().tolist():
             where = (wanted == prompt).nonzero().reshape(-1)
             rows = (owners == prompt).nonzero().reshape(-1)
-            # There are fewer rounds than samples, so that no two prompts' are shuffled alike.
-            order[where] = _shuffled(rows, len(where), seed, first=1 + prompt * len(wanted))
+            order[where] = _shuffled(rows, len(where), seed, prompt)
         return order, samples
 
     def _remembered(self, part: str, compute: Callable[[], NoiseSamples], model: TextToImage) -> NoiseSamples:
@@ -345,10 +345,13 @@ def stage(checkpoint: Path | None, name: str) -> Path | None:
     return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
 
 
-def _shuffled(rows: Tensor, count: int, seed: int, *, first: int) -> Tensor:
-    """``count`` of ``rows``, all of them in an order drawn anew before one comes again."""
+def _shuffled(rows: Tensor, count: int, seed: int, *which: int) -> Tensor:
+    """``count`` of ``rows``, all in an order drawn anew before one comes again; ``which`` numbers several such rows."""
     rounds = -(-count // len(rows))
-    orders = [torch.randperm(len(rows), generator=step_generator(seed, first + number)) for number in range(rounds)]
+    orders = [
+        torch.randperm(len(rows), generator=stream(seed, "trajectories/order", *which, number))
+        for number in range(rounds)
+    ]
     return torch.cat([rows[order] for order in orders])[:count]
 
 

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import binomtest, bootstrap, norm, t
 from torch import Tensor
 
+from diffusion.streams import numpy_stream
+
 CONFIDENCE = 0.95
 """The level of every interval that results carry."""
 
@@ -185,7 +187,7 @@ class Mean:
             np.mean,
             confidence_level=CONFIDENCE,
             n_resamples=resamples,
-            rng=np.random.default_rng(seed),
+            rng=numpy_stream(seed, "bootstrap/resamples"),
         ).confidence_interval
         return cls(plain.n, plain.mean, float(interval.low), float(interval.high))
 

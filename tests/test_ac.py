@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure import finetuning
 from erasure.concept import Concept
 from erasure.erasers.ac import AC, ACObjective, first_token_detached, target_token_rows
@@ -38,7 +38,7 @@ def make(**changes):
 
 def drawn(step, images):
     """Pictures, timesteps and noise of a step, and of its prior term."""
-    generator = step_generator(3, step)
+    generator = stream(3, "ac/training", step)
     for _ in range(2):
         picks = torch.randint(images, (2,), generator=generator).tolist()
         timesteps = torch.randint(1000, (2,), generator=generator).tolist()
@@ -93,7 +93,7 @@ def test_several_concepts_take_turns_each_on_pictures_of_its_own_anchor(tiny_mod
 
     assert cost == 2 * 4 * 2 * 2
     for step in range(3):
-        generator = step_generator(3, step)
+        generator = stream(3, "ac/training", step)
         picks = torch.randint(4, (2,), generator=generator).tolist()
         timesteps = torch.randint(1000, (2,), generator=generator).tolist()
         noise = torch.randn((2, 4, 8, 8), generator=generator).double()

@@ -14,9 +14,9 @@ from omegaconf import open_dict
 from diffusion.model import TextToImage
 from evaluation.quality.accuracy import RetainedAccuracy
 from experiments import CONFIG_FOLDER
+from experiments.command.composing import sweep_jobs
 from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
-from experiments.command.sweep import sweep_jobs
 from experiments.job import checks
 from experiments.job.checks import check_job, check_jobs, check_room, most_bytes
 from experiments.job.stages import Stages

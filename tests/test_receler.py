@@ -9,14 +9,14 @@ import torch
 
 from diffusion.loading import load_model
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure import finetuning
 from erasure.addition import attached
 from erasure.additions.adapters import Adapters, AdaptersAtWork, layer_widths
 from erasure.attention import concept_columns
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.erasers.receler import PROMPT_STREAM, Receler, RecelerObjective, added_outside
+from erasure.erasers.receler import Receler, RecelerObjective, added_outside
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
@@ -115,7 +115,7 @@ def oracle_prompts(frozen, concept, config):
         oracle.Prompt(
             frozen.encode([prompt])[0].detach(),
             len(frozen.tokenizer(prompt, add_special_tokens=False).input_ids),
-            torch.rand((config.tokens, 32), generator=step_generator(7 + PROMPT_STREAM, row)).double().tolist(),
+            torch.rand((config.tokens, 32), generator=stream(7, "receler/prompts", row)).double().tolist(),
             config.attack_learning_rate,
             config.attack_weight_decay,
         )
@@ -376,7 +376,7 @@ def test_cost_is_exactly_the_formulas(tiny_model, changes, concept):
         run = (stops + 2).clamp(max=3) - 1 if config.published_offset else stops
         sampling = int(2 * run.sum()) + (8 if config.trajectory == "frozen" else 0)
         if config.retain_weight:
-            own = [draw_stops(5 + finetuning.RETAIN_STREAM, step, 2, 3)[0] for step in range(4)]
+            own = [draw_stops(derived_seed(5, "retaining/samples"), step, 2, 3)[0] for step in range(4)]
             retained = int(2 * torch.cat(own).sum()) + 8 + 4 * 2
     expected = sampling + training + retained
 

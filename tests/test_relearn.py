@@ -17,6 +17,7 @@ from attacks.relearn import Relearn
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters, substituted
 from diffusion.sampling import Sampling
+from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
 from evaluation.verdicts import Judge, Verdicts
@@ -78,7 +79,7 @@ def test_training_agrees_with_the_slow_implementation(
     fields = {"pictures": pictures, "parameters": parameters, "keep_zeros": keep_zeros, "weight_decay": 0.3, "seed": 4}
     snapshots = list(Relearn(**{**SMALL, **fields}).train(model, original, SAMPLING))
     prompts = [PAIRS[index][pictures == "other"] for index in (0, 1, 0)]
-    seeds = torch.randint(2**31, (3,), generator=oracle.step_generator(4 + 2**32, 0)).tolist()
+    seeds = torch.randint(2**31, (3,), generator=stream(4, "relearn/pictures")).tolist()
     images = original.generate(prompts, seeds=seeds, steps=SAMPLING.steps, guidance=7.5)
     slow = list(
         oracle.train(

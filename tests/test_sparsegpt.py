@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.erasers.none import NoEraser
 from erasure.erasers.uce import UCE
@@ -84,7 +84,9 @@ def test_the_models_layers_are_pruned_by_the_formula_on_its_own_inputs(tiny_mode
             [
                 (seed, model.encode_prompts([prompt])[0])
                 for seed, prompt in zip(
-                    torch.randint(2**31, (2,), generator=step_generator(4, 0)).tolist(), CONCEPT.preserved, strict=True
+                    torch.randint(2**31, (2,), generator=stream(4, "painting/seeds")).tolist(),
+                    CONCEPT.preserved,
+                    strict=True,
                 )
             ],
             model.encode_prompts([""])[0],

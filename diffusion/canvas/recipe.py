@@ -37,7 +37,7 @@ from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.drawing import draw
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import IMAGE_SIZE, STYLES, SUBJECTS, Scene, random_scene
-from diffusion.training import cosine_warmup, fit, save_atomically, step_generator
+from diffusion.training import cosine_warmup, fit, save_atomically
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,11 @@ def labels_of(scene: Scene) -> dict[str, int]:
         "subject": SUBJECTS.index(scene.subject),
         "burning": int(scene.burning),
     }
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The draws of a training step, as the shipped weights were made: 32 bits of a sum of both arguments."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def _draw_one(seed: tuple[int, int, int]) -> tuple[npt.NDArray[np.uint8], list[str], dict[str, int]]:

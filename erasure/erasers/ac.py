@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope
-from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
+from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
@@ -117,9 +117,14 @@ class ACObjective:
             anchor = tuple(part.anchor_prompts)
             text = model.encode_prompts(anchor)
             if anchor not in painted:
-                name = f"anchors-{len(painted)}"
                 painted[anchor], cost = paint(
-                    model, anchor, text, painting, seed=seed + PICTURE_STREAM, part=name, checkpoint=checkpoint
+                    model,
+                    anchor,
+                    text,
+                    painting,
+                    seed=derived_seed(seed, "ac/pictures", *anchor),
+                    part=f"anchors-{len(painted)}",
+                    checkpoint=checkpoint,
                 )
                 spent += cost
             latents.append(painted[anchor].latents)
@@ -139,7 +144,7 @@ class ACObjective:
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
-        generator = step_generator(self._seed, step)
+        generator = stream(self._seed, "ac/training", step)
         places = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
         picks = torch.randint(config.images, (config.batch_size,), generator=generator)
         parts, rounds = places % len(self._phrases), places // len(self._phrases)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.additions.adapters import Adapters, AdaptersAtWork
 from erasure.attention import (
     concept_columns,
@@ -29,12 +29,6 @@ from erasure.finetuning import minimise, prune_after, require_trainable_precisio
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
-
-ADAPTER_STREAM = 2**34
-"""Added to the seed of the adapters' first values, so that they are not drawn like the trajectories."""
-
-PROMPT_STREAM = 2**35
-"""Added to the seed of the adversarial embeddings' first values."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -135,7 +129,7 @@ class Receler:
         """See :class:`erasure.protocols.Eraser`."""
         check_pair(self, pruning)
         require_trainable_precision(model)
-        adapters = Adapters.untrained(model, self.rank, step_generator(seed + ADAPTER_STREAM, 0))
+        adapters = Adapters.untrained(model, self.rank, stream(seed, "receler/adapters"))
         weights = list(adapters.weights.values())
         at_work = AdaptersAtWork(adapters, model)
         own = RecelerObjective(self, at_work)
@@ -283,7 +277,7 @@ class AdversarialPrompts:
         slots = PromptTemplate.insert(model, prompts, config.tokens, "suffix_k").slots
         self._slots = slots.to(text.device)[..., None].expand(-1, -1, text.shape[2])
         self._embeddings = [
-            torch.rand((config.tokens, text.shape[2]), generator=step_generator(seed + PROMPT_STREAM, row)).to(text)
+            torch.rand((config.tokens, text.shape[2]), generator=stream(seed, "receler/prompts", row)).to(text)
             for row in range(len(prompts))
         ]
         self._optimizer = torch.optim.Adam(

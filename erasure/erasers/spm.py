@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.model import TextToImage
-from diffusion.training import cosine_warmup, step_generator
+from diffusion.streams import derived_seed, stream
+from diffusion.training import cosine_warmup
 from erasure.addition import attached
 from erasure.additions.membranes import DOWN, UP, Gate, Membranes, Merge
 from erasure.concept import Concept
@@ -21,15 +22,6 @@ from erasure.finetuning import prune_after, require_preserved, require_trainable
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage, target_noise
-
-CONCEPT_STREAM = 2**37
-"""Added to the seed for every concept but the first, so that each draws its own numbers."""
-
-FACTOR_STREAM = 2**38
-"""Added to the seed of the membranes' first values."""
-
-ANCHOR_STREAM = 2**39
-"""Added to the seed of the anchors, so that they are not the points' noise."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -150,7 +142,7 @@ class SPM:
         self, model: TextToImage, part: Concept, *, seed: int, number: int, checkpoint: Path | None
     ) -> tuple[Membranes, list[float], int]:
         """The wide open membranes of one concept, their losses and their U-Net evaluations."""
-        own_seed = seed + number * CONCEPT_STREAM
+        own_seed = derived_seed(seed, "spm/concept", number)
         erasing = LatentAnchoring(
             self, model, part, seed=own_seed, checkpoint=stage(checkpoint, f"concept-{number}-points")
         )
@@ -189,7 +181,7 @@ class SPM:
         Raises:
             ValueError: The scope has no linear layer and no convolution.
         """
-        generator = step_generator(seed + FACTOR_STREAM, 0)
+        generator = stream(seed, "spm/factors")
         factors = {}
         for name, weight in scope_parameters(model, self.scope).items():
             layer = name.removesuffix(".weight")
@@ -247,7 +239,7 @@ class LatentAnchoring:
             with attached(model, membranes):
                 return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets), targets)
         places = torch.arange(config.anchors) % len(latents)
-        anchors = self.sampler.draw(text[places], step_generator(self._seed + ANCHOR_STREAM, step))
+        anchors = self.sampler.draw(text[places], stream(self._seed, "spm/anchors", step))
         with torch.no_grad():
             kept = model.predict_noise(latents[places], timesteps[places], anchors).to(targets)
         with attached(model, membranes):

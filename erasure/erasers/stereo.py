@@ -13,19 +13,13 @@ from torch import Tensor
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.prompt_template import PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, fine_tune, minimise, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
-from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
+from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
-
-SEARCH_STREAM = 2**36
-"""Added to the seed once for every round of the search, so that no two rounds draw alike."""
-
-ANCHOR_STREAM = 2**35
-"""Added to the seed of the draws of anchors."""
 
 
 def _choice_or_prompts(value: Any) -> Literal["contexts", "anchor"] | tuple[str, ...]:
@@ -239,7 +233,7 @@ class ComposedGuidance:
 
     def _anchor_texts(self, turns: Tensor, step: int) -> Tensor:
         texts, allowed = self._anchors or (self._empty, [])
-        generator = step_generator(self._seed + ANCHOR_STREAM, step)
+        generator = stream(self._seed, "stereo/anchors", step)
         drawn = [
             int(choices[torch.randint(len(choices), (), generator=generator)])
             for choices in (allowed[turn] for turn in turns.tolist())
@@ -293,11 +287,15 @@ class STEREOObjective:
         found: list[Tensor] = []
         with ExitStack() as erased:
             for number, share in enumerate(shares):
-                own_seed = seed + (1 + number) * SEARCH_STREAM
                 files = stage(checkpoint, f"search-{number}")
                 guidance = ComposedGuidance(config, [named, *found][-1][turns][:, None], config.search_eta)
                 spent += guidance.prepare(
-                    model, concept, scope=scope, steps=training.steps, seed=own_seed, checkpoint=files
+                    model,
+                    concept,
+                    scope=scope,
+                    steps=training.steps,
+                    seed=derived_seed(seed, "stereo/search", number),
+                    checkpoint=files,
                 )
                 erasure = fine_tune(model, guidance, training, checkpoint=stage(files, "weights"))
                 spent += erasure.unet_evaluations
@@ -310,7 +308,7 @@ class STEREOObjective:
                         captions,
                         Pictures(painted.latents[share], painted.prompts[share]),
                         config.initial_word or part.anchor,
-                        own_seed + PICTURE_STREAM + place,
+                        derived_seed(seed, "stereo/token", number, place),
                         stage(files, f"token-{place}"),
                     )
                     texts.append(captions.encode_detached(model, token.expand(len(rows[place]), 1, -1)))
@@ -330,7 +328,7 @@ class STEREOObjective:
                 part.target_prompts,
                 text,
                 painting,
-                seed=seed + PICTURE_STREAM,
+                seed=derived_seed(seed, "stereo/pictures", number),
                 part=f"concept-{number}",
                 checkpoint=checkpoint,
             )
@@ -354,7 +352,7 @@ class STEREOObjective:
         embedding = (table[ids] if ids else table).mean(dim=0, keepdim=True).requires_grad_()
 
         def loss(step: int) -> Tensor:
-            batch = pictures.draw(model, config.inversion_batch_size, step_generator(seed, step))
+            batch = pictures.draw(model, config.inversion_batch_size, stream(seed, "stereo/inversion", step))
             text = template[batch.prompts].encode(model, embedding.expand(len(batch.prompts), 1, -1))
             return noise_error(model, batch.latents, batch.timesteps, text, batch.noise)
 

@@ -12,10 +12,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.pictures import Painting, paint
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class UCE(ClosedForm):
                         model,
                         concept.parts[place],
                         f"round-{number}-{place}",
-                        seed=seed + (1 + number) * PICTURE_STREAM,
+                        seed=derived_seed(seed, "uce/pictures", number, place),
                         checkpoint=checkpoint,
                     )
                     total += spent

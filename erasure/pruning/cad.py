@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.finetuning import gradient, noise_error
 from erasure.parameters import UNetScope
@@ -53,7 +54,7 @@ class CAD(Scored):
             target_guidance=0.0,
             steps=1,
             batch_size=self.trajectories * len(model.sampling_timesteps(self.sampling_steps)),
-            seed=seed,
+            seed=derived_seed(seed, "cad/trajectories"),
             checkpoint=checkpoint,
         )
         points, text = samples.batch(0)

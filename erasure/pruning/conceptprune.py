@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.parameters import UNetScope
 from erasure.pictures import Painting
@@ -57,6 +58,8 @@ class ConceptPrune(Scored):
         if self.context == "preserved_templates":
             concept = concept.in_preserved_contexts
         painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
+        # One for both, so that what differs between targets and anchors is the text alone.
+        own_seed = derived_seed(seed, "conceptprune/pictures")
         use, spent = {}, 0
         for kind, prompts in (("targets", concept.target_prompts), ("anchors", concept.target_anchors)):
             use[kind], evaluations = input_squares(
@@ -64,7 +67,7 @@ class ConceptPrune(Scored):
                 weights,
                 model.encode_prompts(prompts)[spread(prompts, self.pictures)],
                 painting,
-                seed=seed,
+                seed=own_seed,
                 checkpoint=stage(checkpoint, kind),
                 until=self.first_steps,
                 unit_tokens=True,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.model import TextToImage
 from diffusion.progress import track
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.parameters import UNetScope
@@ -83,7 +84,8 @@ class SparseGPT:
         painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
         prompts = prompts_of(concept, self.prompts)
         text = model.encode_prompts(prompts)[spread(prompts, self.pictures)]
-        products, spent = input_products(model, weights, text, painting, seed=seed, checkpoint=checkpoint)
+        own_seed = derived_seed(seed, "sparsegpt/pictures")
+        products, spent = input_products(model, weights, text, painting, seed=own_seed, checkpoint=checkpoint)
         masks, after = {}, {}
         for name, weight in track(weights.items(), "layers", len(weights)):
             inputs_last = weight.detach().movedim(1, -1)

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusion.progress import track
+from diffusion.streams import stream
 from evaluation.picture_files import neighbours, read_picture_file
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
@@ -155,7 +156,7 @@ class KernelDistance:
             raise ValueError(f"KID of {fewest} pictures does not exist; give two or more of each model.")
         metric.subset_size = min(self.subset_size, fewest)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.set_rng_state(stream(self.seed, "kid/subsets").get_state())
             mean, deviation = metric.compute()
         return {self.name: float(mean), f"{self.name}_std": float(deviation), f"{self.name}_n": n}
 

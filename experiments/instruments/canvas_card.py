@@ -12,7 +12,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
@@ -26,6 +25,7 @@ from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS_FOLDER
+from diffusion.streams import numpy_stream
 from evaluation.judges.canvas import classify
 from evaluation.quality.clip_score import load_clip
 from evaluation.statistics import Mean, Rate
@@ -66,7 +66,7 @@ def generate_group(model: TextToImage, count: int, *, group: int, fire: Fire | N
     """Generate ``count`` pictures of plain captions; each run of 80 holds every style with every subject once."""
     scenes, prompts, seeds = [], [], []
     for index in range(count):
-        generator = np.random.default_rng((HELD_OUT_SEED, group, index))
+        generator = numpy_stream(HELD_OUT_SEED, "canvas_card/scene", group, index)
         drawn = random_scene(generator)
         style = STYLES[index % len(STYLES)]
         subject = SUBJECTS[index // len(STYLES) % len(SUBJECTS)]

@@ -5,12 +5,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.canvas.drawing import draw
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
+from diffusion.streams import numpy_stream
 from erasure.concept import Concept
 from evaluation.picture_files import neighbours, read_picture_file
 from evaluation.prompt_sets import csv_rows
@@ -97,7 +97,7 @@ def check_drawable(concept: Concept) -> None:
 def draw_pictures(concept: Concept, seed: int) -> Iterator[Labelled]:
     """Draw scenes of the canvas, with the concept and without by turns; picture ``i`` hangs on (seed, i) alone."""
     for index in count():
-        generator = np.random.default_rng((seed, index))
+        generator = numpy_stream(seed, "labelled_pictures/scene", index)
         present = index % 2 == 0
         scene = random_scene(generator)
         while not present and _with_concept(scene, concept) == scene:

@@ -3,8 +3,8 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,31 @@ _STATES = 4
 """Tensors for each trained weight: itself and two moments in a training's checkpoint, and its new value in the edit."""
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
+def check_jobs(
+    jobs: Sequence[Job], told: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+) -> None:
     """Check the jobs of a sweep, with every model that they need, which is loaded once.
+
+    Args:
+        jobs: What is to be done.
+        told: Entered around the checks of each job, by its number from 1: says which one an error belongs to.
 
     Raises:
         ValueError: A job could not be finished.
         OSError: A file is missing, or the store cannot be written to.
     """
-    by_model: dict[str, list[Job]] = {}
-    for job in jobs:
-        by_model.setdefault(canonical_json(matters(job.config["model"])), []).append(job)
+    by_model: dict[str, list[tuple[int, Job]]] = {}
+    for number, job in enumerate(jobs, start=1):
+        by_model.setdefault(canonical_json(matters(job.config["model"])), []).append((number, job))
     needed: dict[Path, int] = {}
     for same in by_model.values():
-        model = same[0].model.load()
+        number, job = same[0]
+        with told(number):
+            model = job.model.load()
         known: set[str] = set()
-        for job in same:
-            check_loaded(job, model, known)
+        for number, job in same:
+            with told(number):
+                check_loaded(job, model, known)
             needed[job.settings.store] = needed.get(job.settings.store, 0) + most_bytes(job, model)
     for store, size in needed.items():
         check_room(store, size)

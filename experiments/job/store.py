@@ -21,7 +21,7 @@ from diffusion.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Part of every hash: raise it when the same config would no longer give the same artefacts."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.neurons import Sensitivity, Spread, Units, activations, choose, standardised_differences
 from erasure.trajectories import remembered
@@ -178,7 +178,7 @@ class Measurements:
 
     def _pairs_measured(self, stages: Stages, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         """Of the unedited model, float64 [neurons]: ``correlation``, mean activations ``present`` and ``absent``."""
-        seeds = torch.randint(2**31, (len(pairs),), generator=step_generator(self.analysis.seed, 1)).tolist()
+        seeds = torch.randint(2**31, (len(pairs),), generator=stream(self.analysis.seed, "neurons/pairs")).tolist()
         guidance = stages.job.prompts[0].guidance
         pictures: list[list[Picture]] = [
             [(prompt, seed, guidance) for prompt, seed in zip(prompts, seeds, strict=True)]
