@@ -153,22 +153,24 @@ def test_the_estimate_of_bytes_covers_what_a_job_wrote(
 
 
 @pytest.mark.parametrize(
-    ("argument", "sentence"),
+    ("argument", "told", "end"),
     [
-        ("pruning=true", "pruning=true names no choice of pruning; pruning=off leaves it out; the choices are "),
-        ("pruning=off,null", "pruning=null names no choice of pruning; "),
-        ("model=null", "model=null names no choice of model; the choices are canvas, folder, "),
-        ("eraser={}", "eraser={} names no choice of eraser; eraser=none leaves it out; the choices are "),
-        ("attack=", "attack= names no choice of attack; attack=none leaves it out; the choices are "),
-        ("attack=true", "attack=true names no choice"),
-        ("evaluator={ }", "evaluator={ } names no choice"),
-        ("judge=1", "judge=1 names no choice of judge"),
+        ("pruning=true", "pruning=true", "pruning=off leaves it out."),
+        ("pruning=off,null", "pruning=null", "pruning=off leaves it out."),
+        ("model=null", "model=null", "sdxl."),
+        ("eraser={}", "eraser={}", "eraser=none leaves it out."),
+        ("attack=", "attack=", "attack=none leaves it out."),
+        ("attack=true", "attack=true", "attack=none leaves it out."),
+        ("evaluator={ }", "evaluator={ }", "evaluator=none leaves it out."),
+        ("judge=1", "judge=1", "style_top3."),
     ],
 )
-def test_what_is_no_choice_of_a_group_is_told_with_the_choices(argument: str, sentence: str) -> None:
+def test_what_is_no_choice_of_a_group_is_told_with_the_choices(argument: str, told: str, end: str) -> None:
+    group = argument.partition("=")[0]
     with pytest.raises(CommandError) as error:
         spell_out([argument])
-    assert str(error.value).startswith(sentence)
+    assert str(error.value).startswith(f"{told} is no choice: {group} takes the name of one of its choices, ")
+    assert str(error.value).endswith(end)
 
 
 @pytest.mark.parametrize(

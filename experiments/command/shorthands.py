@@ -53,7 +53,8 @@ def check_choice(argument: str) -> None:
             choices = sorted(path.stem for path in folder.glob("*.yaml"))
             without = next((f"; {group}={choice} leaves it out" for choice in ("none", "off") if choice in choices), "")
             raise CommandError(
-                f"{group}={value} names no choice of {group}{without}; the choices are {', '.join(choices)}."
+                f"{group}={value} is no choice: {group} takes the name of one of its choices, {', '.join(choices)}"
+                f"{without}."
             )
 
 
