@@ -6,14 +6,14 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import require_targets, target_latents
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -48,7 +48,7 @@ class DDIMStep:
     clean: float
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NoiseAttack:
     """What the erased model still draws of the plain prompt x0's picture if the noise is chosen instead of seeded.
 

@@ -6,8 +6,7 @@ from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -21,6 +20,7 @@ from attacks.prompt_search import (
     require_targets,
     target_latents,
 )
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -57,7 +57,7 @@ class CaseSearch:
     checks: int = 0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class P4D:
     """Prompting4Debugging (Chin et al., ICML 2024, arXiv 2309.06135).
 

@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -49,7 +49,7 @@ class Snapshot:
     unet_evaluations: int
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Relearn:
     """Relearning, as in Suriyakumar et al. (arXiv 2410.08074), who fine-tune on pictures of something else.
 

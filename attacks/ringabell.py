@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
 from attacks.prompt_search import candidate_tokens
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -28,7 +28,7 @@ ENCODED_AT_ONCE = 256
 """Individuals in one pass of the text encoder; it changes speed and memory only."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RingABell:
     """Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012).
 

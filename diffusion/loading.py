@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from diffusion.checked import checked
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
 from diffusion.sources import SINGLE_FILES, hub_answers, locate, unreachable
@@ -57,7 +57,7 @@ _WEIGHT_TYPES: dict[str, torch.dtype] = {
 _AUTOCAST: dict[str, torch.dtype] = {"fp16_autocast": torch.float16, "bf16_autocast": torch.bfloat16}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ModelSource:
     """Which model to load and how.
 

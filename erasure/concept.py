@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field
+
+from diffusion.checked import checked
 
 ConceptKind = Literal["style", "object", "unsafe"]
 
@@ -20,7 +21,7 @@ def _with_place(template: str) -> str:
 Template = Annotated[str, AfterValidator(_with_place)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Concept:
     """A concept as an eraser sees it.
 

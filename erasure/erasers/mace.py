@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.training import step_generator
@@ -37,7 +37,7 @@ def _existing(path: Path) -> Path:
     return path.expanduser()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class MACE:
     """Mass concept erasure (Lu et al., "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024), in three steps.
 

@@ -3,10 +3,10 @@
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.closed_form import (
     ClosedForm,
@@ -19,7 +19,7 @@ from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RECE(ClosedForm):
     """Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 

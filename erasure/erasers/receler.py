@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
 from diffusion.training import step_generator
@@ -37,7 +37,7 @@ PROMPT_STREAM = 2**35
 """Added to the seed of the adversarial embeddings' first values."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Receler:
     """Receler (Huang et al., "Reliable Concept Erasing ... via Lightweight Erasers", ECCV 2024).
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.training import step_generator
@@ -26,7 +26,7 @@ SALIENCY_STREAM = 2**33
 """Added to the seed of the saliency's noise, so that it is not the training's."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SalUn(Trained):
     """Saliency unlearning (Fan et al., "SalUn", ICLR 2024).
 

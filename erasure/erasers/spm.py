@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.training import cosine_warmup, step_generator
 from erasure.addition import attached
@@ -32,7 +32,7 @@ ANCHOR_STREAM = 2**39
 """Added to the seed of the anchors, so that they are not the points' noise."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SPM:
     """Semi-permeable membranes (Lyu et al., "One-dimensional Adapter to Rule Them All ...", CVPR 2024).
 

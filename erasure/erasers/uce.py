@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
 from erasure.concept import Concept
@@ -23,7 +23,7 @@ Strengths = Sequence[Sequence[float]]
 """alpha by concept and attribute."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Debias:
     """What pictures of a concept are to show in which shares, in place of erasing it (the paper's section 4.2).
 
@@ -108,7 +108,7 @@ class Debias:
         return shown.cpu().double() / self.pictures, spent
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class UCE(ClosedForm):
     """Unified Concept Editing (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024).
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.finetuning import gradient, noise_error
@@ -15,7 +15,7 @@ from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import FrozenSamples, Trajectories
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class CAD(Scored):
     """Component attribution (Nguyen et al., "Unveiling Concept Attribution in Diffusion Models", 2024).
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.finetuning import gradient
@@ -15,7 +15,7 @@ from erasure.pruning.masks import Masks, Sparsity
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Saliency(Scored):
     """Gradient saliency under the concept's denoising loss, the highest pruned.
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.progress import track
 from erasure.concept import Concept
@@ -19,7 +19,7 @@ from erasure.pruning.calibration import Prompts, input_products, prompts_of, spr
 from erasure.pruning.masks import Sparsity, mask_counts, maskable_parameters
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SparseGPT:
     """SparseGPT (Frantar and Alistarh, "Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023).
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.finetuning import gradient
@@ -16,7 +16,7 @@ from erasure.pruning.masks import Masks
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Taylor(Scored):
     """First-order importance over timesteps (Fang et al., "Structural Pruning for Diffusion Models", NeurIPS 2023).
 

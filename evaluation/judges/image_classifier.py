@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, resnet50
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from diffusion.checked import checked
 from diffusion.loading import LOADING_ERRORS, in_short, quiet_off_a_terminal
 from evaluation.judges.labels import find_label, rank_label
 from evaluation.judges.pretrained import TorchDevice, pick_device, scores_of
@@ -24,7 +24,7 @@ TORCHVISION_FILES = {Path(weights.url).name: weights for weights in ResNet50_Wei
 """ResNet-50 weights files of torchvision, by which each needs its own resizing."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ImageClassifierJudge:
     """Says that the concept is present where ``label`` is among the ``top_k`` most likely; scored by its probability.
 

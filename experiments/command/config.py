@@ -1,6 +1,7 @@
 """From the composed config to checked objects, before anything heavy is loaded."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +9,10 @@ from typing import Annotated, Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, TypeAdapter, ValidationError
 
 from attacks.protocols import Attack
+from diffusion.checked import checked
 from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
@@ -44,7 +45,7 @@ PROMPT_SETS = ("prompt_set", "retained_set")
 """Keys of the config that hold a class which reads prompts."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Settings:
     """What a job needs besides its objects.
 
@@ -111,6 +112,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
     except ValidationError as error:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
+    if (infinite := _not_finite(plain)) is not None:
+        raise CommandError(f"{'.'.join(infinite[0])} is {infinite[1]}; it must be a finite number.")
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
@@ -124,6 +127,17 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config=plain,
         choices=dict(choices or {}),
     )
+
+
+def _not_finite(node: Any) -> tuple[list[str], float] | None:
+    """Where a plain config has a number that is infinite or none, and that number."""
+    if isinstance(node, float) and not math.isfinite(node):
+        return [], node
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in inner:
+        if (found := _not_finite(value)) is not None:
+            return [str(key), *found[0]], found[1]
+    return None
 
 
 def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
 from diffusion.allocator import keep_freed_memory
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
 from erasure.edit import Edit
@@ -48,7 +48,7 @@ Picture = tuple[str, int, float]
 """What a picture is made of: prompt, seed, guidance scale."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Analysis:
     """What is asked of the neurons.
 

@@ -8,11 +8,10 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from attacks.cases import Outcome
+from diffusion.checked import checked
 
 if TYPE_CHECKING:
     from experiments.command.config import Job
@@ -63,7 +62,7 @@ class Silent:
         """Do nothing."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Off:
     """No tracking."""
 
@@ -73,7 +72,7 @@ class Off:
         yield Silent()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class WandbTracker:
     """Weights & Biases.
 
