@@ -37,7 +37,7 @@ def checked(cls: type[T] | None = None, /, *, arbitrary_types_allowed: bool = Fa
     Steps(count=3)
     """
 
-    def decorate(cls: type[T]) -> type[T]:
+    def decorate(cls: type[T]) -> Any:
         def numbers_only(cls: type[T], source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
             return _without_booleans(handler(source))  # type: ignore[no-any-return]
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import (
@@ -17,8 +17,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard
 from diffusion.memory import visiting
+from diffusion.noise_schedule import Prediction, as_noise, at_least_float32, betas_of, without_zeros
 from diffusion.text_encoders import TextEncoderPair
 
 SCHEDULERS: dict[str, type] = {
@@ -84,8 +86,9 @@ class TextToImage:
         self.resolution = resolution
         self.offload = offload
         self._scheduler_config = dict(pipeline.scheduler.config)
-        self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
-        self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
+        trained = DDIMScheduler.from_config(self._scheduler_config).alphas_cumprod
+        self._reaches_pure_noise = not bool(trained.all())
+        self.alphas_cumprod: Tensor = without_zeros(trained)
         self.unet_evaluations = 0
         self.guard: Guard | None = None
         for part in (*self._text_encoders, self.unet, self.vae):
@@ -95,6 +98,16 @@ class TextToImage:
             self.vae.to(torch.float32)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
+        if self.prediction_type not in get_args(Prediction):
+            raise ValueError(
+                f"The scheduler's prediction_type of {name!r} is {self.prediction_type!r}; it must be one of "
+                f"{', '.join(get_args(Prediction))}."
+            )
+        if self._reaches_pure_noise and self.prediction_type == "epsilon":
+            raise ValueError(
+                f"The noise schedule of {name!r} ends in pure noise (rescale_betas_zero_snr), where its "
+                "prediction_type 'epsilon' says nothing of the picture; correct the scheduler's configuration."
+            )
         if offload:
             self.vae.to("cpu")
         if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
@@ -124,7 +137,7 @@ class TextToImage:
 
     @property
     def prediction_type(self) -> str:
-        """What the U-Net was trained to predict: ``epsilon`` or ``v_prediction``."""
+        """What the U-Net was trained to predict; one of :data:`diffusion.noise_schedule.Prediction`."""
         return str(self._scheduler_config.get("prediction_type", "epsilon"))
 
     @property
@@ -163,7 +176,9 @@ class TextToImage:
     def encode_prompts(self, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Text embeddings of any number of prompts without gradients, float [n, tokens, width]."""
         starts = range(0, len(prompts), batch_size)
-        return torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
+        text = torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
+        require_finite(text, f"Text embeddings of {self.name!r}", self._remedy)
+        return text
 
     def encode_tokens(self, prompts: Sequence[str]) -> Tensor:
         """Of :meth:`encode_prompts` the rows that cross-attention sees, float [n, max_tokens, width]."""
@@ -229,7 +244,8 @@ class TextToImage:
     def predict_noise(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
         """The U-Net's noise prediction, float [n, c, h, w]; ``timesteps`` is one for all or int64 [n].
 
-        A model trained to predict velocity is converted, so that every method may think in noise.
+        What predicts velocity or the picture is converted, in float32 at least, so that every method may think in
+        noise.
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         self.unet_evaluations += len(latents)
@@ -237,10 +253,7 @@ class TextToImage:
             text = self.guard.condition(text, timesteps)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
             output = self._run_unet(latents.to(self.dtype), timesteps, text)
-        if self.prediction_type == "v_prediction":
-            alphas = self._alphas(timesteps, output)
-            output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
-        return output  # type: ignore[no-any-return]
+        return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
 
     def _run_unet(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         if self.pair is None:
@@ -270,19 +283,20 @@ class TextToImage:
             unconditional = self.guard.pair(unconditional, text)
         both = torch.cat([unconditional, text])
         without, conditional = self.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
-        scale = torch.as_tensor(guidance, device=latents.device, dtype=latents.dtype).reshape(-1, 1, 1, 1)
+        scale = torch.as_tensor(guidance, device=latents.device, dtype=at_least_float32(latents.dtype))
+        scale = scale.reshape(-1, 1, 1, 1)
         return without + scale * (conditional - without)
 
     def evaluations_per_step(self, guidance: float) -> int:
         """U-Net evaluations of one picture's sampler step at this guidance scale."""
-        if self.guard is not None and (self.guard.always_guides or guidance != 1):
+        if self.guard is not None and (self.guard.always_guides or guidance > 1):
             return self.guard.evaluations_per_step
-        return 1 if guidance == 1 else 2
+        return 2 if guidance > 1 else 1
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
         alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
-        return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
         """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed."""
@@ -310,7 +324,8 @@ class TextToImage:
             text: float [n, tokens, width].
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
-            guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
+            guidance: Guidance scale, one for all or one per picture. As in diffusers, 1 and less is no guidance: the
+                prompt alone.
             noise: If given, float [n, c, h, w], the noise to start from, of unit variance, in place of the seeds'.
             start: The step that takes the noise; those before it are left out.
             until: If given, stop before step ``until``: what the U-Net would be given at timestep
@@ -322,6 +337,7 @@ class TextToImage:
 
         Raises:
             ValueError: Numbers of texts, seeds and guidance scales differ.
+            NotFiniteError: The latents are infinite or NaN.
         """
         scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
         if not len(text) == len(seeds) == len(scales):
@@ -334,14 +350,16 @@ class TextToImage:
                 text[first : first + batch_size],
                 noise[first : first + batch_size],
                 unconditional,
-                scales[first : first + batch_size].to(self.device, self.dtype),
+                scales[first : first + batch_size].to(self.device, at_least_float32(self.dtype)).clamp(min=1),
                 steps=steps,
                 start=start,
                 until=until,
             )
             for first in range(0, len(text), batch_size)
         ]
-        return torch.cat(chunks)
+        latents = torch.cat(chunks)
+        require_finite(latents, f"Latents that {self.name!r} samples in {steps} steps", self._remedy)
+        return latents
 
     def _denoise(
         self,
@@ -356,7 +374,7 @@ class TextToImage:
     ) -> Tensor:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
-        guided = bool((scales != 1).any()) or (self.guard is not None and self.guard.always_guides)
+        guided = bool((scales > 1).any()) or (self.guard is not None and self.guard.always_guides)
         guided_noise = self.guided_noise if self.guard is None else self.guard.guidance(self)
         for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
@@ -366,7 +384,8 @@ class TextToImage:
                 if guided
                 else self.predict_noise(scaled, model_timestep, text)
             )
-            latents = scheduler.step(noise, timestep, latents).prev_sample.to(latents.dtype)
+            precise = at_least_float32(latents.dtype)
+            latents = scheduler.step(noise.to(precise), timestep, latents.to(precise)).prev_sample.to(latents.dtype)
         if until is not None and until < len(scheduler.timesteps):
             # Some samplers keep their latents in another scale than the U-Net's.
             latents = scheduler.scale_model_input(latents, scheduler.timesteps[until]).to(latents.dtype)
@@ -375,6 +394,9 @@ class TextToImage:
     def make_scheduler(self, steps: int) -> Any:
         """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
         config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
+        if self._reaches_pure_noise:
+            # Not every sampler knows the rescaling, and those that do treat its last step differently.
+            config |= {"trained_betas": betas_of(self.alphas_cumprod), "rescale_betas_zero_snr": False}
         options = {"prediction_type": "epsilon", **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
         scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
@@ -386,12 +408,17 @@ class TextToImage:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU."""
+        """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU.
+
+        Raises:
+            NotFiniteError: The decoder gives infinite or NaN pixels.
+        """
         pictures = [torch.empty((0, 3, *self.image_size), dtype=torch.uint8)]
         for start in range(0, len(latents), batch_size):
             chunk = latents[start : start + batch_size].to(self.vae.dtype)
             with self._using_vae():
                 decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
+            require_finite(decoded, f"Pictures that the VAE of {self.name!r} decodes", self._vae_remedy)
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
         return torch.cat(pictures)
 
@@ -425,6 +452,7 @@ class TextToImage:
             with self._using_vae():
                 mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
             latents.append((mean * self.vae.config.scaling_factor).to(self.device, self.dtype))
+            require_finite(latents[-1], f"Latents that the VAE of {self.name!r} encodes pictures to", self._vae_remedy)
         return torch.cat(latents)
 
     def generate(
@@ -464,5 +492,17 @@ class TextToImage:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
+    @property
+    def _remedy(self) -> str:
+        return overflow_remedy(
+            self.autocast or self.dtype, "a weight of the model or of its edit is damaged or too large"
+        )
+
+    @property
+    def _vae_remedy(self) -> str:
+        return overflow_remedy(self.vae.dtype, "a weight of the VAE is damaged or too large")
+
     def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(like.device, like.dtype)[timesteps.round().long()].reshape(-1, 1, 1, 1)
+        """abar, float [n, 1, 1, 1]; in float32 at least, as 1 - abar would be wrong in half precision."""
+        alphas = self.alphas_cumprod.to(like.device, at_least_float32(like.dtype))
+        return alphas[timesteps.round().long()].reshape(-1, 1, 1, 1)

@@ -169,5 +169,5 @@ def test_no_number_of_a_job_may_be_what_is_no_number(field: str, value: str) -> 
 
 
 def test_other_packages_methods_are_given_no_infinite_number_either() -> None:
-    with pytest.raises(CommandError, match="judge.threshold is nan; it must be a finite number"):
+    with pytest.raises(CommandError, match=r"^judge\.threshold is nan; it must be a finite number\.$"):
         make_job("~judge", "+judge._target_=tests.tiny_job.ErraticJudge", "+judge.threshold=nan")
