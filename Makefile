@@ -21,6 +21,7 @@ slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -31,35 +32,35 @@ canvas: $(INSTALLED)
 
 table1: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/python -m experiments.results.tables table1
+	$(BIN)/eraselab tables table1
 
 attacks: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=attacks
-	$(BIN)/python -m experiments.results.tables attacks
-	$(BIN)/python -m experiments.results.figures attacks
+	$(BIN)/eraselab tables attacks
+	$(BIN)/eraselab figure attacks
 
 erasers: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=erasers
-	$(BIN)/python -m experiments.results.tables erasers
+	$(BIN)/eraselab tables erasers
 
 claim: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=claim
 	$(BIN)/python run.py -m +experiment=tradeoff
-	$(BIN)/python -m experiments.results.tables claim
-	$(BIN)/python -m experiments.results.claim
-	$(BIN)/python -m experiments.results.tables tradeoff
-	$(BIN)/python -m experiments.results.figures tradeoff
+	$(BIN)/eraselab tables claim
+	$(BIN)/eraselab claim
+	$(BIN)/eraselab tables tradeoff
+	$(BIN)/eraselab figure tradeoff
 
 figure-neurons: $(INSTALLED)
 	$(BIN)/python run.py -m +experiment=neurons
-	$(BIN)/python -m experiments.results.neurons
+	$(BIN)/eraselab neurons
 
 # How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
 calibrate: $(INSTALLED)
 ifdef CALIBRATE
-	$(BIN)/python -m experiments.command.calibrate $(CALIBRATE)
+	$(BIN)/eraselab calibrate $(CALIBRATE)
 else
-	for concept in van_gogh church fire; do $(BIN)/python -m experiments.command.calibrate concept=$$concept || exit 1; done
+	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
 benchmarks: $(INSTALLED)

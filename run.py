@@ -2,11 +2,9 @@
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.command.early import check_early
 from experiments.command.errors import one_sentence, tidy_arguments
@@ -19,19 +17,9 @@ def main(config: DictConfig) -> str:
     with one_sentence():
         # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
         check_early(config)
-        from experiments.command.config import build  # noqa: PLC0415
+        from experiments.command.launch import launch  # noqa: PLC0415
 
-        choices, folder = HydraConfig.get().runtime.choices, HydraConfig.get().runtime.output_dir
-        job = build(config, choices)
-        if job.settings.processes > 1:
-            from experiments.job.processes import run_in_processes  # noqa: PLC0415
-
-            log_config = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-            return str(run_in_processes(job.settings.processes, job.config, job.choices, Path(folder), log_config))
-
-        from experiments.job.job import run_job  # noqa: PLC0415
-
-        return str(run_job(job, folder))
+        return str(launch(config))
 
 
 def command_line() -> None:

@@ -1,14 +1,10 @@
 """What may stand between prompts and U-Net at inference, while the weights stay as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusion.model import TextToImage
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 """(token embeddings [n, tokens, width], end positions [n]) -> text embeddings [n, tokens, width]."""
@@ -16,6 +12,26 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 Guidance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(latents [n, c, h, w], timesteps [n], text [n, tokens, width], unconditional [tokens, width] or as text, scales [n])
 -> the noise of one sampler step, [n, c, h, w]."""
+
+
+class Predictor(Protocol):
+    """What a guard's guidance may ask of the model; :class:`diffusion.model.TextToImage` is one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net lives."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the U-Net's weights."""
+
+    def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """The noise prediction, [n, c, h, w]."""
+
+    def guided_noise(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: Tensor
+    ) -> Tensor:
+        """Classifier-free guidance, [n, c, h, w]."""
 
 
 class Guard:
@@ -57,6 +73,6 @@ class Guard:
         """
         return text
 
-    def guidance(self, model: TextToImage) -> Guidance:
+    def guidance(self, model: Predictor) -> Guidance:
         """The guidance of one batch of pictures from their first sampler step to the last; it may remember."""
         return model.guided_noise

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-import erasure.additions
 from diffusion.guard import Guard
 from diffusion.model import TextToImage
+
+_ROOM = "erasure.additions"
 
 
 class Addition(ABC):
@@ -54,10 +55,10 @@ def addition_class(kind: str) -> type[Addition]:
     Raises:
         ValueError: There is no such kind.
     """
-    kinds = sorted(module.name for module in pkgutil.iter_modules(erasure.additions.__path__))
+    kinds = sorted(module.name for module in pkgutil.iter_modules(import_module(_ROOM).__path__))
     if kind not in kinds:
         raise ValueError(f"{kind!r} is no kind of addition; this version knows {', '.join(kinds) or 'none'}.")
-    module = import_module(f"erasure.additions.{kind}")
+    module = import_module(f"{_ROOM}.{kind}")
     [found] = [value for value in vars(module).values() if isinstance(value, type) and _is_of_kind(value, kind)]
     return found
 

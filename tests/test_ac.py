@@ -16,7 +16,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
-from experiments.command.config import TRAINING_SPEED_ONLY, matters
+from experiments.job.settings import TRAINING_SPEED_ONLY, matters
 from tests.erasures import assert_same_erasure
 from tests.oracles import ac as oracle
 from tests.tiny_job import make_job

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluation.calibration import calibrate
 from evaluation.verdicts import Verdicts
-from experiments.command import calibrate as command
+from experiments.command import console
 from experiments.instruments.labelled_pictures import batched, draw_pictures, list_pictures, read_pictures
 from experiments.job.store import read_json
 from tests.oracles.statistics import wilson
@@ -144,8 +144,8 @@ def test_the_canvas_draws_pictures_whose_truth_its_judge_sees(concept: str):
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
-    command.main()
+    monkeypatch.setattr(sys, "argv", ["eraselab", "calibrate", *map(str, arguments)])
+    console.main()
 
 
 def test_the_command_writes_what_it_prints(

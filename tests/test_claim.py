@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from experiments.command import console
+from experiments.command.collect import experiment_jobs
 from experiments.job.store import write_json
 from experiments.results import claim
-from experiments.results.tables import experiment_jobs
 
 
 def run(
@@ -103,8 +104,10 @@ def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_json(
             store / "runs" / pruning / "summary.json", {**run([True, pruning == "off"], pruning=pruning), "config": job}
         )
-    monkeypatch.setattr("sys.argv", ["claim", "claim", f"store={store}", "--folder", str(tmp_path / "results")])
-    claim.main()
+    monkeypatch.setattr(
+        "sys.argv", ["eraselab", "claim", "claim", f"store={store}", "--folder", str(tmp_path / "results")]
+    )
+    console.main()
     text = (tmp_path / "results" / "claim_comparison.md").read_text()
     assert "| esd      | finetuned | church    | 1" in text
     assert "runs are missing" in text

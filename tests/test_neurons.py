@@ -17,9 +17,9 @@ from erasure.neurons import (
     standardised_differences,
 )
 from evaluation.statistics import Mean
-from experiments.command.errors import CommandError
+from experiments.command import collect, console
 from experiments.job.summary import read_summaries
-from experiments.results import neurons, tables
+from experiments.results import neurons
 from experiments.results.neurons import Analysis, Measurements, PruningEffect, RunNeurons
 from tests import tiny_job
 from tests.conftest import make_tiny_pipeline
@@ -202,7 +202,7 @@ ANALYSIS = Analysis(percent=5, seeds_per_pair=2)
 
 def test_a_run_is_measured_on_its_own_prompts_model_and_adversarial_prompts(summaries):
     summary = summaries[0]
-    run = Measurements(ANALYSIS).of(summary)
+    run = Measurements(ANALYSIS, console.job_of_summary).of(summary)
 
     model = tiny_job.make_job(*command(Path(summary["path"]).parents[3])).model.load()
     cases = summary["cases"]
@@ -226,7 +226,7 @@ def test_a_run_is_measured_on_its_own_prompts_model_and_adversarial_prompts(summ
 
 
 def test_what_was_measured_is_found_again_and_both_runs_share_the_original_model(summaries, monkeypatch):
-    measurements = Measurements(ANALYSIS)
+    measurements = Measurements(ANALYSIS, console.job_of_summary)
     first = [measurements.of(summary) for summary in summaries]
     (model,) = measurements._models.values()
     spent = model.unet_evaluations
@@ -241,11 +241,11 @@ def test_what_was_measured_is_found_again_and_both_runs_share_the_original_model
 
 
 def test_the_command_writes_a_figure_and_tables(world, summaries, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(neurons, "collect_runs", lambda *_: (summaries, ["a third job"]))
+    monkeypatch.setattr(console, "collect_runs", lambda *_: (summaries, ["a third job"]))
     monkeypatch.setattr(
-        sys, "argv", ["neurons", "--folder", str(tmp_path), "--percent", "5", "--units", "cross_attention"]
+        sys, "argv", ["eraselab", "neurons", "--folder", str(tmp_path), "--percent", "5", "--units", "cross_attention"]
     )
-    neurons.main()
+    console.main()
     out, err = capsys.readouterr()
     assert out.split() == [str(tmp_path / f"neurons{suffix}") for suffix in (".md", ".csv", ".png")]
     assert "1 of 3 runs are missing" in err
@@ -265,7 +265,7 @@ def test_the_command_writes_a_figure_and_tables(world, summaries, tmp_path, monk
 
 
 def test_a_figure_has_a_panel_per_model_and_one_that_compares_them(summaries):
-    measurements = Measurements(ANALYSIS)
+    measurements = Measurements(ANALYSIS, console.job_of_summary)
     runs = [measurements.of(summary) for summary in summaries]
     numbers = neurons.long_table(runs, ANALYSIS)
     figure = neurons.draw(runs, numbers)
@@ -346,40 +346,40 @@ def test_pruning_is_compared_beyond_random_neurons_on_the_prompts_attacked_in_bo
 
 def test_runs_that_cannot_be_measured_are_one_sentence(summaries, tmp_path):
     summary = summaries[0]
-    measurements = Measurements(ANALYSIS)
+    measurements = Measurements(ANALYSIS, console.job_of_summary)
     cases = [{**case, "variant": "embeddings"} for case in summary["cases"]]
-    with pytest.raises(CommandError, match="ended with more than a text"):
+    with pytest.raises(ValueError, match="ended with more than a text"):
         measurements.of({**summary, "cases": cases})
     cases = [{**case, "erased": True} for case in summary["cases"]]
-    with pytest.raises(CommandError, match="attacked no prompt"):
+    with pytest.raises(ValueError, match="attacked no prompt"):
         measurements.of({**summary, "cases": cases})
     config = summary["config"]
-    with pytest.raises(CommandError, match=r"concept.pairs of 'van_gogh' is null"):
+    with pytest.raises(ValueError, match=r"concept.pairs of 'van_gogh' is null"):
         measurements.of({**summary, "config": {**config, "concept": {**config["concept"], "pairs": None}}})
     (tmp_path / "pairs.csv").write_text("with,without\na red fish,a fish\n")
     few = {**config["concept"], "pairs": str(tmp_path / "pairs.csv")}
-    with pytest.raises(CommandError, match="has 0 pairs besides the prompts that are measured"):
+    with pytest.raises(ValueError, match="has 0 pairs besides the prompts that are measured"):
         measurements.of({**summary, "config": {**config, "concept": few}})
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--percent", "60"], "percent is '60'; it must be 50.0 or less."),
-        (["--percent", "x"], "percent is 'x'; it must be a number."),
-        (["--seeds-per-pair", "0"], "seeds_per_pair is '0'; it must be 1 or more."),
+        (["--percent", "60"], "percent is 60.0; it must be 50.0 or less."),
+        (["--percent", "x"], "Invalid value for '--percent': 'x' is not a valid float."),
+        (["--seeds-per-pair", "0"], "seeds_per_pair is 0; it must be 1 or more."),
     ],
 )
 def test_bad_settings_are_one_sentence(monkeypatch, option, message):
-    monkeypatch.setattr(sys, "argv", ["neurons", *option])
+    monkeypatch.setattr(sys, "argv", ["eraselab", "neurons", *option])
     with pytest.raises(SystemExit) as exit_:
-        neurons.main()
+        console.main()
     assert str(exit_.value) == message
 
 
 def test_the_experiment_is_esd_without_and_with_pruning_on_each_task():
-    jobs = tables.experiment_jobs("neurons")
+    jobs = collect.experiment_jobs("neurons")
     cells = [(job["concept"]["name"], job["pruning"]["_target_"].rpartition(".")[2]) for job in jobs]
     assert cells == [(concept, pruning) for concept in ("van_gogh", "church", "fire") for pruning in ("Off", "Learned")]
-    shared = tables.experiment_jobs("claim")
+    shared = collect.experiment_jobs("claim")
     assert all(job in shared for job in jobs)

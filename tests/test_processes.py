@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from experiments.command.launch import run_share
 from experiments.job.processes import Processes, run_in_processes
 from experiments.job.store import read_json
 from tests.test_job import numbers, undisturbed  # noqa: F401 - fixtures
@@ -18,7 +19,8 @@ LOGGING = {"version": 1, "disable_existing_loggers": False}
 def run_shared(command: list[str], folder: Path, count: int = 2) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     job = make_job(*command)
-    summary: dict[str, Any] = read_json(run_in_processes(count, job.config, job.choices, folder, LOGGING))
+    run_in_processes(count, run_share, job.config, job.choices, folder, LOGGING)
+    summary: dict[str, Any] = read_json(folder / "summary.json")
     return summary
 
 

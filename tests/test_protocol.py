@@ -18,6 +18,7 @@ from attacks.cases import PromptCase
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
+from experiments.command import collect
 from experiments.command.errors import CommandError
 from experiments.job.protocol import Protocol, TargetSampling, success_rates
 from experiments.job.summary import CaseResult
@@ -405,15 +406,15 @@ def test_tables_without_protocols_are_as_they_were() -> None:
 
 
 def test_runs_older_than_protocols_are_found() -> None:
-    job = tables.experiment_jobs("demo")[0]
+    job = collect.experiment_jobs("demo")[0]
     older = {key: value for key, value in job.items() if key not in {"protocol", "retained_sampling"}}
-    assert tables.find_run(job, [{"config": older}]) is not None
+    assert collect.find_run(job, [{"config": older}]) is not None
     oldest = {key: value for key, value in older.items() if key not in {"prompt_set", "retained_set", "processes"}}
     oldest["model"] = {key: value for key, value in job["model"].items() if key != "resolution"}
-    assert tables.find_run(job, [{"config": oldest}]) is not None
-    assert tables.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
+    assert collect.find_run(job, [{"config": oldest}]) is not None
+    assert collect.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
     other = {**job["protocol"], "counting": "ideal"}
-    assert tables.find_run(job | {"protocol": other}, [{"config": older}]) is None
+    assert collect.find_run(job | {"protocol": other}, [{"config": older}]) is None
 
 
 def test_every_published_number_belongs_to_a_preset_and_has_its_source() -> None:

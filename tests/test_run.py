@@ -138,7 +138,7 @@ def test_a_mistake_is_one_sentence(
     mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     command, *parts = MISTAKES[mistake]
-    monkeypatch.setattr("experiments.job.job.run_job", lambda *_: pytest.fail("the job was started"))
+    monkeypatch.setattr("experiments.command.launch.run_job", lambda *_: pytest.fail("the job was started"))
     sentence = complain(command, monkeypatch, capsys, tmp_path)
     for part in parts:
         assert part in sentence
@@ -188,7 +188,7 @@ def test_interrupting_is_one_line_and_exit_status_130(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.job.job.run_job", interrupted)
+    monkeypatch.setattr("experiments.command.launch.run_job", interrupted)
     monkeypatch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={tmp_path}", "hydra/job_logging=none", "tracker=off"])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit_:
@@ -201,7 +201,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     def buggy(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("experiments.job.job.run_job", buggy)
+    monkeypatch.setattr("experiments.command.launch.run_job", buggy)
     monkeypatch.setattr(sys, "argv", ["run.py", f"hydra.run.dir={tmp_path}", "hydra/job_logging=none", "tracker=off"])
     monkeypatch.chdir(ROOT)
     with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -322,7 +322,7 @@ def test_a_sweep_runs_lists_of_attacks(command: list[str], monkeypatch: pytest.M
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     command = [part.format(folder=tmp_path) for part in command]
     jobs = []
-    monkeypatch.setattr("experiments.job.job.run_job", lambda job, _: jobs.append(job) or tmp_path)
+    monkeypatch.setattr("experiments.command.launch.run_job", lambda job, *_: jobs.append(job) or tmp_path)
     monkeypatch.setattr("experiments.job.store.read_json", lambda _: {})
     monkeypatch.setattr("experiments.results.screen.show_sweep", lambda *_: None)
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "tracker=off", f"hydra.sweep.dir={tmp_path}"]

@@ -12,8 +12,8 @@ from diffusion.files import replacing
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import PromptRow
-from experiments.command.config import TRAINING_SPEED_ONLY, matters
 from experiments.job.pictures import make_pictures, read_picture, write_picture
+from experiments.job.settings import TRAINING_SPEED_ONLY, matters
 from experiments.job.store import Journal, Store, content_hash, read_json, write_json
 
 

@@ -10,6 +10,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from evaluation.statistics import Mean, PairedComparison, Rate
+from experiments.command import collect, console
 from experiments.job.store import write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
@@ -19,7 +20,7 @@ from experiments.results.screen import measure_text, short_text
 @pytest.fixture(scope="module")
 def table1() -> list[dict[str, Any]]:
     GlobalHydra.instance().clear()
-    return tables.experiment_jobs("table1")
+    return collect.experiment_jobs("table1")
 
 
 def summary(
@@ -63,7 +64,7 @@ def test_table1_is_27_jobs_without_an_impossible_pair(table1: list[dict[str, Any
 
 
 def test_demo_is_esd_without_and_with_pruning() -> None:
-    jobs = tables.experiment_jobs("demo")
+    jobs = collect.experiment_jobs("demo")
     assert [job["pruning"]["_target_"].rpartition(".")[2] for job in jobs] == ["Off", "Learned"]
     assert all(job["concept"]["name"] == "van_gogh" for job in jobs)
 
@@ -74,9 +75,9 @@ def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_siz
     job = table1[0]
     moved = {**job, "store": "elsewhere", "tracker": {}, "sampling": {**job["sampling"], "batch_size": 1}}
     newest, older = ({"run": run, "config": moved} for run in ("new", "old"))
-    assert tables.find_run(job, [newest, older]) is newest
-    assert tables.find_run(table1[1], [newest, older]) is None
-    assert tables.find_run({**job, "seed": 1}, [newest]) is None
+    assert collect.find_run(job, [newest, older]) is newest
+    assert collect.find_run(table1[1], [newest, older]) is None
+    assert collect.find_run({**job, "seed": 1}, [newest]) is None
 
 
 def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_cost_curves_have_a_panel_per_model_and_a_line_per_attack(attacks: list[
 
 def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> None:
     GlobalHydra.instance().clear()
-    jobs = tables.experiment_jobs("attacks")
+    jobs = collect.experiment_jobs("attacks")
     names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
     every = {
         yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
@@ -237,9 +238,9 @@ def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
 def test_an_empty_store_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["tables", "table1", f"store={tmp_path}"])
+    monkeypatch.setattr("sys.argv", ["eraselab", "tables", "table1", f"store={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
-        tables.main()
+        console.main()
     assert str(exit_.value).startswith(f"The store {tmp_path} has no run of table1; make them with")
 
 
@@ -282,12 +283,12 @@ def test_tradeoffs_have_a_point_per_run_and_a_line_per_method(table1: list[dict[
 
 def test_runs_from_before_prompt_sets_were_a_choice_are_found(tmp_path: Path) -> None:
     GlobalHydra.instance().clear()
-    job, _ = tables.experiment_jobs("demo", [f"store={tmp_path}"])
+    job, _ = collect.experiment_jobs("demo", [f"store={tmp_path}"])
     own = {key: job.pop(key) for key in ("prompt_set", "retained_set")}
     (tmp_path / "runs" / "old").mkdir(parents=True)
     write_json(tmp_path / "runs" / "old" / "summary.json", {"run": "old", "config": job})
 
-    found, missing = tables.collect_runs("demo", [f"store={tmp_path}"])
+    found, missing = collect.collect_runs("demo", [f"store={tmp_path}"])
 
     assert [run["run"] for run in found] == ["old"]
     assert found[0]["config"] == job | own

@@ -15,10 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from evaluation.verdicts import Verdicts
-from experiments.command.config import Job, build
+from experiments.command.config import build
 from experiments.command.shorthands import spell_out
 from experiments.job.job import run_job
+from experiments.job.settings import Job
 from experiments.job.store import read_json
+from experiments.results.screen import show_job
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS = ("a church", "a red fish", "a golf ball in the snow", "a photo of a church", "two blue fish", "a parachute")
@@ -109,7 +111,7 @@ def make_job(*command: str) -> Job:
 def run(command: list[str], folder: Path) -> dict[str, Any]:
     """Run a job; returns its summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = read_json(run_job(make_job(*command), folder))
+    summary: dict[str, Any] = read_json(run_job(make_job(*command), folder, show_job))
     return summary
 
 

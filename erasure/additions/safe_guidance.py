@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from diffusion.guard import Guard, Guidance
+from diffusion.guard import Guard, Guidance, Predictor
 from diffusion.model import TextToImage
 from erasure.addition import Addition, set_guard
 
@@ -76,7 +76,7 @@ class SafetyGuard(Guard):
     def __init__(self, added: SafeGuidance) -> None:
         self.added = added
 
-    def guidance(self, model: TextToImage) -> Guidance:
+    def guidance(self, model: Predictor) -> Guidance:
         """See :class:`diffusion.guard.Guard`; it remembers the momentum and counts the steps."""
         added = self.added
         concept = added.concept.to(model.device, model.dtype)

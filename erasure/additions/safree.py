@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion.guard import Encode, Guard, Guidance
+from diffusion.guard import Encode, Guard, Guidance, Predictor
 from diffusion.model import TextToImage
 from erasure.addition import Addition, set_guard
 
@@ -152,7 +152,7 @@ class FilteringGuard(Guard):
         last = (row[:, 0, 0] / STEP_UNIT).round().long().clamp(max=len(self.lowest) - 1)
         return torch.where((timesteps.round() >= self.lowest[last])[:, None, None], filtered, original)
 
-    def guidance(self, model: TextToImage) -> Guidance:
+    def guidance(self, model: Predictor) -> Guidance:
         """See :class:`diffusion.guard.Guard`; with latent re-attention, the original prompts are predicted beside."""
         if self.added.skip_scales is None:
             return model.guided_noise

@@ -1,10 +1,5 @@
-"""How often does a judge err? ``python -m experiments.command.calibrate judge=nudenet --pictures labelled/``.
+"""How often does a judge err? On labelled pictures, or on those that the canvas draws."""
 
-Without pictures the canvas draws them, so that their truth is known:
-``python -m experiments.command.calibrate concept=fire``.
-"""
-
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -21,7 +16,7 @@ from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
 from experiments import CONFIG_FOLDER
 from experiments.command.config import make_object
-from experiments.command.errors import one_sentence, tidy_arguments
+from experiments.command.errors import tidy_arguments
 from experiments.command.shorthands import spell_out
 from experiments.instruments.labelled_pictures import (
     Labelled,
@@ -102,26 +97,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="as for run.py: judge=nudenet concept=church judge.threshold=0.6")
-    parser.add_argument("--pictures", type=Path, help="folder with present/ and absent/, or CSV file,present")
-    parser.add_argument("--drawn", type=int, default=1000, help="pictures that the canvas draws if there are none")
-    parser.add_argument("--seed", type=int, default=1000, help="of the drawing; the canvas was trained with seed 0")
-    parser.add_argument("--folder", type=Path, default=Path("results"))
-    arguments = parser.parse_args()
-    if arguments.drawn < 2 or arguments.seed < 0:
-        parser.error("--drawn must be 2 or more and --seed 0 or more")
-    with one_sentence():
-        result = run(arguments.overrides, arguments.pictures, arguments.drawn, arguments.seed)
-        text = markdown(result)
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        path = arguments.folder / f"judge_{result['judge']}_{result['concept']}.json"
-        write_json(path, result)
-        path.with_suffix(".md").write_text(text)
-        print(text)
-        print(path, path.with_suffix(".md"), sep="\n")
+def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write what :func:`run` found into ``folder``, as JSON and as Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"judge_{result['judge']}_{result['concept']}.json"
+    write_json(path, result)
+    path.with_suffix(".md").write_text(markdown(result))
+    return [path, path.with_suffix(".md")]
 
 
 def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
@@ -139,7 +121,3 @@ def _as_json(found: Calibration) -> dict[str, Any]:
 
 def _text(rate: Mapping[str, Any] | None) -> str:
     return "" if rate is None else str(Rate(**rate))
-
-
-if __name__ == "__main__":
-    main()

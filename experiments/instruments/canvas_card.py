@@ -217,7 +217,8 @@ def render(metrics: dict[str, Any]) -> str:
         "`python -m diffusion.canvas.recipe` trains everything; `recipe.json` has its numbers.",
         "",
         "All figures below come from `python -m experiments.instruments.canvas_card`, on seed "
-        f"{metrics['held_out_seed']}, which training never used. Brackets are 95 % intervals (Wilson's for rates, Student's for means).",
+        f"{metrics['held_out_seed']}, which training never used. Brackets are 95 % intervals (Wilson's for rates, "
+        "Student's for means).",
         "",
         "## Generated pictures",
         "",

@@ -1,36 +1,69 @@
 """One job, from the command to its summary."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
 import transformers
 from torch import Tensor
 
-from attacks.cases import PromptCase
+from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
-from experiments.command.config import Job
-from experiments.command.early import canvas_settings
 from experiments.job.cost import Cost
 from experiments.job.processes import ALONE, Processes
+from experiments.job.result import CaseResult, Summary
+from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, write_json
-from experiments.job.summary import CaseResult, find_unpruned, run_identity, success_curve, summarise
-from experiments.results import grid, screen
+from experiments.job.summary import find_unpruned, run_identity, success_curve, summarise
 
 log = logging.getLogger(__name__)
 
 
-def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
+@dataclass(frozen=True)
+class Finished:
+    """A job at its end, for whoever shows it.
+
+    Attributes:
+        summary: Its numbers.
+        paths: Where the summary was written, the store's copy last.
+        rows: The prompts.
+        base: Pictures of them by the unedited model, uint8 [n, 3, H, W].
+        erased: The same by the edited model.
+        outcomes: How the attack of each prompt ended.
+        folder: The run's own folder.
+    """
+
+    summary: Summary
+    paths: Sequence[Path]
+    rows: Sequence[PromptRow]
+    base: Tensor
+    erased: Tensor
+    outcomes: Sequence[Outcome]
+    folder: Path
+
+    @property
+    def prompts(self) -> Path:
+        """The file of the prompts that the attack found."""
+        return self.paths[-1].with_name(FILE_NAME)
+
+    @property
+    def grid(self) -> Path:
+        """Where a picture of it goes."""
+        return self.folder / "grid.png"
+
+
+def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], processes: Processes = ALONE) -> Path:
     """Erase, attack, judge, and write down what came of it.
 
     Args:
         job: What to do.
-        folder: The run's own folder, for the summary and the picture grid.
+        folder: The run's own folder, for the summary and what is shown of it.
+        show: Shows the finished job to people, and draws :attr:`Finished.grid`.
         processes: Who shares the pictures and the attack.
 
     Returns:
@@ -45,8 +78,6 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
     store = Store(job.settings.store)
     rows, retained = job.prompts, job.retained
     _silence_libraries()
-    for sentence in canvas_settings(job.choices):
-        log.warning(sentence)
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
 
@@ -104,14 +135,13 @@ def run_job(job: Job, folder: str | Path, processes: Processes = ALONE) -> Path:
         )
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 
-        picture = grid.draw(rows, base.images, plain.images, outcomes, base_present)
-        picture.save(folder / "grid.png")
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
         for path in paths:
             write_found(path.with_name(FILE_NAME), outcomes)
             write_json(path, summary.as_dict())
-        tracker.log_results(summary, folder / "grid.png", base.images, plain.images, outcomes)
-    screen.show_summary(summary, paths, paths[-1].with_name(FILE_NAME), folder / "grid.png")
+        finished = Finished(summary, paths, rows, base.images, plain.images, outcomes, folder)
+        show(finished)
+        tracker.log_results(finished.summary, finished.grid, base.images, plain.images, outcomes)
     return paths[-1]
 
 

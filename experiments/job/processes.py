@@ -4,16 +4,13 @@ Every process runs the same job on the same store. Pictures and attacks are divi
 erases while the others wait. A prompt's result depends on nothing but the prompt, so their number changes no number.
 """
 
-import logging.config
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
@@ -66,19 +63,15 @@ ALONE = Processes()
 """The one process of a job that is not shared."""
 
 
-def run_in_processes(
-    count: int, config: Mapping[str, Any], choices: Mapping[str, str], folder: Path, log_config: Mapping[str, Any]
-) -> Path:
-    """Run one job in ``count`` processes, each on a GPU of its own if there are GPUs; returns the path of its summary.
+def run_in_processes(count: int, work: Callable[..., None], *arguments: object) -> None:
+    """Run ``work(processes, *arguments)`` in ``count`` processes that share a job.
 
     There is no process group: torchmetrics would take each process's numbers for a part of the whole.
 
     Args:
         count: Number of processes.
-        config: The job's whole config, resolved.
-        choices: Which file each group took.
-        folder: The run's own folder.
-        log_config: How the first process logs, for ``logging.config.dictConfig``; the others keep silent.
+        work: What each does; a function of a module.
+        arguments: Handed to all of them.
 
     Raises:
         ChildProcessError: A process failed; it has said why.
@@ -86,40 +79,15 @@ def run_in_processes(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # A fork server imports the project once for all of them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.job.job"])
-    arguments = (count, context.Barrier(count), config, choices, folder, log_config)
+    context.set_forkserver_preload([work.__module__])
+    shared = (count, context.Barrier(count), work, arguments)
     try:
-        start_processes(_run_share, arguments, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
+        start_processes(_run_one, shared, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
     except ProcessExitedException as error:
         raise ChildProcessError(f"Process {error.error_index} of {count} failed; it says above why.") from error
-    return folder / "summary.json"
 
 
-def _run_share(
-    index: int,
-    count: int,
-    barrier: Barrier,
-    config: Mapping[str, Any],
-    choices: Mapping[str, str],
-    folder: Path,
-    log_config: Mapping[str, Any],
+def _run_one(
+    index: int, count: int, barrier: Barrier, work: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
-    """Do what one of the processes does."""
-    # These import the stages, which import this module.
-    from omegaconf import OmegaConf  # noqa: PLC0415
-
-    from experiments.command.config import build  # noqa: PLC0415
-    from experiments.command.errors import one_sentence  # noqa: PLC0415
-    from experiments.job.job import run_job  # noqa: PLC0415
-    from experiments.results.tracking import Off  # noqa: PLC0415
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % torch.cuda.device_count())
-    processes = Processes(index, count, barrier)
-    with one_sentence():
-        job = build(OmegaConf.create(dict(config)), choices)
-        if processes.first:
-            logging.config.dictConfig(dict(log_config))
-            run_job(job, folder, processes)
-        else:
-            run_job(replace(job, tracker=Off()), folder, processes)
+    work(Processes(index, count, barrier), *arguments)

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
-
-if TYPE_CHECKING:
-    from experiments.job.summary import CaseResult
+from experiments.job.result import CaseResult
 
 Counting = Literal["all", "excluding_plain", "ideal"]
 """How an attack success rate counts.
@@ -66,7 +64,7 @@ class Protocol:
         return [len(tokens) > self.longest_prompt for tokens in ids]
 
 
-def success_rates(cases: Sequence["CaseResult"]) -> dict[Counting, Rate | None]:
+def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
     """The attack success rate under each rule; None where a rule counts no prompt."""
     excluding_plain = [case for case in cases if not (case.erased or case.too_long)]
     counted: dict[Counting, Sequence[CaseResult]] = {

@@ -23,12 +23,12 @@ from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.verdicts import LabelCounts, Verdicts, label_counts
-from experiments.command.config import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.job.cost import Cost, Meter
 from experiments.job.measuring import Measuring, measure_pictures
 from experiments.job.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
 from experiments.job.processes import ALONE, Processes
 from experiments.job.protocol import TargetSampling
+from experiments.job.settings import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
 from experiments.job.store import Journal, Store, canonical_json, content_hash, read_json, write_json
 
 log = logging.getLogger(__name__)

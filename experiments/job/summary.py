@@ -2,7 +2,6 @@
 
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,143 +14,14 @@ from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
-from experiments.command.config import TRAINING_SPEED_ONLY, Job, matters
 from experiments.job.cost import Cost
 from experiments.job.protocol import success_rates
+from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary
+from experiments.job.settings import TRAINING_SPEED_ONLY, Job, matters
 from experiments.job.stages import Stages
-from experiments.job.store import SCHEMA_VERSION, Store, content_hash, read_json
+from experiments.job.store import Store, content_hash, read_json
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "hydra-core", "numpy")
-RUNS = "runs"
-"""The store's stage that holds the summaries."""
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """Whether the picture of one prompt shows the concept: by the base model, once erased, under attack.
-
-    Attributes:
-        unet_evaluations: Spent on the attack of this case, what serves all cases included.
-        pictures: Made for it, the plain prompt's included.
-        variant: What the last picture depended on besides its text and seed, such as embeddings; see
-            :class:`attacks.cases.Check`.
-        broken_by: Which member of a union succeeded.
-        too_long: The protocol does not attack prompts of so many tokens; ``attacked`` is ``erased``.
-    """
-
-    case_number: int
-    prompt: str
-    adversarial_prompt: str
-    base: bool
-    erased: bool
-    attacked: bool
-    unet_evaluations: int
-    pictures: int
-    variant: str = ""
-    broken_by: str = ""
-    too_long: bool = False
-
-    @classmethod
-    def of(cls, outcome: Outcome, *, base: bool, too_long: bool = False) -> "CaseResult":
-        """The result of a case from its outcome and the verdict on the base model's picture."""
-        return cls(
-            outcome.case_number,
-            outcome.prompt,
-            outcome.adversarial_prompt,
-            base,
-            outcome.plain_success,
-            outcome.success,
-            outcome.unet_evaluations,
-            len({(check.prompt, check.seed, check.variant) for check in outcome.checks}),
-            outcome.checks[-1].variant,
-            outcome.checks[-1].attack if outcome.success else "",
-            too_long,
-        )
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The attack success rate within a number of judged pictures per prompt (0: the plain prompt alone).
-
-    Attributes:
-        attempts: Adversarial pictures per prompt.
-        unet_evaluations: Spent by all prompts together up to there.
-        rate: Of prompts that have succeeded.
-    """
-
-    attempts: int
-    unet_evaluations: int
-    rate: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A job's numbers and their origin.
-
-    Attributes:
-        identity: Hashes and config of everything that the numbers depend on; its hash names the run.
-        choices: Which file each config group took.
-        rates: ``base``, ``erased`` and ``attacked``: share of prompts whose picture shows the concept.
-        measures: What the evaluators say of the retained prompts.
-        members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
-        unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
-        labels: Of judges with labels, how often each is found in the pictures of each rate.
-        model: Name of the model.
-        protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
-            rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
-            The rate before the attack is ``rates["erased"]``, over all prompts.
-    """
-
-    identity: dict[str, Any]
-    choices: dict[str, str]
-    concept: str
-    threat_model: str
-    rates: dict[str, Rate]
-    measures: Measures
-    curve: list[CurvePoint]
-    costs: dict[str, Cost]
-    edit: dict[str, Any]
-    artefacts: dict[str, str]
-    cases: list[CaseResult]
-    config: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
-    unpruned: dict[str, Any] | None = None
-    members: dict[str, Rate] = field(default_factory=dict)
-    labels: dict[str, LabelCounts] = field(default_factory=dict)
-    model: str = ""
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def run(self) -> str:
-        """The run's name: the hash of all that its numbers depend on."""
-        return content_hash({"schema": SCHEMA_VERSION, "stage": RUNS, **self.identity})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "run": self.run,
-            "n": len(self.cases),
-            "seed": self.config["seed"],
-            "choices": self.choices,
-            "model": self.model,
-            "concept": self.concept,
-            "threat_model": self.threat_model,
-            "protocol": self.protocol,
-            "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
-            "members": {name: rate.as_dict() for name, rate in self.members.items()},
-            "labels": self.labels,
-            "measures": self.measures,
-            "unpruned": self.unpruned,
-            "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
-            "edit": self.edit,
-            "artefacts": self.artefacts,
-            "curve": [asdict(point) for point in self.curve],
-            "cases": [asdict(case) for case in self.cases],
-            "identity": self.identity,
-            "config": self.config,
-            **self.provenance,
-        }
 
 
 def summarise(

@@ -1,15 +1,14 @@
-"""The paper's claim on finished runs, that pruning holds better: ``python -m experiments.results.claim``."""
+"""The paper's claim on finished runs: pruning holds better under attack."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from evaluation.statistics import Mean
-from experiments.command.errors import one_sentence
-from experiments.results.tables import collect_runs, parse_arguments
 
 LOWER_BY = 25.0
 """Points by which the attack is to succeed less often."""
@@ -152,27 +151,19 @@ def _interval(mean: Mean) -> str:
     return f"{mean.mean:.0f} [{mean.low:.0f}, {mean.high:.0f}]"
 
 
-def main() -> None:
-    """The command line."""
-    arguments = parse_arguments("Compare pruned methods with their erasers alone.", experiment="claim")
-    with one_sentence():
-        summaries, missing = collect_runs(arguments.experiment, arguments.overrides)
-        table = claim_table(summaries)
-        text = [
-            "# Pruned methods against their erasers alone",
-            table.to_markdown(index=False, disable_numparse=True),
-            "Without, with: percent of prompts whose picture shows the concept under attack, a prompt's value being "
-            "its mean over the seeds; lower by: their difference, prompt by prompt; 95 % bootstrap intervals over "
-            "prompts. Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "
-            f"The claim: lower by {LOWER_BY:g} points or more and intervals apart, with at most {ACCURACY_WITHIN:g} "
-            f"points of accuracy, {CLIP_WITHIN:g} % of CLIP score and {FID_WITHIN:g} % of FID lost.",
-        ]
-        text += [f"{len(missing)} runs are missing: {'; '.join(missing)}."] if missing else []
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        path = arguments.folder / f"{arguments.experiment}_comparison.md"
-        path.write_text("\n\n".join(text) + "\n")
-        print(path)
-
-
-if __name__ == "__main__":
-    main()
+def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str]) -> Path:
+    """Write ``<name>_comparison.md`` into ``folder``; ``missing`` names the runs that were not made yet."""
+    text = [
+        "# Pruned methods against their erasers alone",
+        claim_table(summaries).to_markdown(index=False, disable_numparse=True),
+        "Without, with: percent of prompts whose picture shows the concept under attack, a prompt's value being "
+        "its mean over the seeds; lower by: their difference, prompt by prompt; 95 % bootstrap intervals over "
+        "prompts. Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "
+        f"The claim: lower by {LOWER_BY:g} points or more and intervals apart, with at most {ACCURACY_WITHIN:g} "
+        f"points of accuracy, {CLIP_WITHIN:g} % of CLIP score and {FID_WITHIN:g} % of FID lost.",
+    ]
+    text += [f"{len(missing)} runs are missing: {'; '.join(missing)}."] if missing else []
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_comparison.md"
+    path.write_text("\n\n".join(text) + "\n")
+    return path

@@ -1,6 +1,7 @@
-"""Figures of many runs, from the store: ``python -m experiments.results.figures attacks`` (or ``tradeoff``)."""
+"""Figures of many runs: success against cost where there are several attacks, else against what is retained."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from evaluation.statistics import Rate
-from experiments.command.errors import one_sentence
-from experiments.results.tables import collect_runs, comes_as_text, method_name, model_name, parse_arguments
+from experiments.results.tables import comes_as_text, method_name, model_name
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""
@@ -133,21 +133,10 @@ def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=9)
 
 
-def main() -> None:
-    """The command line."""
-    arguments = parse_arguments(
-        "Draw an experiment's attack success rates: against their cost where there are several attacks, else "
-        "against what is retained.",
-        experiment="attacks",
-    )
-    with one_sentence():
-        summaries, _ = collect_runs(arguments.experiment, arguments.overrides)
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        path = arguments.folder / f"{arguments.experiment}.png"
-        draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
-        draw(summaries).savefig(path, dpi=130)
-        print(path)
-
-
-if __name__ == "__main__":
-    main()
+def write_figure(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path) -> Path:
+    """Draw attack success rates into ``<name>.png`` in ``folder``; see the module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
+    draw(summaries).savefig(path, dpi=130)
+    return path

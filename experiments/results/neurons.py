@@ -1,11 +1,10 @@
-"""Neurons that go with a concept, once it is erased and under attack: ``python -m experiments.results.neurons``."""
+"""Neurons that go with a concept, once it is erased and under attack."""
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -13,13 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from omegaconf import OmegaConf
 from pydantic import Field
 from torch import Tensor
 
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
-from diffusion.allocator import keep_freed_memory
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.training import step_generator
@@ -28,13 +25,12 @@ from erasure.neurons import Sensitivity, Spread, Units, activations, choose, sta
 from erasure.trajectories import remembered
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean
-from experiments.command.config import Job, build
-from experiments.command.errors import CommandError, one_sentence
+from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, canonical_json
 from experiments.job.summary import pruning_pairs
 from experiments.results.figures import COLORS
-from experiments.results.tables import GROUPS, arguments_parser, collect_runs, comes_as_text
+from experiments.results.tables import GROUPS, comes_as_text
 
 log = logging.getLogger(__name__)
 
@@ -100,31 +96,32 @@ class Measurements:
 
     Args:
         analysis: What is asked.
+        job_of: The job of a summary, built again from its config.
     """
 
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(self, analysis: Analysis, job_of: Callable[[Mapping[str, Any]], Job]) -> None:
         self.analysis = analysis
+        self._job_of = job_of
         self._models: dict[str, TextToImage] = {}
 
     def of(self, summary: Mapping[str, Any]) -> RunNeurons:
         """Measure the neurons of one run's model.
 
         Raises:
-            CommandError: What the attack found is no text, it attacked no prompt, or the concept has no pairs of
-                prompts besides those that are measured.
-            ValueError: An artefact is damaged.
+            ValueError: What the attack found is no text, it attacked no prompt, the concept has no pairs of prompts
+                besides those that are measured, or an artefact is damaged.
             FileNotFoundError: An artefact of the run is gone.
         """
         run, attack = summary["run"], summary["choices"]["attack"]
         if not comes_as_text(summary):
-            raise CommandError(
+            raise ValueError(
                 f"Run {run} under {attack} ended with more than a text, which is not kept; choose attacks that come "
                 "down to prompts (unlearndiff, p4d, random, ...)."
             )
         tried = torch.tensor([not case["erased"] for case in summary["cases"]])
         if not bool(tried.any()):
-            raise CommandError(f"Run {run} attacked no prompt: all showed the concept as they stood.")
-        job = build(OmegaConf.create(summary["config"]), summary["choices"])
+            raise ValueError(f"Run {run} attacked no prompt: all showed the concept as they stood.")
+        job = self._job_of(summary)
         folder = Path(summary["path"]).parent
         store = Store(folder.parents[1])
         edit = Edit.load(store.root / "edits" / Path(summary["artefacts"]["edit"]).name / "edit.safetensors")
@@ -165,7 +162,7 @@ class Measurements:
     def _pairs(self, job: Job) -> list[Pair]:
         """The concept's pairs of prompts, as often as each has pictures, without those that are measured later."""
         if job.concept.pairs is None:
-            raise CommandError(
+            raise ValueError(
                 f"concept.pairs of {job.concept.name!r} is null; neurons are chosen on a CSV file with the columns "
                 "with,without."
             )
@@ -173,7 +170,7 @@ class Measurements:
         pairs = [pair for pair in read_pairs(job.concept.pairs) if measured.isdisjoint(pair)]
         pairs *= self.analysis.seeds_per_pair
         if len(pairs) < 2:
-            raise CommandError(
+            raise ValueError(
                 f"{job.concept.pairs} has {len(pairs)} pairs besides the prompts that are measured; neurons are chosen "
                 "on 2 or more."
             )
@@ -491,31 +488,3 @@ def _numbers(name: str, mean: Mean) -> dict[str, float]:
 
 def _percent(mean: Mean, *, sign: str = "") -> str:
     return f"{100 * mean.mean:{sign}.0f} % [{100 * mean.low:{sign}.0f}, {100 * mean.high:{sign}.0f}]"
-
-
-def main() -> None:
-    """The command line."""
-    parser = arguments_parser(
-        "Look at the neurons that go with a concept: erased, and under attack.", experiment="neurons"
-    )
-    parser.add_argument("--units", choices=get_args(Units), default=Analysis.units, help="what counts as a neuron")
-    parser.add_argument("--spread", choices=get_args(Spread), default=Analysis.spread, help="of matched differences")
-    parser.add_argument("--percent", default=Analysis.percent, help="how many neurons count as correlated")
-    parser.add_argument("--seeds-per-pair", default=Analysis.seeds_per_pair, help="pictures of each pair of prompts")
-    parser.add_argument("--seed", default=Analysis.seed, help="of those pictures, the random neurons and the bootstrap")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with one_sentence():
-        analysis = Analysis(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Analysis)})
-        keep_freed_memory()
-        summaries, missing = collect_runs(arguments.experiment, arguments.overrides)
-        measurements = Measurements(analysis)
-        runs = [measurements.of(summary) for summary in summaries]
-        for path in write_results(runs, analysis, arguments.experiment, arguments.folder, missing=missing):
-            print(path)
-        if missing:
-            print(f"{len(missing)} of {len(missing) + len(runs)} runs are missing from the store.", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

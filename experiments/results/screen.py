@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.statistics import Mean, PairedComparison, Rate
-from experiments.job.summary import Summary, compare, pruning_pairs
+from experiments.job.job import Finished
+from experiments.job.summary import compare, pruning_pairs
+from experiments.results import grid
 from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
@@ -18,8 +20,11 @@ SHOWN_PROMPTS = 8
 RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
 
 
-def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: Path) -> None:
-    """Print a job's table, the first prompts that the attack found, and where the job's files are."""
+def show_job(finished: Finished) -> None:
+    """Draw a job's grid; print its table, the first prompts that the attack found, and where its files are."""
+    summary = finished.summary
+    base_present = [case.base for case in summary.cases]
+    grid.draw(finished.rows, finished.base, finished.erased, finished.outcomes, base_present).save(finished.grid)
     console = _console()
     table = Table(title=title(summary.as_dict()), title_justify="left")
     table.add_column("")
@@ -53,7 +58,8 @@ def show_summary(summary: Summary, paths: Sequence[Path], prompts: Path, grid: P
     for number in published_numbers(summary.as_dict()):
         line = f"published: {number.metric} {number} in {number.source}"
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    files = [*(("summary", path) for path in paths), ("prompts", prompts), ("pictures", grid)]
+    files = [*(("summary", path) for path in finished.paths)]
+    files += [("prompts", finished.prompts), ("pictures", finished.grid)]
     for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
         # Prompts and paths stay whole and plain, so that they can be copied.
         console.print(f"{label}: {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)

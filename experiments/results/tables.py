@@ -1,74 +1,20 @@
-"""Tables of many runs, collected from the store: ``python -m experiments.results.tables table1``."""
+"""Tables of many runs, as Markdown, CSV and LaTeX."""
 
-import argparse
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from evaluation.statistics import PairedComparison, Rate
-from experiments import CONFIG_FOLDER
-from experiments.command.config import PROMPT_SETS, matters
-from experiments.command.errors import CommandError, one_sentence
-from experiments.command.shorthands import spell_out
-from experiments.command.sweep import sweep_jobs
-from experiments.job.summary import compare, pruning_pairs, read_summaries
+from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
 from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
 
 GROUPS = ("eraser", "pruning", "attack")
-_NOT_NUMBERS = {"store", "tracker"}
 _IF_ANY = {"settings", "pruned"}
 """Columns of erased models that are left out where they are empty."""
-
-
-def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The composed configs of every job of an experiment preset, as plain data."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
-        return [OmegaConf.to_container(job, resolve=True) for job in sweep_jobs(sweep, "config")]  # type: ignore[misc]
-
-
-def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's plain config with the fields that older jobs lack, which say what those jobs did."""
-    if config.keys() >= {*PROMPT_SETS, "protocol", "retained_sampling"}:
-        return dict(config)
-    own = {key: OmegaConf.load(CONFIG_FOLDER / key / "own.yaml") for key in PROMPT_SETS}
-    added = {**own, **OmegaConf.load(CONFIG_FOLDER / "protocol" / "none.yaml"), "retained_sampling": None}
-    completed = OmegaConf.create({**added, **config, "model": {"resolution": None, **config["model"]}})
-    return OmegaConf.to_container(completed, resolve=True)  # type: ignore[return-value]
-
-
-def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The newest run with the config of ``job``."""
-    wanted = _numbers_config(job)
-    return next((summary for summary in summaries if _numbers_config(summary["config"]) == wanted), None)
-
-
-def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
-    """The summaries of an experiment's jobs, in their order, and the names of the jobs that were not run yet.
-
-    Raises:
-        CommandError: None was run.
-    """
-    jobs = experiment_jobs(experiment, overrides)
-    # Once, and not again for every job.
-    summaries = [
-        {**summary, "config": as_composed_now(summary["config"])} for summary in read_summaries(Path(jobs[0]["store"]))
-    ]
-    runs = [find_run(job, summaries) for job in jobs]
-    found = [run for run in runs if run is not None]
-    if not found:
-        raise CommandError(
-            f"The store {jobs[0]['store']} has no run of {experiment}; make them with "
-            f"`python run.py -m +experiment={experiment}`."
-        )
-    return found, [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]
 
 
 def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -291,40 +237,8 @@ def write_tables(
     paths[0].write_text("\n\n".join(parts) + "\n")
     long_table(summaries).to_csv(paths[1], index=False)
     latex = reading.drop(columns="path").to_latex(index=False, escape=True)
-    paths[2].write_text(
-        f"% made by python -m experiments.results.tables {name}; the runs are rows of {name}.csv\n{latex}"
-    )
+    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{latex}")
     return paths
-
-
-def parse_arguments(description: str, *, experiment: str) -> argparse.Namespace:
-    """Read which experiment's runs a command is about (``experiment`` if it does not say) and where results go."""
-    return arguments_parser(description, experiment=experiment).parse_args()
-
-
-def arguments_parser(description: str, *, experiment: str) -> argparse.ArgumentParser:
-    """The parser of :func:`parse_arguments`, for commands that take more."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("experiment", nargs="?", default=experiment, help="a preset of conf/experiment")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
-    parser.add_argument("--folder", type=Path, default=Path("results"))
-    return parser
-
-
-def main() -> None:
-    """The command line."""
-    arguments = parse_arguments("Collect an experiment's runs into tables.", experiment="table1")
-    with one_sentence():
-        found, missing = collect_runs(arguments.experiment, arguments.overrides)
-        for path in write_tables(found, arguments.experiment, arguments.folder, missing=missing):
-            print(path)
-        if missing:
-            print(f"{len(missing)} of {len(found) + len(missing)} runs are missing from the store.", file=sys.stderr)
-
-
-def _job_name(job: Mapping[str, Any]) -> str:
-    classes = [f"{group} {job[group]['_target_'].rpartition('.')[2]}" for group in GROUPS]
-    return ", ".join([str(job["concept"]["name"]), *classes])
 
 
 def _names(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,15 +261,7 @@ def _spread(values: Sequence[Any]) -> str:
     return " ".join([form.format(mean), f"({lowest:.4g} - {highest:.4g})"])
 
 
-def _numbers_config(config: Mapping[str, Any]) -> Any:
-    return matters({key: value for key, value in as_composed_now(config).items() if key not in _NOT_NUMBERS})
-
-
 def _numbers(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {name: value}
     return {name if key in {"rate", "mean"} else f"{name}_{key}": number for key, number in value.items()}
-
-
-if __name__ == "__main__":
-    main()

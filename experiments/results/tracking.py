@@ -6,70 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
 from attacks.cases import Outcome
 from diffusion.checked import checked
-
-if TYPE_CHECKING:
-    from experiments.command.config import Job
-    from experiments.job.summary import CurvePoint, Summary
+from experiments.job.recording import Recorder
+from experiments.job.result import CurvePoint, Summary
+from experiments.job.settings import Job
 
 log = logging.getLogger(__name__)
 
 _HOST = "api.wandb.ai"
 _START_SECONDS = 20.0
 """How long an unreachable server may hold up a job."""
-
-
-class Recorder(Protocol):
-    """Takes what a job has to show while it runs."""
-
-    def log_losses(self, losses: Sequence[float]) -> None:
-        """The eraser's loss at every step."""
-
-    def log_curve(self, curve: "Sequence[CurvePoint]") -> None:
-        """Attack success rate over attempts and U-Net evaluations."""
-
-    def log_results(
-        self, summary: "Summary", grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
-    ) -> None:
-        """The summary, the picture grid and the table of prompts; pictures uint8 [n, 3, H, W]."""
-
-
-class Tracker(Protocol):
-    """Where a job's record goes."""
-
-    @contextmanager
-    def start(self, job: "Job", folder: Path) -> Iterator[Recorder]:
-        """Record one job; ``folder`` is the run's own."""
-
-
-class Silent:
-    """Records nothing."""
-
-    def log_losses(self, losses: Sequence[float]) -> None:
-        """Do nothing."""
-
-    def log_curve(self, curve: "Sequence[CurvePoint]") -> None:
-        """Do nothing."""
-
-    def log_results(
-        self, summary: "Summary", grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
-    ) -> None:
-        """Do nothing."""
-
-
-@checked
-class Off:
-    """No tracking."""
-
-    @contextmanager
-    def start(self, job: "Job", folder: Path) -> Iterator[Recorder]:
-        """Record nothing."""
-        yield Silent()
 
 
 @checked
@@ -88,7 +39,7 @@ class WandbTracker:
     entity: str | None = None
 
     @contextmanager
-    def start(self, job: "Job", folder: Path) -> Iterator[Recorder]:
+    def start(self, job: Job, folder: Path) -> Iterator[Recorder]:
         """Open a run for the length of the job; whatever fails costs one line of warning."""
         recorder = WandbRecorder()
         recorder.attempt(lambda: recorder.open(self, job, folder))
@@ -135,7 +86,7 @@ class WandbRecorder:
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning("W&B stopped recording, the job goes on: %s", reason)
 
-    def open(self, tracker: WandbTracker, job: "Job", folder: Path) -> None:
+    def open(self, tracker: WandbTracker, job: Job, folder: Path) -> None:
         """Start the run."""
         import wandb  # noqa: PLC0415 - slow to import, and a job goes on without it
 
@@ -170,12 +121,12 @@ class WandbRecorder:
         """The eraser's loss at every step, with its own axis."""
         self.attempt(lambda: self._log_losses(losses))
 
-    def log_curve(self, curve: "Sequence[CurvePoint]") -> None:
+    def log_curve(self, curve: Sequence[CurvePoint]) -> None:
         """Attack success rate over attempts and U-Net evaluations."""
         self.attempt(lambda: self._log_curve(curve))
 
     def log_results(
-        self, summary: "Summary", grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
+        self, summary: Summary, grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
     ) -> None:
         """The summary, the picture grid and the table of prompts."""
         self.attempt(lambda: self._log_results(summary, grid, base, erased, outcomes))
@@ -185,7 +136,7 @@ class WandbRecorder:
         for step, loss in enumerate(losses):
             self._run.log({"eraser/step": step, "eraser/loss": loss})
 
-    def _log_curve(self, curve: "Sequence[CurvePoint]") -> None:
+    def _log_curve(self, curve: Sequence[CurvePoint]) -> None:
         self._run.define_metric("attack/success_rate", step_metric="attack/attempts")
         self._run.define_metric("attack/unet_evaluations", step_metric="attack/attempts")
         for point in curve:
@@ -198,7 +149,7 @@ class WandbRecorder:
             )
 
     def _log_results(
-        self, summary: "Summary", grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
+        self, summary: Summary, grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
     ) -> None:
         wandb, numbers = self._wandb, summary.as_dict()
         self._run.summary.update(

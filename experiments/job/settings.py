@@ -1,0 +1,104 @@
+"""What a job is asked to do: plain settings and checked objects."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+
+from attacks.protocols import Attack
+from diffusion.checked import checked
+from diffusion.loading import ModelSource
+from diffusion.sampling import Sampling
+from erasure.concept import Concept
+from erasure.protocols import Eraser, Pruning
+from evaluation.prompt_sets import PromptRow
+from evaluation.quality import Evaluator
+from evaluation.verdicts import Judge
+from experiments.job.protocol import Protocol as EvaluationProtocol
+from experiments.job.recording import Recorder
+
+SPEED_ONLY = frozenset(
+    {
+        *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
+        *("gradient_checkpointing", "offload"),
+    }
+)
+"""Fields that change how fast numbers come, never the numbers: no hash has them."""
+
+TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
+"""The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+
+
+@checked
+class Settings:
+    """What a job needs besides its objects.
+
+    Attributes:
+        seed: Seed of the eraser and of the attack; pictures have their own in the prompt sets.
+        prompts: How many of the concept's prompts are attacked, from the first.
+        retained: How many of the retained prompts are measured, from the first.
+        sampling: How pictures are sampled.
+        store: Folder of the artefacts.
+        retained_sampling: How those of the retained prompts are sampled, if not like the others.
+        processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    prompts: Annotated[int, Field(ge=1)]
+    retained: Annotated[int, Field(ge=2)]
+    sampling: Sampling
+    store: Path
+    retained_sampling: Sampling | None = None
+    processes: Annotated[int, Field(ge=1)] = 1
+
+
+class Tracker(Protocol):
+    """Where a job's record goes."""
+
+    @contextmanager
+    def start(self, job: "Job", folder: Path) -> Iterator[Recorder]:
+        """Record one job; ``folder`` is the run's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything one command asks for, checked.
+
+    Attributes:
+        settings: Plain values.
+        prompts: What asks for the concept, and is attacked.
+        retained: What must keep working.
+        config: The whole config, resolved, as plain data.
+        choices: Which file each group took, for names in tables (``eraser: esd``).
+    """
+
+    model: ModelSource
+    concept: Concept
+    judge: Judge
+    eraser: Eraser
+    pruning: Pruning
+    attack: Attack
+    evaluators: Mapping[str, Evaluator]
+    tracker: Tracker
+    protocol: EvaluationProtocol
+    settings: Settings
+    prompts: list[PromptRow]
+    retained: list[PromptRow]
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+def matters(config: Any, speed_only: Set[str] = SPEED_ONLY) -> Any:
+    """``config`` without the fields that change speed alone.
+
+    >>> matters({"steps": 5, "inner": [{"batch_size": 2, "k": 1}]})
+    {'steps': 5, 'inner': [{'k': 1}]}
+    """
+    if isinstance(config, dict):
+        return {key: matters(value, speed_only) for key, value in config.items() if key not in speed_only}
+    if isinstance(config, list):
+        return [matters(value, speed_only) for value in config]
+    return config
