@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_search import require_targets, target_latents
+from attacks.prompt_search import ATTACK_DIVERGED, require_targets, target_latents
 from diffusion.checked import checked
+from diffusion.finite import require_finite
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -131,7 +132,7 @@ class NoiseAttack:
 
     def _is_guided(self, case: PromptCase) -> bool:
         """Return whether the attack evaluates the empty prompt beside the case's."""
-        return case.guidance != 1 and (self.mode == "adversarial" or self.inverted_with == "guidance")
+        return case.guidance > 1 and (self.mode == "adversarial" or self.inverted_with == "guidance")
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace]) -> None:
         """Start a search for each case."""
@@ -243,6 +244,9 @@ def picture_gradient(
     Returns:
         The gradient of the squared distance, float [n, c, h, w], and the mean squared differences, float [n]; both in
         single precision at least.
+
+    Raises:
+        NotFiniteError: They are infinite or NaN.
     """
     noise = noise.detach().requires_grad_()
     with torch.enable_grad():
@@ -251,7 +255,9 @@ def picture_gradient(
             predicted = checkpoint(predict, latents.to(model.dtype), step.timestep, use_reentrant=False)
             latents = ddim_move(latents, predicted, step.noisy, step.clean)
         squares = (latents - targets).square().flatten(1)
+        require_finite(squares.detach(), "The attack's loss", ATTACK_DIVERGED)
         (gradient,) = torch.autograd.grad(squares.sum(), noise)
+        require_finite(gradient, "The gradient of the attack's loss", ATTACK_DIVERGED)
     return gradient, squares.detach().mean(dim=1)
 
 

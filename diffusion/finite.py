@@ -1,7 +1,7 @@
 """Numbers that must be finite: a NaN ends a job where it arises, before it can pass for a picture without a concept."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -50,6 +50,36 @@ def require_finite_tensors(tensors: Mapping[str, Tensor], what: str, remedy: str
     """
     for name, tensor in tensors.items():
         require_finite(tensor, f"{what} {name!r}", remedy)
+
+
+def require_finite_numbers(data: object, what: str) -> None:
+    """Refuse plain data, as of a JSON file, with a number in it that is infinite or NaN.
+
+    Args:
+        data: Mappings, sequences, texts and numbers.
+        what: What it is, as the start of a sentence.
+
+    Raises:
+        NotFiniteError: There is one.
+    """
+    if (found := find_not_finite(data)) is not None:
+        place, value = found
+        raise NotFiniteError(f"{what} is {value} at {'.'.join(place) or 'its top'}; only finite numbers are results.")
+
+
+def find_not_finite(data: object) -> tuple[list[str], float] | None:
+    """Where plain data has a number that is infinite or NaN, as keys and places in lists, and that number."""
+    if isinstance(data, float):
+        return None if math.isfinite(data) else ([], data)
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(data, Mapping):
+        inner = data.items()
+    elif isinstance(data, (list, tuple)):
+        inner = enumerate(data)
+    for key, value in inner:
+        if (found := find_not_finite(value)) is not None:
+            return [str(key), *found[0]], found[1]
+    return None
 
 
 def overflow_remedy(dtype: torch.dtype | None, otherwise: str) -> str:

@@ -14,7 +14,7 @@ from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.training import step_generator
 from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention, reduced_size
-from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, sum_of_squares
+from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, solved, sum_of_squares
 from erasure.concept import Concept, ConceptKind
 from erasure.edit import Edit
 from erasure.finetuning import prune_after, require_trainable_precision, train_beside
@@ -228,7 +228,7 @@ class MACE:
             G = sum_of_squares([model.encode_tokens(part.target_prompts).flatten(0, 1)])
             M += G
             rows.append(torch.cat([A.to("cpu", torch.float64) for _, A in factors.values()]) @ G)
-        right = torch.linalg.solve(M, torch.cat(rows), left=False)
+        right = solved(M, torch.cat(rows), left=False)
         # By concept, matrix and row of A: A_i G_i M^-1.
         shares = right.unflatten(0, (len(trained), len(refined), self.rank))
         fused = {
@@ -240,7 +240,7 @@ class MACE:
             for place, (name, weight) in enumerate(refined.items())
         }
         if self.published_prior:
-            drawn = torch.linalg.solve(M, self.fusion_preserve_scale * preserved, left=False)
+            drawn = solved(M, self.fusion_preserve_scale * preserved, left=False)
             for name, weight in refined.items():
                 fused[name] = fused[name] + (base[name].to("cpu", torch.float64) - weight) @ drawn
         return fused

@@ -13,6 +13,7 @@ from erasure.closed_form import (
     Term,
     key_value_weights,
     right_multiplication,
+    solved,
     sum_of_squares,
 )
 from erasure.concept import Concept
@@ -70,4 +71,4 @@ class RECE(ClosedForm):
         """The matrix that takes c to c', float64 [width, width]."""
         seen = right.T @ gram
         identity = torch.eye(len(gram), dtype=gram.dtype)
-        return torch.linalg.solve(self.adversarial_ridge * identity + seen @ right, seen)  # type: ignore[no-any-return]
+        return solved(self.adversarial_ridge * identity + seen @ right, seen)

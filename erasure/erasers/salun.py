@@ -157,6 +157,6 @@ class SalUnObjective:
                 yield functional.mse_loss(noise.to(batch.noise.dtype), batch.noise, reduction="sum")
 
         with model.trainable(list(parameters.values())):
-            saliency = {name: value.abs() for name, value in gradient(losses(), parameters).items()}
+            saliency = {name: value.abs() for name, value in gradient(model, losses(), parameters).items()}
         weights = sum(value.numel() for value in saliency.values())
         return cut_lowest(saliency, weights - math.floor(config.trained_fraction * weights))

@@ -213,6 +213,6 @@ class UCE(ClosedForm):
 
 
 def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
-    """Embeddings of each prompt from the token before its end token on, float [any, width]; from the start if empty."""
+    """Embeddings of each prompt from the token before its end on, float64 [any, width]; from the start if empty."""
     ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts), ends, strict=True)]
+    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts).double(), ends, strict=True)]

@@ -69,7 +69,7 @@ class CAD(Scored):
                     strict=True,
                 )
             )
-            gradients = gradient(parts, weights)
+            gradients = gradient(model, parts, weights)
         scores = {name: value * weights[name].detach() for name, value in gradients.items()}
         highest = self.sparsity.kept({name: -value for name, value in scores.items()})
         masks = {name: kept | (scores[name] <= 0) for name, kept in highest.items()}

@@ -58,7 +58,7 @@ class Saliency(Scored):
         before = model.unet_evaluations
         with model.trainable(list(weights.values())):
             parts = (part for place in range(self.timesteps) for part in loss.parts(model, place))
-            gradients = gradient(parts, weights)
+            gradients = gradient(model, parts, weights)
         factors = weights if self.score == "snip" else dict.fromkeys(weights, 1)
         masks = self.sparsity.kept({name: -(value * factors[name]).abs() for name, value in gradients.items()})
         spent = loss.unet_evaluations + model.unet_evaluations - before

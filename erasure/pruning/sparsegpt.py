@@ -106,9 +106,14 @@ class SparseGPT:
         # A factor in H changes nothing. Where all inputs are zero, so that H is, every weight matters as little.
         damping = self.damping * float(products.diagonal().mean()) or 1.0
         hessian = products + damping * torch.eye(len(products), dtype=products.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        # Row c of this factor, from c on, is that of G over the root of G_cc.
-        factor = torch.linalg.cholesky(inverse, upper=True)
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+            # Row c of this factor, from c on, is that of G over the root of G_cc.
+            factor = torch.linalg.cholesky(inverse, upper=True)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(
+                f"damping is {self.damping} and a layer's H is not positive-definite with it; take more damping."
+            ) from error
         group = self.sparsity.per if isinstance(self.sparsity.per, int) else 1
         block_size = max(group, self.block_size // group * group)
         for start in range(0, weights.shape[1], block_size):

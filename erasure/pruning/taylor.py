@@ -63,7 +63,7 @@ class Taylor(Scored):
         with model.trainable(list(weights.values())):
             for place in range(self.timesteps):
                 if losses[place] > self.threshold * max(losses):
-                    for name, value in gradient(loss.parts(model, place), weights).items():
+                    for name, value in gradient(model, loss.parts(model, place), weights).items():
                         scores[name] += (weights[name].detach() * value).abs()
         spent = loss.unet_evaluations + model.unet_evaluations - before
         return self.sparsity.kept(scores), spent

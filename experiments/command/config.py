@@ -1,7 +1,6 @@
 """From the composed config to checked objects, before anything heavy is loaded."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from diffusion.finite import find_not_finite
 from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
@@ -41,7 +41,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
     except ValidationError as error:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
-    if (infinite := _not_finite(plain)) is not None:
+    if (infinite := find_not_finite(plain)) is not None:
         raise CommandError(f"{'.'.join(infinite[0])} is {infinite[1]}; it must be a finite number.")
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
@@ -56,17 +56,6 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config=plain,
         choices=dict(choices or {}),
     )
-
-
-def _not_finite(node: Any) -> tuple[list[str], float] | None:
-    """Where a plain config has a number that is infinite or none, and that number."""
-    if isinstance(node, float) and not math.isfinite(node):
-        return [], node
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    for key, value in inner:
-        if (found := _not_finite(value)) is not None:
-            return [str(key), *found[0]], found[1]
-    return None
 
 
 def make_object(config: DictConfig, name: str) -> Any:

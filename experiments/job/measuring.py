@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from diffusion.finite import require_finite_numbers
 from diffusion.progress import progress_bar
 from diffusion.training import save_atomically
 from evaluation.prompt_sets import PromptRow
@@ -46,6 +47,7 @@ class Measuring:
     def finish(self, meter: Meter) -> None:
         """Write the result."""
         measures = self.measurement.compute()
+        require_finite_numbers(measures, "A measure of the retained pictures")
         cost = Cost.total([self.cost, meter.read()])
         write_json(self.folder / "result.json", {"measures": measures, **cost.as_dict()})
         self._checkpoint.unlink(missing_ok=True)

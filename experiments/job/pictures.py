@@ -114,7 +114,7 @@ def _make_batch(folder: Path, model: TextToImage, part: list[tuple[str, PromptRo
 def write_picture(path: Path, image: Tensor, facts: dict[str, Any]) -> None:
     """Write ``image``, uint8 [3, H, W], as PNG with ``facts`` in its text, atomically."""
     text = PngImagePlugin.PngInfo()
-    text.add_text(_FACTS, json.dumps(facts))
+    text.add_text(_FACTS, json.dumps(facts, allow_nan=False))
     with replacing(path) as partial:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(partial, pnginfo=text)
 

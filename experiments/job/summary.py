@@ -16,7 +16,7 @@ from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
 from experiments.job.protocol import success_rates
-from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary
+from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, base_warnings
 from experiments.job.settings import TRAINING_SPEED_ONLY, Job, matters
 from experiments.job.stages import Stages
 from experiments.job.store import Store, content_hash, read_json
@@ -65,6 +65,7 @@ def summarise(
             "success": by_rule[job.protocol.counting],
             "by_rule": by_rule,
         },
+        warnings=base_warnings(rates["base"], job.concept.name),
     )
 
 

@@ -10,12 +10,16 @@ from rich.table import Table
 
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
+from experiments.job.result import warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
 """Prompts found by an attack; the file of prompts has all."""
+
+DOUBT = " (!)"
+"""Marks a run that supports no claim."""
 
 RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
 
@@ -54,6 +58,8 @@ def show_job(finished: Finished) -> None:
         table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
+    for sentence in summary.warnings:
+        console.print(f"warning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False)
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
     for number in published_numbers(summary.as_dict()):
         line = f"published: {number.metric} {number} in {number.source}"
@@ -77,7 +83,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
         table.add_row(
             summary["concept"],
             *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
-            *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
+            *(f"{100 * rates[name]['rate']:.0f} %{doubt(summary) if name == 'base' else ''}" for name in RATES),
             *(short_text(summary["measures"].get(name)) for name in measures),
             summary["run"],
         )
@@ -87,8 +93,20 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for sentence in doubts(summaries):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False, emoji=False)
     for path in pictures:
         console.print(f"pictures: {path}", soft_wrap=True, highlight=False)
+
+
+def doubt(summary: Mapping[str, Any]) -> str:
+    """What stands behind the base model's rate in tables where a run supports no claim."""
+    return DOUBT if warnings_of(summary) else ""
+
+
+def doubts(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For the runs that support no claim, which they are and why."""
+    return [f"{DOUBT.strip()} {summary['run']}: {text}" for summary in summaries for text in warnings_of(summary)]
 
 
 def title(summary: Mapping[str, Any]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
+from experiments.job.result import warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
+from experiments.results.screen import RATES, doubt, doubts, measure_text, protocol_texts, short_text
 
 GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
@@ -35,6 +36,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"published_differences": number.differences}
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
+        row |= {"warnings": " ".join(warnings_of(summary))}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -46,6 +48,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row[RATES["base"]] += doubt(summary)
         row |= protocol_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
@@ -155,7 +158,7 @@ def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
         "pruning": names["pruning"],
         "settings": settings,
         "seed": str(summary["seed"]),
-        "shown": _percent(Rate(**summary["rates"]["erased"])),
+        "shown": _percent(Rate(**summary["rates"]["erased"])) + doubt(summary),
         **{label: short_text(value) for label, value in _measures(summary).items()},
         "pruned": f"{100 * edit['metadata']['pruned_weights'] / masked:.1f} %" if masked else "",
         "U-Net evaluations": f"{cost['unet_evaluations']:,}",
@@ -197,6 +200,7 @@ def write_tables(
         "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    parts += [f"- {sentence}" for sentence in doubts(summaries)]
     if "published in" in reading:
         parts += [
             "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
