@@ -98,7 +98,7 @@ def test_an_overflow_in_float16_is_called_so(tokenizer_folder: Path, autocast: b
     TextToImage(pipeline).generate(PROMPTS, seeds=SEEDS, steps=2, guidance=3.0)
     half = torch.float16
     model = TextToImage(pipeline if autocast else pipeline.to(half), autocast=half if autocast else None)
-    with pytest.raises(NotFiniteError, match="float16 whatever exceeds 65,504 overflows, so set model.precision"):
+    with pytest.raises(NotFiniteError, match=r"float16 whatever exceeds 65,504 overflows, so set model\.precision"):
         model.generate(PROMPTS, seeds=SEEDS, steps=2, guidance=3.0)
 
 
@@ -131,7 +131,7 @@ def test_training_ends_with_finite_weights(ema_decay: float | None) -> None:
 
 def test_training_in_float16_that_takes_no_step_is_told() -> None:
     def loss(weight: Tensor, _: int) -> Tensor:
-        return (weight.half() * 60000).sum().float() * 60000
+        return weight.half().sum().float() * 1000
 
     with pytest.raises(NotFiniteError, match="Every gradient of training overflows float16; no step was taken"):
         trained(loss, scaler=torch.amp.GradScaler("cpu"))
@@ -212,7 +212,7 @@ def test_an_attack_whose_loss_is_not_finite_stops(tiny_model: TextToImage) -> No
         embedding_gradient(*options, latents, torch.tensor([5, 9]), noise.index_fill(0, torch.tensor([1]), NAN))
     text = tiny_model.encode(PROMPTS)
     path = [DDIMStep(500, 0.5, 0.9)]
-    with pytest.raises(NotFiniteError, match="The attack's loss: 2 of 2 values"):
+    with pytest.raises(NotFiniteError, match="The attack's loss: 512 of 512 values"):
         picture_gradient(tiny_model, lambda x, t: tiny_model.predict_noise(x, t, text), path, noise, latents * NAN)
 
 
