@@ -6,27 +6,26 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command.early import check_early
-from experiments.command.errors import one_sentence, tidy_arguments
+from experiments.command.arguments import tidy_arguments
+from experiments.command.errors import one_sentence, stop_on_sigterm
 from experiments.command.shorthands import spell_out
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> str:
-    """Run one job of the composed config; returns the path of its summary."""
-    with one_sentence():
-        # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
-        check_early(config)
-        from experiments.command.launch import launch  # noqa: PLC0415
+def main(config: DictConfig) -> str | None:
+    """Run one job of the composed config; returns the path of its summary, None if it is one of a sweep and failed."""
+    # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
+    from experiments.command.launch import launch  # noqa: PLC0415
 
-        return str(launch(config))
+    summary = launch(config)
+    return None if summary is None else str(summary)
 
 
 def command_line() -> None:
     """Run what the command line asks for; an error of the user's is one sentence and exit status 1."""
     # Hydra would print its own text for its errors; they are told in one sentence with all the others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_sentence():
+    with one_sentence(), stop_on_sigterm():
         sys.argv[1:] = spell_out(tidy_arguments(sys.argv[1:]))
         main()
 

@@ -1,8 +1,12 @@
-"""Progress of long work: a bar with rate and time left on a terminal, silence elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, a line of the log every half minute elsewhere."""
 
+import logging
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
@@ -16,28 +20,44 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_REPORTS = 30.0
+
 Item = TypeVar("Item")
 
 
 class Bar:
     """One line of progress: ``advance`` moves it, ``note`` shows a short status beside it."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
+    def __init__(self, progress: Progress, label: str, total: int, done: int) -> None:
         self._progress = progress
-        self._task = task
+        self._task = progress.add_task(label, total=total, completed=done, note="")
+        self._label, self._total, self._done, self._first = label, total, done, done
+        self._note = ""
+        self._started = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar by ``steps``."""
-        self._progress.advance(self._task, steps)  # type: ignore[arg-type]
+        self._done += steps
+        self._progress.advance(self._task, steps)
 
     def note(self, text: str) -> None:
         """Show ``text`` at the end of the line."""
-        self._progress.update(self._task, note=text)  # type: ignore[arg-type]
+        self._note = text
+        self._progress.update(self._task, note=text)
+
+    def line(self) -> str:
+        """What is done, how far it is and how long it will take yet, in words."""
+        seconds, moved = time.monotonic() - self._started, self._done - self._first
+        left = timedelta(seconds=round(seconds / max(moved, 1) * (self._total - self._done)))
+        parts = [f"{self._label}: {self._done} of {self._total}", f"about {left} left" if moved else "", self._note]
+        return ", ".join(filter(None, parts))
 
 
 @contextmanager
 def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show a bar of ``total`` steps, of which ``done`` were done before; nothing is drawn off a terminal."""
+    """Show how far ``total`` steps have come, of which ``done`` were done before."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -47,9 +67,32 @@ def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
-        yield Bar(progress, progress.add_task(label, total=total, completed=done, note=""))
+    terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal, transient=True) as progress:
+        bar = Bar(progress, label, total, done)
+        if terminal:
+            yield bar
+            return
+        with _reported(bar):
+            yield bar
+
+
+@contextmanager
+def _reported(bar: Bar) -> Iterator[None]:
+    """Log a line about ``bar`` twice a minute, also while one of its steps takes longer than that."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(SECONDS_BETWEEN_REPORTS):
+            log.info("%s", bar.line())
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:

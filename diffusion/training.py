@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,8 +15,6 @@ from diffusion.finite import NotFiniteError, require_finite
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_REPORTS = 30
 
 _DIVERGED = "the training has diverged; take a smaller learning rate"
 
@@ -97,7 +94,6 @@ def fit(
         _copy(state["tensors"], [*parameters, *averages])
         log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
-    last_report = time.monotonic()
     first, left_out = len(losses), 0
     with progress_bar(label, steps, done=first) as bar:
         for step in range(len(losses), steps):
@@ -122,10 +118,7 @@ def fit(
             if ema_decay is not None:
                 _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
             bar.advance()
-            bar.note(f"loss {losses[-1]:.4f}")
-            if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
-                last_report = time.monotonic()
-                log.info("%s: step %d of %d, loss %.4f", label, step + 1, steps, fmean(losses[-50:]))
+            bar.note(f"loss {fmean(losses[-50:]):.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
                 state = {
                     "optimizer": optimizer.state_dict(),

@@ -366,7 +366,10 @@ def test_runs_that_cannot_be_measured_are_one_sentence(summaries, tmp_path):
     ("option", "message"),
     [
         (["--percent", "60"], "percent is 60.0; it must be 50.0 or less."),
-        (["--percent", "x"], "Invalid value for '--percent': 'x' is not a valid float."),
+        (
+            ["--percent", "x"],
+            "Invalid value for '--percent': Input should be a valid number, unable to parse string as a number.",
+        ),
         (["--seeds-per-pair", "0"], "seeds_per_pair is 0; it must be 1 or more."),
     ],
 )

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
 from evaluation.verdicts import Verdicts
+from experiments.command.composing import plain_job
 from experiments.command.config import build
 from experiments.command.shorthands import spell_out
 from experiments.job.job import run_job
@@ -101,11 +101,7 @@ def overrides(world: Path, store: Path) -> list[str]:
 def make_job(*command: str) -> Job:
     """What ``python run.py <command>`` would run."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("config", spell_out(command), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return build(config, choices)
+        return build(*plain_job(compose("config", spell_out(command), return_hydra_config=True)))
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion.progress import track
 from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
 from experiments import CONFIG_FOLDER
+from experiments.command.arguments import tidy_arguments
+from experiments.command.composing import plain_job
 from experiments.command.config import make_object
-from experiments.command.errors import tidy_arguments
 from experiments.command.shorthands import spell_out
 from experiments.instruments.labelled_pictures import (
     Labelled,
@@ -108,11 +109,7 @@ def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return config, choices
+        return plain_job(compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True))
 
 
 def _as_json(found: Calibration) -> dict[str, Any]:

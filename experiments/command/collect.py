@@ -8,22 +8,23 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import CONFIG_FOLDER
+from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
-from experiments.command.sweep import sweep_jobs
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.tables import GROUPS
 
-_NOT_NUMBERS = {"store", "tracker"}
+_NOT_NUMBERS = {"store", "tracker", "dry_run"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
-        return [OmegaConf.to_container(job, resolve=True) for job in sweep_jobs(sweep, "config")]  # type: ignore[misc]
+        jobs = [plain_job(job)[0] for job in sweep_jobs(sweep, "config")]
+        return [OmegaConf.to_container(job, resolve=True) for job in jobs]  # type: ignore[misc]
 
 
 def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from omegaconf import OmegaConf
 
@@ -112,9 +111,9 @@ def main() -> None:
     with one_sentence():
         try:
             app(standalone_mode=False)
-        except click.UsageError as error:
+        except typer.TyperException as error:
             raise CommandError(error.format_message()) from error
-        except click.Abort:
+        except typer.Abort:
             raise KeyboardInterrupt from None
 
 

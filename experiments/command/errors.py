@@ -1,17 +1,17 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
-import io
 import logging
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+TERMINATED = 143
+"""Exit status after SIGTERM."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WANTED = {
@@ -57,11 +60,32 @@ class CommandError(Exception):
     """What was asked for cannot be done; the message is one sentence that says why."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, as by Slurm or a container's host."""
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Exit with one sentence on an error of the user's; let an unexpected one keep its traceback."""
     try:
         yield
+    except Terminated:
+        print("Stopped by SIGTERM; the same command continues where it stopped.", file=sys.stderr)
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
         print("Interrupted; the same command continues where it stopped.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -71,25 +95,6 @@ def one_sentence() -> Iterator[None]:
             raise
         log.debug("the whole story", exc_info=True)
         sys.exit(sentence)
-
-
-def tidy_arguments(arguments: Sequence[str]) -> list[str]:
-    """Flags first and overrides after them, the one order that Hydra's parser takes.
-
-    Raises:
-        CommandError: There is no such flag, or it lacks its value.
-    """
-    tidy = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
-    captured = io.StringIO()
-    try:
-        with redirect_stderr(captured):
-            get_args_parser().parse_args(tidy)
-    except SystemExit as exit_:
-        if exit_.code:
-            _, _, reason = captured.getvalue().rpartition("error: ")
-            raise CommandError(_one_line(f"{reason.strip()}; run.py --hydra-help lists the flags")) from exit_
-        raise
-    return tidy
 
 
 def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per kind of error
@@ -126,7 +131,7 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per
             sentence = str(error)
         case _:
             return None
-    return _one_line(sentence)
+    return one_line(sentence)
 
 
 def unknown(name: str, known: Iterable[str], *, what: str = "is unknown; it must be one of") -> str:
@@ -215,6 +220,7 @@ def _raised_by_this_project(error: BaseException) -> bool:
     return any(Path(innermost.f_code.co_filename).is_relative_to(room) for room in rooms)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """``text`` in one line that ends as a sentence does."""
     line = " ".join(text.split())
     return line if line.endswith((".", "?", ")")) else f"{line}."

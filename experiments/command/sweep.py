@@ -1,69 +1,150 @@
-"""A Hydra callback for multiruns: checks every job before the first one starts, and compares them at the end.
+"""A Hydra callback: jobs are checked before the first one starts, and those of a sweep are told about at its end.
 
-What is slow to import waits until every job is known to compose.
+Jobs of a sweep may run in other processes and on other machines. Each leaves a record in the sweep's folder, and the
+closing words are read from there. What is slow to import waits until every job is known to compose.
 """
 
-from collections.abc import Iterator
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
+from diffusion.files import write_atomically
+from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.early import check_early
-from experiments.command.errors import one_sentence
-from experiments.command.shorthands import name_unions, spell_out
+from experiments.command.errors import CommandError, explain, one_sentence
+from experiments.command.shorthands import name_unions
+
+_RECORDS = "jobs"
 
 
-def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
-    """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
-    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
-    arguments += config.hydra.overrides.task
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(spell_out(arguments))
-    for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
-        for job_overrides in batch:
-            yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides])
+@dataclass(frozen=True)
+class Record:
+    """How one job of a sweep ended.
+
+    Attributes:
+        number: Its number in the sweep, from 0.
+        overrides: What was asked of it.
+        summary: The path of its summary, if it has one.
+        grid: The path of its picture grid.
+        failure: Otherwise why it failed, in one sentence.
+    """
+
+    number: int
+    overrides: list[str]
+    summary: str | None = None
+    grid: str | None = None
+    failure: str | None = None
+
+    def write(self, sweep: Path) -> None:
+        """Leave it in the folder of the sweep."""
+        (sweep / _RECORDS).mkdir(parents=True, exist_ok=True)
+        write_atomically(sweep / _RECORDS / f"{self.number}.json", json.dumps(asdict(self)))
+
+    @classmethod
+    def read_all(cls, sweep: Path) -> list["Record"]:
+        """Every record in the folder of a sweep, in the jobs' order."""
+        records = [cls(**json.loads(path.read_text())) for path in (sweep / _RECORDS).glob("*.json")]
+        return sorted(records, key=lambda record: record.number)
 
 
 class Sweep(Callback):
-    """Hears of the jobs of one multirun."""
+    """Hears of the jobs of one command."""
 
     def __init__(self) -> None:
-        self._summaries: list[Path] = []
-        self._pictures: list[Path] = []
+        self._names: list[list[str]] = []
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the only job, before it has a folder."""
+        with one_sentence():
+            _check([config])
+            self._plan_only([config])
 
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
             jobs = list(sweep_jobs(config, config_name))
-            for job in jobs:
-                check_early(job)
+            self._names = [list(job.hydra.overrides.task) for job in jobs]
             if (params := config.hydra.sweeper.params) and "attack" in params:
                 # Hydra's sweeper reads it after this.
                 with read_write(config):
                     params.attack = name_unions(str(params.attack))
+            _check(jobs)
+            self._plan_only(jobs)
+            for record in (Path(config.hydra.sweep.dir) / _RECORDS).glob("*.json"):
+                record.unlink()
 
-            from experiments.command.config import build  # noqa: PLC0415
-
-            for job in jobs:
-                build(job)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Remember where the job's results are."""
-        if job_return.status == JobStatus.COMPLETED:
-            self._summaries.append(Path(job_return.return_value))
-            self._pictures.append(Path(config.hydra.runtime.output_dir) / "grid.png")
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Put a job's number before all that it logs, and say what it is."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        number, count = int(config.hydra.job.num), len(self._names)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter(f"%(asctime)s [{number + 1}/{count}] %(message)s", "%H:%M:%S"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print one table of all runs."""
+        """Print one table of all runs, then what failed; failures are the exit status."""
         from experiments.job.store import read_json  # noqa: PLC0415
         from experiments.results.screen import show_sweep  # noqa: PLC0415
 
-        if self._summaries:
-            show_sweep([read_json(path) for path in self._summaries], self._pictures)
+        records = Record.read_all(Path(config.hydra.sweep.dir))
+        made = [record for record in records if record.summary]
+        if made:
+            show_sweep([read_json(Path(r.summary)) for r in made if r.summary], [Path(r.grid) for r in made if r.grid])
+        failures = {record.number: record.failure for record in records if record.failure}
+        recorded = {record.number for record in records}
+        silent = "It ended without a word, as if it had been killed."
+        failures |= {number: silent for number in range(len(self._names)) if number not in recorded}
+        if failures:
+            for number, failure in sorted(failures.items()):
+                print(f"Job {number + 1} failed ({' '.join(self._names[number])}): {failure}", file=sys.stderr)
+            sys.exit(
+                f"{len(failures)} of {len(self._names)} jobs failed, as said above; the same command runs them again."
+            )
+
+    def _plan_only(self, jobs: Sequence[DictConfig]) -> None:
+        if any(job.dry_run for job in jobs):
+            from experiments.command.plan import show_plan  # noqa: PLC0415
+
+            show_plan(jobs)
+            sys.exit(0)
+
+
+def _check(jobs: Sequence[DictConfig]) -> None:
+    """Look for the models and build the objects of all jobs.
+
+    Raises:
+        CommandError: One of them cannot be done; the sentence says which.
+    """
+    for job in jobs:
+        check_early(job)
+
+    from experiments.command.config import build  # noqa: PLC0415
+
+    for number, job in enumerate(jobs, start=1):
+        try:
+            build(*plain_job(job))
+        except Exception as error:
+            sentence = explain(error)
+            if sentence is None or len(jobs) == 1:
+                raise
+            where = " ".join(job.hydra.overrides.task)
+            apart = _apart(jobs, sentence)
+            raise CommandError(f"Job {number} of {len(jobs)} ({where}): {sentence}{apart}") from error
+
+
+def _apart(jobs: Sequence[DictConfig], sentence: str) -> str:
+    """What to write instead, where a field is unknown to some members of a group that is swept."""
+    field = sentence.partition(" is unknown")[0]
+    group = field.partition(".")[0]
+    choices = {str(job.hydra.runtime.choices.get(group)) for job in jobs}
+    if field in {sentence, group} or len(choices) < 2:
+        return ""
+    return f" Not every choice of {group} has it: sweep those that do in a command of their own."

@@ -24,6 +24,9 @@ from experiments.job.summary import find_unpruned, run_identity, success_curve, 
 
 log = logging.getLogger(__name__)
 
+GRID = "grid.png"
+"""Name of the picture of a job, in its run's folder."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -55,7 +58,7 @@ class Finished:
     @property
     def grid(self) -> Path:
         """Where a picture of it goes."""
-        return self.folder / "grid.png"
+        return self.folder / GRID
 
 
 def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], processes: Processes = ALONE) -> Path:

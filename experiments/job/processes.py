@@ -5,9 +5,11 @@ erases while the others wait. A prompt's result depends on nothing but the promp
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import TypeVar
 
@@ -80,14 +82,36 @@ def run_in_processes(count: int, work: Callable[..., None], *arguments: object) 
     # A fork server imports the project once for all of them.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
-    shared = (count, context.Barrier(count), work, arguments)
+    # Closed when this process ends, however it ends; the others watch it.
+    alive, lifeline = context.Pipe(duplex=False)
+    shared = (count, context.Barrier(count), alive, work, arguments)
+    spawned = start_processes(_run_one, shared, nprocs=count, join=False, start_method="forkserver")  # type: ignore[no-untyped-call]
     try:
-        start_processes(_run_one, shared, nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
+        while not spawned.join():
+            pass
     except ProcessExitedException as error:
         raise ChildProcessError(f"Process {error.error_index} of {count} failed; it says above why.") from error
+    finally:
+        lifeline.close()
+        for process in spawned.processes:
+            process.terminate()
+            process.join()
 
 
 def _run_one(
-    index: int, count: int, barrier: Barrier, work: Callable[..., None], arguments: tuple[object, ...]
+    index: int,
+    count: int,
+    barrier: Barrier,
+    alive: Connection,
+    work: Callable[..., None],
+    arguments: tuple[object, ...],
 ) -> None:
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     work(Processes(index, count, barrier), *arguments)
+
+
+def _end_with(alive: Connection) -> None:
+    """End this process when the one at the other end of ``alive`` is gone."""
+    with suppress(EOFError, OSError):
+        alive.recv()
+    os._exit(1)

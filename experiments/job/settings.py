@@ -43,6 +43,7 @@ class Settings:
         sampling: How pictures are sampled.
         store: Folder of the artefacts.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
+        dry_run: Tell what would be done, and do nothing.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
     """
 
@@ -53,6 +54,7 @@ class Settings:
     store: Path
     retained_sampling: Sampling | None = None
     processes: Annotated[int, Field(ge=1)] = 1
+    dry_run: bool = False
 
 
 class Tracker(Protocol):

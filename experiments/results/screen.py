@@ -29,7 +29,7 @@ def show_job(finished: Finished) -> None:
     summary = finished.summary
     base_present = [case.base for case in summary.cases]
     grid.draw(finished.rows, finished.base, finished.erased, finished.outcomes, base_present).save(finished.grid)
-    console = _console()
+    console = open_console()
     table = Table(title=title(summary.as_dict()), title_justify="left")
     table.add_column("")
     table.add_column("value")
@@ -73,7 +73,7 @@ def show_job(finished: Finished) -> None:
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
     """Print one table of all runs of a sweep, and pruning on against off where both are there."""
-    console = _console()
+    console = open_console()
     measures = [name for name in _measure_names(summaries) if not name.endswith(("_base", "_n"))]
     table = Table(title="All runs: share of prompts whose picture shows the concept", title_justify="left")
     for heading in ("concept", "eraser", "pruning", "attack", "base", "erased", "under attack", *measures, "run"):
@@ -161,6 +161,6 @@ def _measure_names(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for summary in summaries for name in summary["measures"]))
 
 
-def _console() -> Console:
-    # Without a terminal there is no width to respect.
+def open_console() -> Console:
+    """Where tables are printed; wide where there is no terminal, as there is no width to respect."""
     return Console() if sys.stdout.isatty() else Console(width=160)
