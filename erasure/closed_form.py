@@ -86,7 +86,7 @@ def solved(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
     """
     try:
         return torch.linalg.solve(matrix, right, left=left)  # type: ignore[no-any-return]
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
             "The least squares of the closed form have no solution, as their matrix is singular; take a larger ridge."
         ) from error

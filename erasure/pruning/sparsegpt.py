@@ -110,7 +110,7 @@ class SparseGPT:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
             # Row c of this factor, from c on, is that of G over the root of G_cc.
             factor = torch.linalg.cholesky(inverse, upper=True)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"damping is {self.damping} and a layer's H is not positive-definite with it; take more damping."
             ) from error
