@@ -26,11 +26,7 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
 from evaluation.verdicts import Judge
-
-RESTART_STREAM = 2**32
-"""Added to the seed for each restart."""
 
 
 @plain_dataclass
@@ -42,8 +38,8 @@ class DenoisingSearch:
 
     Attributes:
         case: Whose search it is.
-        seed: Seed of this start.
-        generator: The random stream of the prompt and the start.
+        restart: How many searches went before.
+        generator: The random stream of the search's steps.
         target: float [c, h, w], latents of the picture that should come back.
         variables: float64 [k, any], what is optimised.
         mean: float64 [k, any], Adam's first moment.
@@ -52,7 +48,7 @@ class DenoisingSearch:
     """
 
     case: PromptCase
-    seed: int
+    restart: int
     generator: torch.Generator
     target: Tensor
     variables: Tensor
@@ -110,12 +106,20 @@ class DenoisingAttack(ABC):
         """List the tokens that the search knows, int64 [candidates]."""
 
     @abstractmethod
+    def start_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """Return the random stream that a search starts with."""
+
+    @abstractmethod
+    def search_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """Return the random stream of a search's steps."""
+
+    @abstractmethod
     def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return what is optimised as it is at first, float64 [k, any].
 
         Args:
             table: float [candidates, width], the embeddings of the candidates.
-            generator: The random stream of the prompt and the start.
+            generator: Draws it, for the prompt and the start.
             restarted: Start at random, whatever the first search started from.
         """
 
@@ -166,11 +170,12 @@ class DenoisingAttack(ABC):
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
             restart = trace.attempts // self.timesteps
-            seed = self.seed + restart * RESTART_STREAM
-            generator = step_generator(seed, trace.case.case_number)
-            variables = self.start(table, generator, restarted=restart > 0).to(model.device)
+            number = trace.case.case_number
+            first = self.start(table, self.start_stream(number, restart), restarted=restart > 0)
+            variables = first.to(model.device)
+            generator = self.search_stream(number, restart)
             mean, variance = torch.zeros_like(variables), torch.zeros_like(variables)
-            trace.state = DenoisingSearch(trace.case, seed, generator, target, variables, mean, variance)
+            trace.state = DenoisingSearch(trace.case, restart, generator, target, variables, mean, variance)
 
     def _advance(self, model: TextToImage, searches: Sequence[DenoisingSearch], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and propose what came of them."""
@@ -185,7 +190,7 @@ class DenoisingAttack(ABC):
         losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
         if self.repeat_draws:
             for state in searches:
-                state.generator = step_generator(state.seed, state.case.case_number)
+                state.generator = self.search_stream(state.case.case_number, state.restart)
         generators = [state.generator for state in searches]
 
         for _ in range(self.steps_per_timestep):

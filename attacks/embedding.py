@@ -13,6 +13,7 @@ from attacks.prompt_search import EmbeddingStart, candidate_tokens, first_embedd
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
+from diffusion.streams import stream
 
 
 @checked
@@ -39,6 +40,14 @@ class EmbeddingAttack(DenoisingAttack):
     def candidates(self, model: TextToImage) -> Tensor:
         """Return the tokens of the start, int64 [candidates]."""
         return candidate_tokens(model, exclude_special=self.exclude_special)
+
+    def start_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """See :class:`attacks.denoising.DenoisingAttack`."""
+        return stream(self.seed, "embedding/start", case_number, restart)
+
+    def search_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """See :class:`attacks.denoising.DenoisingAttack`."""
+        return stream(self.seed, "embedding/search", case_number, restart)
 
     def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return the first e, float64 [k, width]."""

@@ -15,7 +15,7 @@ from attacks.evaluate import Proposal, Trace, search
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
@@ -89,7 +89,7 @@ class Paraphrase:
         texts = {case.case_number: self._paraphrases(case, wordings) for case in cases}
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            # A case that runs out of texts begins again, which costs nothing.
+            # A case that runs out of texts begins again, which costs the last one's picture at most.
             return [
                 Proposal(prompts[trace.attempts % len(prompts)])
                 for trace in traces
@@ -102,7 +102,7 @@ class Paraphrase:
 
     def _paraphrases(self, case: PromptCase, wordings: Sequence[Wording]) -> list[str]:
         """Return what to try in the place of a case's prompt, in order."""
-        generator = step_generator(self.seed, case.case_number)
+        generator = stream(self.seed, "paraphrase/order", case.case_number)
         pieces = split_prompt(case.prompt, wordings)
         if pieces == [case.prompt]:
             pieces += [", ", Wording("", "", "")]

@@ -25,7 +25,7 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
@@ -128,7 +128,7 @@ class PEZ:
             return
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
-            generator = step_generator(self.seed, trace.case.case_number)
+            generator = stream(self.seed, "pez/search", trace.case.case_number)
             tokens = FreeTokens.at(model, random_rows(candidates, self.tokens, generator))
             trace.state = EmbeddingSearch(generator, target, tokens)
 

@@ -13,7 +13,7 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
@@ -63,5 +63,5 @@ class RandomTokens:
 
     def _draws(self, case: PromptCase, candidates: int) -> torch.Tensor:
         """Make all draws of one case, int64 [tries, k]."""
-        generator = step_generator(self.seed, case.case_number)
+        generator = stream(self.seed, "random_tokens/tokens", case.case_number)
         return torch.randint(candidates, (self.tries, self.tokens), generator=generator)

@@ -21,13 +21,10 @@ from diffusion.finite import require_finite
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
-
-PICTURE_STREAM = 2**32
-"""Added to the seed of the pictures, so that their noise is not the training's."""
 
 
 def _increasing(checks: tuple[int, ...]) -> tuple[int, ...]:
@@ -165,7 +162,7 @@ class Relearn:
         """
         spent = original.unet_evaluations
         sides = [pair[0 if self.pictures == "concept" else 1] for pair in resolve_pairs(self.pairs)]
-        seeds = torch.randint(2**31, (self.count,), generator=step_generator(self.seed + PICTURE_STREAM, 0)).tolist()
+        seeds = torch.randint(2**31, (self.count,), generator=stream(self.seed, "relearn/pictures")).tolist()
         prompts, images = draw_in_turn(original, sides, seeds, self.guidance, sampling)
         latents = model.encode_images(images, batch_size=sampling.batch_size)
         text = model.encode_prompts(prompts, batch_size=sampling.batch_size)
@@ -182,7 +179,7 @@ class Relearn:
         for done, check in pairwise((0, *self.checks)):
             losses = []
             for step in range(done, check):
-                generator = step_generator(self.seed, step)
+                generator = stream(self.seed, "relearn/training", step)
                 losses.append(denoising_gradient(model, weights, latents, text, self.pictures_per_step, generator))
                 optimizer.step()
                 with torch.no_grad():

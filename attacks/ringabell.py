@@ -17,7 +17,7 @@ from diffusion.model import TextToImage
 from diffusion.noise_schedule import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class RingABell:
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             prompts = [trace.case.prompt for trace in traces]
-            generators = [step_generator(self.seed, trace.case.case_number) for trace in traces]
+            generators = [stream(self.seed, "ringabell/evolution", trace.case.case_number) for trace in traces]
             targets = model.encode_prompts(prompts) + self.eta * vector
             rows, distances = zip(*self.evolve(model, targets, generators), strict=True)
             texts = read_as_text(model, rows, targets)

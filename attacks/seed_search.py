@@ -11,7 +11,7 @@ from attacks.evaluate import Proposal, Trace, search
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
@@ -43,5 +43,5 @@ class SeedSearch:
 
     def _seeds(self, case: PromptCase) -> list[int]:
         """Draw the new seeds of one case, in the order of trying."""
-        generator = step_generator(self.seed, case.case_number)
+        generator = stream(self.seed, "seed_search/seeds", case.case_number)
         return torch.randint(2**31, (self.tries,), generator=generator).tolist()

@@ -17,11 +17,8 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
-
-PICTURE_STREAM = 2**31
-"""Added to the seed of the training pictures, so that their number changes no draw of the training."""
 
 
 def _prompts_or_templates(value: Any) -> Literal["prompts"] | tuple[str, ...]:
@@ -163,7 +160,7 @@ class TextualInversion:
                 raise ValueError(f"initial_word is {self.initial_word!r}, in which the tokenizer finds no token.")
             tokens = torch.tensor(ids, device=model.vocabulary.device)
         start = "mean" if self.initial_word is not None else self.initialization
-        generator = step_generator(self.seed + PICTURE_STREAM, 0)
+        generator = stream(self.seed, "textual_inversion/start")
         return first_embeddings(model.vocabulary[tokens], self.tokens, start, generator)
 
     def _train(
@@ -183,7 +180,7 @@ class TextualInversion:
         mean, variance = torch.zeros_like(embeddings), torch.zeros_like(embeddings)
         loss = 0.0
         for step in range(self.checks * self.steps_per_check):
-            generator = step_generator(self.seed, step)
+            generator = stream(self.seed, "textual_inversion/training", step)
             count = self.pictures_per_step
             pictures = torch.randint(len(targets), (count,), generator=generator)
             timesteps = torch.randint(model.training_timesteps, (count,), generator=generator).to(model.device)
@@ -224,7 +221,7 @@ class TextualInversion:
         """Make the training pictures; their prompts, and uint8 [pictures, 3, H, W]."""
         present = [prompt for prompt, _ in resolve_pairs(self.pairs)]
         seeds = [
-            int(torch.randint(2**31, (), generator=step_generator(self.seed + PICTURE_STREAM, 1 + number)))
+            int(torch.randint(2**31, (), generator=stream(self.seed, "textual_inversion/pictures", number)))
             for number in range(self.pictures)
         ]
         return draw_in_turn(original, present, seeds, self.picture_guidance, sampling)

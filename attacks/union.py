@@ -115,6 +115,7 @@ def continued(earlier: Outcome, later: Outcome, name: str) -> Outcome:
             attack=name,
             unet_evaluations=before.unet_evaluations + check.unet_evaluations,
             shared_evaluations=before.shared_evaluations + check.shared_evaluations,
+            payments={**before.payments, **{f"{name}/{paid}": cost for paid, cost in check.payments.items()}},
         )
         for check in later.checks[1:]
     )

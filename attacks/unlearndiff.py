@@ -12,6 +12,7 @@ from attacks.prompt_search import candidate_tokens, one_hot_gradient, project_to
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
+from diffusion.streams import stream
 
 
 @checked
@@ -41,6 +42,14 @@ class UnlearnDiffAtk(DenoisingAttack):
     def candidates(self, model: TextToImage) -> Tensor:
         """Return the tokens that may be inserted, int64 [candidates]."""
         return candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
+
+    def start_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """See :class:`attacks.denoising.DenoisingAttack`."""
+        return stream(self.seed, "unlearndiff/start", case_number, restart)
+
+    def search_stream(self, case_number: int, restart: int) -> torch.Generator:
+        """See :class:`attacks.denoising.DenoisingAttack`."""
+        return stream(self.seed, "unlearndiff/search", case_number, restart)
 
     def start(self, table: Tensor, generator: torch.Generator, *, restarted: bool) -> Tensor:
         """Return the first P, float64 [k, candidates]."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.cases import PromptCase
-from attacks.p4d import INITIAL_STREAM, P4D
+from attacks.p4d import P4D
 from attacks.prompt_search import candidate_tokens, middle_timestep, random_rows, target_latents
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ class PublishedP4D:
         tried = [case.prompt]
         if flow.succeeds(case, case.prompt):
             return tried, True
-        first = step_generator(search.seed + INITIAL_STREAM, case.case_number)
-        generator = step_generator(search.seed, case.case_number)
+        first = stream(search.seed, "p4d/start", case.case_number, 0)
+        generator = stream(search.seed, "p4d/search", case.case_number)
         embeddings = random_rows(self.table, search.tokens, first).requires_grad_()
         optimizer = torch.optim.Adam([embeddings], lr=search.learning_rate, weight_decay=search.weight_decay)
         target, rows = target_latents(original, [case]), flow.embed(case.prompt)

@@ -18,7 +18,7 @@ from attacks.prompt_pairs import read_pairs
 from attacks.prompt_search import candidate_tokens
 from attacks.ringabell import Individual, RingABell, concept_vector, crossover, mutate, whole_prompts
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 
 def main() -> None:
@@ -40,10 +40,13 @@ def main() -> None:
     targets = model.encode_prompts(prompts) + search.eta * concept_vector(model, read_pairs(arguments.pairs))
 
     started = time.perf_counter()
-    ours = search.evolve(model, targets, [step_generator(0, case) for case in range(len(prompts))])
+    ours = search.evolve(model, targets, [stream(0, "ringabell/evolution", case) for case in range(len(prompts))])
     our_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    theirs = [evolve_alone(model, search, target, step_generator(0, case)) for case, target in enumerate(targets)]
+    theirs = [
+        evolve_alone(model, search, target, stream(0, "ringabell/evolution", case))
+        for case, target in enumerate(targets)
+    ]
     their_seconds = time.perf_counter() - started
     print(
         json.dumps(

@@ -27,10 +27,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from attacks.cases import PromptCase
 from attacks.p4d import P4D
 from attacks.unlearndiff import UnlearnDiffAtk
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.esd import ESD
@@ -146,7 +147,7 @@ def measure_picture(folder: Path) -> dict[str, Any]:
 
 def measure_judging(folder: Path) -> dict[str, Any]:
     """Judge the picture that was made, or noise of its size; loading the detector is counted apart."""
-    generator = torch.Generator().manual_seed(0)
+    generator = stream(0, "benchmarks/image")
     image = torch.randint(256, (1, 3, 512, 512), generator=generator, dtype=torch.uint8)
     if (folder / PICTURE).exists():
         image = pil_to_tensor(Image.open(folder / PICTURE))[None]
@@ -180,7 +181,7 @@ def load_undrawn(folder: Path) -> TextToImage:
 
 def make_case(model: TextToImage) -> PromptCase:
     """Ask for the concept, with a target of noise."""
-    target = torch.randint(256, (3, *model.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    target = torch.randint(256, (3, *model.image_size), generator=stream(0, "benchmarks/target"), dtype=torch.uint8)
     return PromptCase(0, PROMPT, seed=0, guidance=7.5, target=target)
 
 
@@ -191,7 +192,7 @@ def never(images: Tensor) -> Verdicts:
 
 def make_pipeline() -> StableDiffusionPipeline:
     """Build Stable Diffusion 1.4 with random weights: 64x64 latents, 512x512 pictures, float32."""
-    torch.manual_seed(0)
+    torch.set_rng_state(stream(0, "benchmarks/sd14_weights").get_state())
     tokenizer = make_tokenizer()
     return StableDiffusionPipeline(
         vae=AutoencoderKL(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attacks.prompt_search import project_to_simplex
 from diffusion.allocator import keep_freed_memory
+from diffusion.streams import stream
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
 
 def make_points(rows: int, vocabulary: int) -> dict[str, Tensor]:
     """Points before the projection, float64 [rows, vocabulary]: dense after a first step of 0.01, sparse later."""
-    generator = torch.Generator().manual_seed(0)
+    generator = stream(0, "benchmarks/points")
     directions = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
     sparse = project_to_simplex(directions * 0.05)
     return {"first_step": 1 / vocabulary + 0.01 * directions.sign(), "late_step": sparse + 0.01 * directions}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from diffusion.streams import stream
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality.distances import FrechetDistance
 from evaluation.quality.extractors import Classifier
@@ -51,7 +52,7 @@ def measure(count: int, edge: int) -> dict[str, object]:
         folder = Path(name)
         models = []
         for model in ("base", "edited"):
-            generator = torch.Generator().manual_seed(len(models))
+            generator = stream(0, "benchmarks/pictures", len(models))
             paths = [folder / f"{model}{number}.png" for number in range(count)]
             for path in paths:
                 # Smooth pictures are quicker to write and to read.

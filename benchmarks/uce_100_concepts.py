@@ -17,8 +17,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from sd14_full_size import make_text_encoder, make_tokenizer
 from torch import Tensor
 
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.uce import UCE
@@ -27,7 +28,7 @@ RULES = {
     "2025": UCE(tokens="last"),
     "2023": UCE(tokens="from_last", preserve_scale=None),
 }
-"""The authors' settings (conf/eraser/uce_sd14.yaml, uce_2023_sd14.yaml)."""
+"""The authors' settings (conf/eraser/uce.yaml)."""
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def measure(model: Timed, uce: UCE, concept: Concept, weights: dict[str, Tensor]
 
 def make_concept(concepts: int, preserved: int) -> Concept:
     """Make made-up artists to erase together, each turned into art, and others to preserve."""
-    generator = torch.Generator().manual_seed(0)
+    generator = stream(0, "benchmarks/names")
     names = [
         "".join(chr(ord("a") + letter) for letter in torch.randint(26, (12,), generator=generator).tolist())
         for _ in range(concepts + preserved)
@@ -103,10 +104,11 @@ def make_concept(concepts: int, preserved: int) -> Concept:
 
 def make_weights() -> dict[str, Tensor]:
     """Make the matrices that are edited, by parameter name."""
+    generator = stream(0, "benchmarks/matrices")
     with torch.device("meta"):
         shapes = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).named_parameters()
     return {
-        name: torch.randn(weight.shape)
+        name: torch.randn(weight.shape, generator=generator)
         for name, weight in shapes
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
     }
@@ -114,7 +116,7 @@ def make_weights() -> dict[str, Tensor]:
 
 def make_model() -> Timed:
     """Build Stable Diffusion 1.4's text encoder with random weights; its pictures are none of this benchmark's."""
-    torch.manual_seed(0)
+    torch.set_rng_state(stream(0, "benchmarks/text_encoder").get_state())
     tokenizer = make_tokenizer()
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
     unet = UNet2DConditionModel(sample_size=8, cross_attention_dim=768, **blocks)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from attacks.cases import PromptCase
 from attacks.prompt_search import middle_timestep, target_latents
 from attacks.unlearndiff import UnlearnDiffAtk
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ class PublishedUnlearnDiffAtk:
         tried = [case.prompt]
         if flow.succeeds(case, case.prompt):
             return tried, True
-        generator = step_generator(search.seed, case.case_number)
+        generator = stream(search.seed, "unlearndiff/search", case.case_number, 0)
         target, rows = target_latents(model, [case]), flow.embed(case.prompt)
         first = bisect_rows(torch.full((search.tokens, size), 1 / size, device=model.device))
         probabilities = first.requires_grad_()

@@ -1,7 +1,7 @@
 """A text-to-image diffusion model behind one small interface, whatever its size and origin."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, get_args
 
@@ -18,10 +18,11 @@ from diffusers import (
 from torch import Tensor, nn
 
 from diffusion.finite import overflow_remedy, require_finite
-from diffusion.guard import Guard
+from diffusion.guard import Guard, Guidance
 from diffusion.memory import visiting
 from diffusion.noise_schedule import Prediction, as_noise, at_least_float32, betas_of, without_zeros
 from diffusion.text_encoders import TextEncoderPair
+from diffusion.tokenizer import CleaningTokenizer
 
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
@@ -56,11 +57,15 @@ class TextToImage:
     Attributes:
         unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
+        unet_gradients: Samples whose gradient went back through the U-Net, which costs about two evaluations each and
+            is counted apart from them.
+        text_encodings: Texts that went through the text encoder (of SDXL, through both at once).
         guard: A defence at inference, if one stands before the model.
         pair: The two text encoders of SDXL; None if the model has one.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, or two tokenizers that differ.
+        ValueError: Unknown scheduler, a resolution that the model cannot have, two tokenizers that differ, or a U-Net
+            that takes more than latents.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class TextToImage:
         if scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}.")
         self.name = name
-        self.tokenizer = pipeline.tokenizer
+        self.tokenizer = CleaningTokenizer(pipeline.tokenizer)
         self.text_encoder = pipeline.text_encoder
         self.pair = TextEncoderPair(pipeline) if isinstance(pipeline, StableDiffusionXLPipeline) else None
         self.unet = pipeline.unet
@@ -90,6 +95,8 @@ class TextToImage:
         self._reaches_pure_noise = not bool(trained.all())
         self.alphas_cumprod: Tensor = without_zeros(trained)
         self.unet_evaluations = 0
+        self.unet_gradients = 0
+        self.text_encodings = 0
         self.guard: Guard | None = None
         for part in (*self._text_encoders, self.unet, self.vae):
             part.eval().requires_grad_(False)
@@ -107,6 +114,12 @@ class TextToImage:
             raise ValueError(
                 f"The noise schedule of {name!r} ends in pure noise (rescale_betas_zero_snr), where its "
                 "prediction_type 'epsilon' says nothing of the picture; correct the scheduler's configuration."
+            )
+        if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
+            raise ValueError(
+                f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
+                "models of inpainting (9), editing (8) and depth (5) draw from more than a text and cannot be used: "
+                "choose a text-to-image model."
             )
         if offload:
             self.vae.to("cpu")
@@ -136,6 +149,11 @@ class TextToImage:
         return len(self.alphas_cumprod)
 
     @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """What the checkpoint says of its noise: the configuration of its scheduler."""
+        return self._scheduler_config
+
+    @property
     def prediction_type(self) -> str:
         """What the U-Net was trained to predict; one of :data:`diffusion.noise_schedule.Prediction`."""
         return str(self._scheduler_config.get("prediction_type", "epsilon"))
@@ -159,7 +177,9 @@ class TextToImage:
     @property
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
-        return int(self.tokenizer.model_max_length)
+        # A tokenizer that was saved without a length takes texts of any.
+        positions = (int(encoder.config.max_position_embeddings) for encoder in self._text_encoders)
+        return min(int(self.tokenizer.model_max_length), *positions)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -221,6 +241,7 @@ class TextToImage:
         return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
 
     def _read_ids(self, ids: Tensor) -> Tensor:
+        self.text_encodings += len(ids)
         if self.pair is not None:
             return self.pair.read_ids(ids, self._ends(ids)).to(self.dtype)
         return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
@@ -232,6 +253,7 @@ class TextToImage:
         ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
         ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
         if self.pair is not None:
+            self.text_encodings += len(ids)
             return self.pair.read_embeddings(token_embeddings, ids, eos_positions).to(self.dtype)
         # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
         table = self.text_encoder.get_input_embeddings()
@@ -248,12 +270,45 @@ class TextToImage:
         noise.
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        output = self._predict(latents, timesteps, text)
+        if self.prediction_type == "v_prediction":
+            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
+        return output
+
+    def as_trained(self, noise: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """What the samplers are to be told where a prediction comes to ``noise``.
+
+        A sampler that combines the predictions of several steps, as PNDM does, gives another picture if it is told
+        noise by a model that predicts velocity. So no noise of such a model is given to a sampler as it is.
+
+        Args:
+            noise: float [n, c, h, w], a prediction, or several weighted by numbers that sum to 1.
+            latents: float [n, c, h, w], what it is the noise of.
+            timesteps: One for all or int64 [n].
+        """
+        if self.prediction_type != "v_prediction":
+            return noise
+        alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
+        return (noise - (1 - alphas).sqrt() * latents) / alphas.sqrt()
+
+    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """What the samplers are told: velocity of a U-Net that predicts it, else noise, float [n, c, h, w].
+
+        Not every sampler takes a prediction of the picture, and none makes another picture of the noise in its place.
+        """
         self.unet_evaluations += len(latents)
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
             output = self._run_unet(latents.to(self.dtype), timesteps, text)
-        return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
+        if output.requires_grad:
+            output.register_hook(self._count_gradients)
+        if self.prediction_type == "sample":
+            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
+        return output
+
+    def _count_gradients(self, gradient: Tensor) -> None:
+        self.unet_gradients += len(gradient)
 
     def _run_unet(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         if self.pair is None:
@@ -277,21 +332,46 @@ class TextToImage:
             unconditional: float [tokens, width] or [n, tokens, width], the empty prompt's embedding.
             guidance: One for all or float [n].
         """
+        return self._guided(self.predict_noise, latents, timesteps, text, unconditional, guidance)
+
+    def _guided(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        latents: Tensor,
+        timesteps: Tensor | int,
+        text: Tensor,
+        unconditional: Tensor,
+        guidance: float | Tensor,
+    ) -> Tensor:
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         unconditional = unconditional.expand_as(text)
         if self.guard is not None:
             unconditional = self.guard.pair(unconditional, text)
         both = torch.cat([unconditional, text])
-        without, conditional = self.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
+        without, conditional = predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
         scale = torch.as_tensor(guidance, device=latents.device, dtype=at_least_float32(latents.dtype))
         scale = scale.reshape(-1, 1, 1, 1)
         return without + scale * (conditional - without)
 
+    def guidance(self, steps: Iterable[int] | None = None) -> Guidance:
+        """The guidance of one batch of pictures from the first sampler step to the last: the guard's, if there is one.
+
+        It may remember what it was given, so every batch and every pass over the steps takes a new one.
+
+        Args:
+            steps: Which sampler steps it is asked for in turn, if not for all in their order.
+        """
+        return self.guided_noise if self.guard is None else self.guard.guidance(self, steps)
+
+    def is_guided(self, guidance: float) -> bool:
+        """Whether a picture of this guidance scale needs more than the prediction for its prompt."""
+        return guidance > 1 or (self.guard is not None and self.guard.always_guides)
+
     def evaluations_per_step(self, guidance: float) -> int:
         """U-Net evaluations of one picture's sampler step at this guidance scale."""
-        if self.guard is not None and (self.guard.always_guides or guidance > 1):
-            return self.guard.evaluations_per_step
-        return 2 if guidance > 1 else 1
+        if not self.is_guided(guidance):
+            return 1
+        return 2 if self.guard is None else self.guard.evaluations_per_step
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
@@ -299,7 +379,17 @@ class TextToImage:
         return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
-        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed."""
+        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
+
+        That is what the seeds of published prompt sets mean, so it is torch's own seeding here (which keeps the lowest
+        32 bits) and no stream of :mod:`diffusion.streams`.
+
+        Raises:
+            ValueError: A seed is negative or has more than 64 bits.
+        """
+        for seed in seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seed is {seed}; the seed of a picture must be from 0 to 2^64 - 1.")
         noise = torch.empty((len(seeds), *self.latent_shape))
         for picture, seed in zip(noise, seeds, strict=True):
             picture.normal_(generator=torch.Generator().manual_seed(seed))
@@ -374,30 +464,34 @@ class TextToImage:
     ) -> Tensor:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
-        guided = bool((scales > 1).any()) or (self.guard is not None and self.guard.always_guides)
-        guided_noise = self.guided_noise if self.guard is None else self.guard.guidance(self)
+        guided = any(map(self.is_guided, scales.tolist()))
+        # A guard's own guidance thinks in noise.
+        guidance = self.guidance() if self.guard is not None and self.guard.always_guides else None
         for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
-            model_timestep = timestep.to(self.device)
-            noise = (
-                guided_noise(scaled, model_timestep.expand(len(scaled)), text, unconditional, scales)
-                if guided
-                else self.predict_noise(scaled, model_timestep, text)
-            )
+            timesteps = timestep.to(self.device).expand(len(scaled))
+            if guidance is not None:
+                noise = guidance(scaled, timesteps, text, unconditional, scales)
+                output = self.as_trained(noise, scaled, timesteps)
+            elif guided:
+                output = self._guided(self._predict, scaled, timesteps, text, unconditional, scales)
+            else:
+                output = self._predict(scaled, timesteps, text)
             precise = at_least_float32(latents.dtype)
-            latents = scheduler.step(noise.to(precise), timestep, latents.to(precise)).prev_sample.to(latents.dtype)
+            latents = scheduler.step(output.to(precise), timestep, latents.to(precise)).prev_sample.to(latents.dtype)
         if until is not None and until < len(scheduler.timesteps):
             # Some samplers keep their latents in another scale than the U-Net's.
             latents = scheduler.scale_model_input(latents, scheduler.timesteps[until]).to(latents.dtype)
         return latents
 
     def make_scheduler(self, steps: int) -> Any:
-        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
+        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for predictions :meth:`as_trained`."""
         config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
         if self._reaches_pure_noise:
             # Not every sampler knows the rescaling, and those that do treat its last step differently.
             config |= {"trained_betas": betas_of(self.alphas_cumprod), "rescale_betas_zero_snr": False}
-        options = {"prediction_type": "epsilon", **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
+        told = "v_prediction" if self.prediction_type == "v_prediction" else "epsilon"
+        options = {"prediction_type": told, **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
         scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
         return scheduler
@@ -472,8 +566,11 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and values of every weight of the U-Net, the text encoders and the VAE."""
+        """SHA-256 over every weight of the U-Net, the text encoders and the VAE by name, and over added tokens."""
         digest = hashlib.sha256()
+        for token, number in sorted(self.tokenizer.get_added_vocab().items()):
+            if number >= self.tokenizer.vocab_size:
+                digest.update(f"{token} {number}".encode())
         for part in (self.unet, *self._text_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())
@@ -503,6 +600,15 @@ class TextToImage:
         return overflow_remedy(self.vae.dtype, "a weight of the VAE is damaged or too large")
 
     def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """abar, float [n, 1, 1, 1]; in float32 at least, as 1 - abar would be wrong in half precision."""
+        """Abar at timesteps, float [n, 1, 1, 1]; between two of them sigma = sqrt(1 / abar - 1) is linear.
+
+        It is in float32 at least, as 1 - abar would be wrong in half precision.
+        """
         alphas = self.alphas_cumprod.to(like.device, at_least_float32(like.dtype))
-        return alphas[timesteps.round().long()].reshape(-1, 1, 1, 1)
+        low, high = timesteps.floor().long(), timesteps.ceil().long()
+        found = alphas[low]
+        if timesteps.is_floating_point():
+            sigmas = ((1 - alphas) / alphas).sqrt()
+            sigma = torch.lerp(sigmas[low], sigmas[high], (timesteps - low).to(alphas.dtype))
+            found = torch.where(low == high, found, 1 / (1 + sigma.square()))
+        return found.reshape(-1, 1, 1, 1)

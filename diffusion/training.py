@@ -2,26 +2,24 @@
 
 import logging
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion.files import replacing
+from diffusion.files import replacing, set_aside
 from diffusion.finite import NotFiniteError, require_finite
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 _DIVERGED = "the training has diverged; take a smaller learning rate"
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that depends on ``seed`` and ``step`` alone, so that a resumed run draws the same numbers."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def cosine_warmup(steps: int, warmup: int, cycles: int = 1) -> Callable[[int], float]:
@@ -46,6 +44,26 @@ def save_atomically(state: object, path: Path) -> None:
         torch.save(state, partial)
 
 
+def read_saved(path: Path, device: torch.device | None = None) -> Any:
+    """What :func:`save_atomically` wrote, with its tensors on ``device``; None if there is no file.
+
+    A damaged file is set aside, so that what it held is computed again: torch's own reader does not look at the
+    checksums that every record of such a file has.
+    """
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as records:
+            if (damaged := records.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+        return torch.load(path, weights_only=True, map_location=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (zipfile.BadZipFile, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        set_aside(path, " ".join(str(error).split()[:20]))
+        return None
+
+
 def fit(
     parameters: Sequence[Tensor],
     loss: Callable[[int], Tensor],
@@ -65,7 +83,8 @@ def fit(
 
     Args:
         parameters: The tensors that ``optimizer`` trains; they are saved, restored and averaged.
-        loss: Scalar loss of a step. It must draw its random numbers from the step alone (``step_generator``).
+        loss: Scalar loss of a step. It must draw its random numbers from a stream of that step
+            (:mod:`diffusion.streams`), so that a resumed run draws the same.
         steps: Number of optimiser steps.
         optimizer: A torch optimiser over ``parameters``.
         label: What the progress line says.
@@ -85,14 +104,17 @@ def fit(
     averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
     schedule = LambdaLR(optimizer, learning_rate_factor or (lambda _: 1.0))
     losses: list[float] = []
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        scaler.load_state_dict(state.get("scaler", {}))
-        losses = state["losses"]
-        _copy(state["tensors"], [*parameters, *averages])
-        log.info("%s: resumed at step %d of %d", label, len(losses), steps)
+    state = None if checkpoint is None else read_saved(checkpoint)
+    if checkpoint is not None and state is not None:
+        if problem := _unlike(state, [*parameters, *averages], steps):
+            set_aside(checkpoint, problem)
+        else:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            scaler.load_state_dict(state["scaler"])
+            losses = state["losses"]
+            _copy(state["tensors"], [*parameters, *averages])
+            log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
     first, left_out = len(losses), 0
     with progress_bar(label, steps, done=first) as bar:
@@ -142,6 +164,18 @@ def _require_finite_gradients(parameters: Sequence[Tensor], place: str) -> None:
     if gradients:
         largest = torch.nn.utils.get_total_norm(gradients, math.inf)
         require_finite(largest, f"The largest gradient of {place}", _DIVERGED)
+
+
+def _unlike(state: Any, tensors: Sequence[Tensor], steps: int) -> str:
+    """Why ``state`` is no checkpoint of a training of ``tensors`` over so many steps; empty if it is one."""
+    fields = {"optimizer", "schedule", "scaler", "losses", "tensors"}
+    if not isinstance(state, dict) or state.keys() != fields:
+        return "it is no checkpoint of a training"
+    if [tensor.shape for tensor in state["tensors"]] != [tensor.shape for tensor in tensors]:
+        return "it is the checkpoint of a training of other weights"
+    if len(state["losses"]) >= steps:
+        return f"it has {len(state['losses'])} steps done of {steps}"
+    return ""
 
 
 @torch.no_grad()

@@ -84,6 +84,10 @@ class Concept:
         """Every preserved phrase in every one of its templates, concept by concept and phrase by phrase."""
         return [prompt for part in self.parts for prompt in _filled(part.preserved, part.preserved_templates)]
 
+    def anchored(self, anchor: str) -> "Concept":
+        """The same, with ``anchor`` for the anchor of all its concepts."""
+        return replace(self, anchor=anchor, also=tuple(part.anchored(anchor) for part in self.also))
+
     @property
     def in_preserved_contexts(self) -> "Concept":
         """The same, with the targets in the templates of what is preserved."""

@@ -1,12 +1,13 @@
 """What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
 
 import copy
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from diffusion.files import replacing
 from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
+from diffusion.streams import stream
 from erasure.addition import Addition, addition_class, attach_all
 
 SCHEMA = 1
@@ -120,6 +122,7 @@ def _masked(entry: Entry, original: Tensor) -> Tensor:
         return torch.where(kept, original, 0)
     if entry.fill == "mean":
         return torch.where(kept, original, left.float().mean().to(original.dtype))
+    # Part of the file format, so torch's own seeding; the entries' seeds come from a stream.
     generator = torch.Generator().manual_seed(entry.seed)
     drawn = torch.randint(len(left), (2, kept.numel() - len(left)), generator=generator).to(original.device)
     filled = original.clone()
@@ -273,7 +276,7 @@ class Edit:
             fill: What pruned weights become.
             seed: Of what is drawn in that; every tensor is given its own.
         """
-        seeds = torch.randint(2**31, (len(masks),), generator=torch.Generator().manual_seed(seed)).tolist()
+        seeds = torch.randint(2**31, (len(masks),), generator=stream(seed, "edit/fill")).tolist()
         entries = {
             name: _encode_mask(kept, fill, own)
             for (name, kept), own in zip(masks.items(), seeds, strict=True)
@@ -314,7 +317,7 @@ class Edit:
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
-        """Change ``model`` in place and keep what is replaced.
+        """Change ``model`` in place and keep what is replaced; if that fails, the model is as it was.
 
         Args:
             model: The model that the edit was made from.
@@ -339,9 +342,13 @@ class Edit:
                     "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
-        detach = attach_all(self.additions, model)
-        for name, entry in self.entries.items():
-            parameters[name].copy_(entry.value(parameters[name]))
+        with ExitStack() as undone:
+            undone.callback(_put_back, parameters, replaced)
+            detach = attach_all(self.additions, model)
+            undone.callback(detach)
+            for name, entry in self.entries.items():
+                parameters[name].copy_(entry.value(parameters[name]))
+            undone.pop_all()
         self._applications[model] = Application(replaced, detach)
 
     @torch.no_grad()
@@ -355,9 +362,7 @@ class Edit:
             raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
         application = self._applications.pop(model)
         application.detach()
-        parameters = named_parameters(model)
-        for name, original in application.replaced.items():
-            parameters[name].copy_(original)
+        _put_back(named_parameters(model), application.replaced)
 
     def unedited(self, model: TextToImage) -> TextToImage:
         """A second model beside ``model`` that is as ``model`` was before :meth:`apply`.
@@ -378,13 +383,15 @@ class Edit:
             shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
         # Additions hang on the modules, whose copies are to be without them.
         application.detach()
-        unedited = copy.copy(model)
-        unedited.unet = copy.deepcopy(model.unet, shared)
-        unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
-        if model.pair is not None:
-            unedited.pair = model.pair.with_first(unedited.text_encoder)
-        application.detach = attach_all(self.additions, model)
-        unedited.unet_evaluations = 0
+        try:
+            unedited = copy.copy(model)
+            unedited.unet = copy.deepcopy(model.unet, shared)
+            unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+            if model.pair is not None:
+                unedited.pair = model.pair.with_first(unedited.text_encoder)
+        finally:
+            application.detach = attach_all(self.additions, model)
+        unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
         return unedited
 
     @contextmanager
@@ -396,15 +403,28 @@ class Edit:
         finally:
             self.revert(model)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what it changes, whatever its metadata say."""
+        tensors, changes = self._stored()
+        return _checksum(json.dumps(changes, sort_keys=True), tensors)
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that a file holds, and what its header says of them."""
         owners: dict[int, str] = {}
         for name, entry in self.entries.items():
             owners.setdefault(id(entry.parts), name)
-        header = {
-            **self.metadata,
-            "schema": SCHEMA,
-            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+        tensors = {
+            f"{name}:{part}" if part else name: tensor
+            for name, entry in self.entries.items()
+            if owners[id(entry.parts)] == name
+            for part, tensor in entry.parts.items()
+        }
+        for place, addition in enumerate(self.additions):
+            tensors |= {
+                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
+                for name, tensor in addition.tensors().items()
+            }
+        return tensors, {
             "entries": {
                 name: {
                     "kind": entry.kind,
@@ -417,19 +437,19 @@ class Edit:
             },
             "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
         }
-        tensors = {
-            f"{name}:{part}" if part else name: tensor
-            for name, entry in self.entries.items()
-            if owners[id(entry.parts)] == name
-            for part, tensor in entry.parts.items()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        tensors, changes = self._stored()
+        header = {
+            **self.metadata,
+            "schema": SCHEMA,
+            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+            **changes,
         }
-        for place, addition in enumerate(self.additions):
-            tensors |= {
-                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
-                for name, tensor in addition.tensors().items()
-            }
+        described = json.dumps(header)
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"edit": json.dumps(header)})
+            save_file(tensors, partial, metadata={"edit": described, "checksum": _checksum(described, tensors)})
 
     @classmethod
     def load(cls, path: Path) -> "Edit":
@@ -443,7 +463,8 @@ class Edit:
             raise FileNotFoundError(f"There is no edit at {path}; give the path of a file that Edit.save wrote.")
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("edit", "null"))
+                stored = file.metadata() or {}
+                header = json.loads(stored.get("edit", "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); make the edit again.") from error
@@ -454,6 +475,9 @@ class Edit:
                 f"{path} is an edit of format {header.get('schema')!r} and this version reads {SCHEMA}; "
                 "make the edit again or use the version that wrote it."
             )
+        # Edits of before there were checksums have none.
+        if stored.get("checksum", checksum := _checksum(stored["edit"], tensors)) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum does not fit its content; make the edit again.")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition(":")
@@ -481,6 +505,21 @@ class Edit:
         return cls(entries, header, additions)
 
 
+def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an edit's description and of the names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
+    for name, original in originals.items():
+        parameters[name].copy_(original)
+
+
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
@@ -500,14 +539,11 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    # The model's own sampler speaks of noise; the weights may speak of velocity.
-    sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
-        {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
-    )
+    sampler = SCHEDULERS[model.scheduler_name].from_config(model.make_scheduler(1).config)  # type: ignore[attr-defined]
     parts = {
         "vae": model.vae,
         "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer,
+        "tokenizer": model.tokenizer.plain,
         "unet": model.unet,
         "scheduler": sampler,
     }

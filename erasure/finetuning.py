@@ -15,6 +15,7 @@ from diffusion.finite import is_finite, require_finite
 from diffusion.model import TextToImage
 from diffusion.noise_schedule import at_least_float32
 from diffusion.parameters import named_parameters, substituted
+from diffusion.streams import derived_seed
 from diffusion.training import fit
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -30,9 +31,6 @@ _FLOAT16_SCALES = (2.0**16, 2.0**8, 1.0, 2.0**-8)
 the first that overflows nowhere is taken."""
 
 _NO_SCORES = "a weight of the model is damaged, or its arithmetic overflows"
-
-RETAIN_STREAM = 2**31
-"""Added to the seed of the retain term, so that its noise is not the objective's."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Retaining:
             target_guidance=1.0,
             steps=steps,
             batch_size=self._batch_size,
-            seed=seed + RETAIN_STREAM,
+            seed=derived_seed(seed, "retaining/samples"),
             checkpoint=stage(checkpoint, "retain"),
         )
         return spent + self._samples.unet_evaluations

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.model import TextToImage
 from diffusion.progress import track
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 Units = Literal["feed_forward", "cross_attention"]
 """What counts as a neuron: a hidden unit of a feed-forward (what enters ``ff.net.2``), or a channel that a
@@ -132,7 +132,7 @@ def choose(correlation: Tensor, candidates: Tensor, *, percent: float, seed: int
         )
     ranked = allowed[correlation[allowed].argsort(descending=True, stable=True)]
     others = ranked[count:]
-    picks = torch.randperm(len(others), generator=step_generator(seed, 0))[:count]
+    picks = torch.randperm(len(others), generator=stream(seed, "neurons/others"))[:count]
     return ranked[:count], others[picks]
 
 

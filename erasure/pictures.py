@@ -5,18 +5,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from diffusion.identity import identity
 from diffusion.model import TextToImage
 from diffusion.progress import track
-from diffusion.training import step_generator
+from diffusion.source_code import code_of
+from diffusion.streams import stream
 from erasure.trajectories import remembered
-
-PICTURE_STREAM = 2**32
-"""What erasers that train on pictures add to the seed of those, so that their noise is not the training's."""
 
 PICTURES_PER_FILE = 64
 
@@ -41,7 +41,7 @@ class Painting:
 
     def seeds(self, seed: int) -> list[int]:
         """The seed of every picture."""
-        return torch.randint(2**31, (self.images,), generator=step_generator(seed, 0)).tolist()  # type: ignore[no-any-return]
+        return torch.randint(2**31, (self.images,), generator=stream(seed, "painting/seeds")).tolist()  # type: ignore[no-any-return]
 
     def sample(self, model: TextToImage, text: Tensor, seeds: Sequence[int], until: int | None = None) -> Tensor:
         """Latents of pictures of ``text``, float [n, tokens, width], finished or before step ``until``."""
@@ -121,10 +121,13 @@ def paint(
     """
     order = torch.arange(painting.images) % len(text)
     seeds = painting.seeds(seed)
-    made_by = {
-        "model": "" if painting.cache is None else model.fingerprint(),
-        "sampler": [model.scheduler_name, str(model.autocast), painting.steps, painting.guidance],
-    }
+    made_by: dict[str, Any] = {}
+    if painting.cache is not None:
+        made_by = {
+            "model": identity(model),
+            "sampler": [painting.steps, painting.guidance],
+            "code": code_of(Painting),
+        }
 
     def paint_some(chunk: Tensor) -> tuple[dict[str, Tensor], int]:
         chosen = [seeds[place] for place in chunk]

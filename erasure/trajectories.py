@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.files import set_aside
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from diffusion.progress import track
-from diffusion.training import save_atomically, step_generator
+from diffusion.streams import stream
+from diffusion.training import read_saved, save_atomically
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Trajectories:
         lagging: x_t as in the published CompVis code of ESD: the sampler leaves out its first step and stops two steps
             further than the timestep that x_t is scored at, which is any of the stop's interval. Of 50 steps, x_t is
             39 to 58 timesteps less noisy than its t says. For DDIM, and without a pool.
+        rescaled: x_t as in the published code of SPM, and in the one of ESD that STEREO took over: after k of n steps,
+            k from 1 on, it is scored at step floor(T k / n) of T. Of 50 steps, x_t is 19 timesteps less noisy than its
+            t says, of 30 steps 33 to 42. For DDIM, and without a pool.
     """
 
     steps: int
@@ -34,6 +40,7 @@ class Trajectories:
     pool: int | None
     batch_size: int
     lagging: bool = False
+    rescaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,12 @@ class NoiseSamples:
         return NoiseSamples(self.latents[index], self.timesteps[index], self.prompts[index], self.targets[index])
 
 
-def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
-    """Where the trajectories of training step ``step`` stop, int64 [batch_size] in 0 .. steps - 1, and their seeds."""
-    generator = step_generator(seed, step)
-    stops = torch.randint(sampling_steps, (batch_size,), generator=generator)
+def draw_stops(
+    seed: int, step: int, batch_size: int, sampling_steps: int, *, first: int = 0
+) -> tuple[Tensor, list[int]]:
+    """Where the trajectories of step ``step`` stop, int64 [batch_size] in first .. steps - 1, and their seeds."""
+    generator = stream(seed, "trajectories/stops", step)
+    stops = torch.randint(first, sampling_steps, (batch_size,), generator=generator)
     return stops, torch.randint(2**31, (batch_size,), generator=generator).tolist()
 
 
@@ -68,8 +77,10 @@ def latents_before(
     model: TextToImage, text: Tensor, seeds: Sequence[int], stop: int, settings: Trajectories
 ) -> tuple[Tensor, Tensor]:
     """x_t as the U-Net takes it before sampler step ``stop``, float [n, c, h, w], and their t, int64 [n]."""
-    if settings.lagging and model.scheduler_name != "ddim":
-        raise ValueError(f"scheduler is {model.scheduler_name!r}; the published sampler of ESD is ddim.")
+    if (settings.lagging or settings.rescaled) and model.scheduler_name != "ddim":
+        raise ValueError(
+            f"scheduler is {model.scheduler_name!r}; published_offset follows a published sampler, which is ddim."
+        )
     latents = model.sample(
         text,
         seeds=seeds,
@@ -79,11 +90,15 @@ def latents_before(
         until=min(stop + 2, settings.steps) if settings.lagging else stop,
         batch_size=settings.batch_size,
     )
+    if settings.rescaled:
+        place = model.training_timesteps * stop // settings.steps
+        scored_at = model.sampling_timesteps(model.training_timesteps)[place]
+        return latents, scored_at.to(model.device).expand(len(seeds))
     if not settings.lagging:
         return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device).expand(len(seeds))
     interval = settings.steps - 1 - stop
     first, last = (round(model.training_timesteps * end / settings.steps) for end in (interval, interval + 1))
-    scored = [int(torch.randint(first, last, (), generator=step_generator(seed, 1))) for seed in seeds]
+    scored = [int(torch.randint(first, last, (), generator=stream(seed, "trajectories/scored"))) for seed in seeds]
     return latents, torch.tensor(scored, device=model.device)
 
 
@@ -123,7 +138,7 @@ def current_points(
     Returns:
         x_t, float [batch_size, c, h, w], their t and which prompts they are of, int64 [batch_size].
     """
-    stops, seeds = draw_stops(seed, step, batch_size, settings.steps)
+    stops, seeds = draw_stops(seed, step, batch_size, settings.steps, first=int(settings.rescaled))
     prompts = torch.arange(step * batch_size, (step + 1) * batch_size) % len(text)
     points = [
         latents_before(model, text[[prompt]], [own], stop, settings)
@@ -222,7 +237,8 @@ class FrozenSamples:
         steps: int,
         seed: int,
     ) -> tuple[Tensor, NoiseSamples]:
-        draws = [draw_stops(seed, step, self._batch_size, settings.steps) for step in range(steps)]
+        first = int(settings.rescaled)
+        draws = [draw_stops(seed, step, self._batch_size, settings.steps, first=first) for step in range(steps)]
         stops = torch.cat([stop for stop, _ in draws])
         seeds = [number for _, numbers in draws for number in numbers]
         groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
@@ -259,7 +275,7 @@ class FrozenSamples:
     ) -> tuple[Tensor, NoiseSamples]:
         pool = settings.pool or 0
         places = torch.arange(pool)
-        seeds = torch.randint(2**31, (len(places),), generator=step_generator(seed, 0)).tolist()
+        seeds = torch.randint(2**31, (len(places),), generator=stream(seed, "trajectories/pool")).tolist()
 
         def sample(chunk: Tensor) -> NoiseSamples:
             # Spread evenly, so that a small pool leaves out no phrase before it repeats another's templates.
@@ -270,18 +286,20 @@ class FrozenSamples:
             conditioning = torch.cat(conditions)
             scheduler = model.make_scheduler(settings.steps)
             latents = model.initial_latents([seeds[place] for place in chunk]) * scheduler.init_noise_sigma
+            precise = at_least_float32(latents.dtype)
             along: list[NoiseSamples] = []
             for timestep, t in zip(scheduler.timesteps, model.sampling_timesteps(settings.steps), strict=True):
                 scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
                 stacked = scaled.repeat(len(conditions), 1, 1, 1)
-                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(latents.dtype)
+                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(precise)
                 without, conditional, *others = noise.chunk(len(conditions))
                 reference = without if self._reference is None else others[0]
                 start, end = (reference, conditional) if self._attribute is None else (conditional, others[-1])
-                target = start + target_guidance * (end - reference)
+                target = (start + target_guidance * (end - reference)).to(latents.dtype)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
-                guided = without + settings.guidance * (conditional - without)
-                latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)
+                guided = without + max(1.0, settings.guidance) * (conditional - without)
+                output = model.as_trained(guided, scaled, t)
+                latents = scheduler.step(output, timestep, latents.to(precise)).prev_sample.to(latents.dtype)
             # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
             return NoiseSamples(
                 *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))
@@ -296,7 +314,7 @@ class FrozenSamples:
         samples = _joined(parts)
         if self._prompts is None:
             rows = torch.arange(len(samples.timesteps))
-            return _shuffled(rows, steps * self._batch_size, seed, first=1), samples
+            return _shuffled(rows, steps * self._batch_size, seed), samples
         owners = samples.prompts.cpu()
         present = owners.unique()
         wanted = present[torch.searchsorted(present, self._prompts, right=True) - 1]
@@ -304,8 +322,7 @@ class FrozenSamples:
         for prompt in wanted.unique().tolist():
             where = (wanted == prompt).nonzero().reshape(-1)
             rows = (owners == prompt).nonzero().reshape(-1)
-            # There are fewer rounds than samples, so that no two prompts' are shuffled alike.
-            order[where] = _shuffled(rows, len(where), seed, first=1 + prompt * len(wanted))
+            order[where] = _shuffled(rows, len(where), seed, prompt)
         return order, samples
 
     def _remembered(self, part: str, compute: Callable[[], NoiseSamples], model: TextToImage) -> NoiseSamples:
@@ -329,9 +346,11 @@ def remembered(
         The tensors, and the evaluations that they cost when they were computed.
     """
     path = stage(checkpoint, part)
-    if path is not None and path.exists():
-        state = torch.load(path, weights_only=True, map_location=model.device)
-        return state["tensors"], state["unet_evaluations"]
+    state = None if path is None else read_saved(path, model.device)
+    if path is not None and state is not None:
+        if isinstance(state, dict) and state.keys() == {"tensors", "unet_evaluations"}:
+            return state["tensors"], state["unet_evaluations"]
+        set_aside(path, "it is of another kind")
     before = model.unet_evaluations
     tensors = compute()
     spent = model.unet_evaluations - before
@@ -345,10 +364,13 @@ def stage(checkpoint: Path | None, name: str) -> Path | None:
     return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
 
 
-def _shuffled(rows: Tensor, count: int, seed: int, *, first: int) -> Tensor:
-    """``count`` of ``rows``, all of them in an order drawn anew before one comes again."""
+def _shuffled(rows: Tensor, count: int, seed: int, *which: int) -> Tensor:
+    """``count`` of ``rows``, all in an order drawn anew before one comes again; ``which`` numbers several such rows."""
     rounds = -(-count // len(rows))
-    orders = [torch.randperm(len(rows), generator=step_generator(seed, first + number)) for number in range(rounds)]
+    orders = [
+        torch.randperm(len(rows), generator=stream(seed, "trajectories/order", *which, number))
+        for number in range(rounds)
+    ]
     return torch.cat([rows[order] for order in orders])[:count]
 
 

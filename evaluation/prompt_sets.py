@@ -10,6 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
+from diffusion.files import require_itself
+
 log = logging.getLogger(__name__)
 
 DEFAULT_SEED = 0
@@ -104,8 +106,9 @@ def line_records(path: Path) -> Iterator[Record]:
     """Read a UTF-8 text file with one prompt per line; blank lines are passed over.
 
     Raises:
-        ValueError: The file is not in UTF-8.
+        ValueError: The file is not in UTF-8, or a pointer or a web page in the place of one.
     """
+    require_itself(path)
     with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
@@ -165,6 +168,7 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator["csv.DictReader[st
     Raises:
         ValueError: One of the ``required`` columns is missing, or the file turns out to be no such CSV file.
     """
+    require_itself(path)
     # A byte-order mark is what spreadsheet programs put first.
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:

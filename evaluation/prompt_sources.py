@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ import pooch
 from pydantic import Field, model_validator
 
 from diffusion.checked import checked
-from diffusion.loading import in_short
+from diffusion.files import in_short, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 10.0
 _LINES = ".txt"
+
+TEMPLATE = "template"
+"""The column of prompts with a place ``{}`` for a phrase."""
 
 
 @runtime_checkable
@@ -207,7 +211,9 @@ class HubDataset:
                 return load_dataset(formats[copy.suffix], data_files=str(copy), split=self.split, **self.options)
             return load_dataset(str(copy), split=self.split, **self.options)
         except Exception as error:  # whatever its readers raise
-            raise ValueError(f"{copy} is no data set with a split {self.split!r}: {in_short(error)}.") from error
+            raise ValueError(
+                f"{copy} is no data set with a split {self.split!r}: {why_unreadable(copy, error)}."
+            ) from error
 
 
 _NUMBER_TESTS = ("above", "below")
@@ -294,7 +300,8 @@ class PromptSet:
         columns: What the source calls them.
         seed: Of rows without one of their own.
         guidance: Guidance scale of rows without one of their own.
-        phrase: What stands at ``{}`` in prompts, so that concepts of one kind can share a file; none changes nothing.
+        phrase: What stands at ``{}`` in a source whose prompts are called ``template``, so that concepts of one kind
+            can share a file. In a source of prompts ``{}`` is a text like any other.
         where: Conditions that every row must meet; those that do not are passed over.
         broken_rows: What comes of the others where they are no prompt: the set is refused, or they are left out.
         limit: How many rows are taken, from the first; all if none.
@@ -321,7 +328,8 @@ class PromptSet:
     def _records(self) -> Iterator[Record]:
         """The rows that meet the conditions, with the columns of the field."""
         needed = [*self.columns.needed, *(condition.column for condition in self.where)]
-        for number, record in enumerate(self.source.records()):
+        for number, source_record in enumerate(self.source.records()):
+            record = self._filled(source_record)
             if missing := [column for column in dict.fromkeys(needed) if column not in record.cells]:
                 raise missing_columns(str(self.source), missing, record)
             try:
@@ -337,8 +345,14 @@ class PromptSet:
         named = {name: cells[column] for name, column in names.items() if column in cells}
         defaults = {"case_number": number, "evaluation_seed": self.seed, "evaluation_guidance": self.guidance}
         labels = {column: text for column, text in cells.items() if column not in {*names, *names.values()}}
-        row = labels | {name: str(value) for name, value in defaults.items()} | named
-        return row if self.phrase is None else row | {"prompt": row["prompt"].replace("{}", self.phrase)}
+        return labels | {name: str(value) for name, value in defaults.items()} | named
+
+    def _filled(self, record: Record) -> Record:
+        """The record with a prompt in the place of its template, if it has one and there is a phrase for it."""
+        if self.phrase is None or TEMPLATE not in record.cells or self.columns.prompt in record.cells:
+            return record
+        cells = dict(record.cells)
+        return replace(record, cells=cells | {self.columns.prompt: cells.pop(TEMPLATE).replace("{}", self.phrase)})
 
 
 def _file_records(path: Path) -> Iterator[Record]:

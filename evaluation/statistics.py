@@ -8,6 +8,8 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap, t
 from torch import Tensor
 
+from diffusion.streams import numpy_stream
+
 CONFIDENCE = 0.95
 """The level of every interval that results carry."""
 
@@ -133,7 +135,7 @@ class Mean:
             np.mean,
             confidence_level=CONFIDENCE,
             n_resamples=resamples,
-            rng=np.random.default_rng(seed),
+            rng=numpy_stream(seed, "bootstrap/resamples"),
         ).confidence_interval
         return cls(plain.n, plain.mean, float(interval.low), float(interval.high))
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure import finetuning
 from erasure.concept import Concept
-from erasure.erasers.advunlearn import ATTACK_STREAM, AdvUnlearn, AdvUnlearnObjective, text_layers
+from erasure.erasers.advunlearn import AdvUnlearn, AdvUnlearnObjective, text_layers
 from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
@@ -86,7 +86,7 @@ def test_loss_is_the_papers_formula_at_the_embeddings_that_the_attack_finds(tiny
         points = [objective._samples.batch(batch + 1 + attempt)[0] for attempt in range(3 * attacked)]
         batch += 1 + 3 * attacked
         tokens = torch.randint(
-            len(edited.vocabulary), (2, config.tokens), generator=step_generator(7 + ATTACK_STREAM, step)
+            len(edited.vocabulary), (2, config.tokens), generator=stream(7, "advunlearn/attack", step)
         )
         expected = 0.0
         for place in range(2):
@@ -230,7 +230,8 @@ def test_cost_is_exactly_the_formulas(tiny_model, changes):
         retained = 2 * 3 * 3
     else:
         sampling = sum(int(2 * draw_stops(5, batch, 2, 3)[0].sum()) + 2 for batch in range(batches))
-        retained = sum(int(2 * draw_stops(5 + finetuning.RETAIN_STREAM, step, 3, 3)[0].sum()) + 3 for step in range(4))
+        own = derived_seed(5, "retaining/samples")
+        retained = sum(int(2 * draw_stops(own, step, 3, 3)[0].sum()) + 3 for step in range(4))
     expected = sampling + training + (retained + 4 * 3 if config.retain_weight else 0)
 
     erasure = config.erase(tiny_model, CONCEPT, Off(), seed=5)

@@ -52,3 +52,9 @@ def test_the_name_of_a_file_is_no_list(tmp_path: Path) -> None:
 
 def test_flags_and_deletions_stay(tmp_path: Path) -> None:
     assert tidy_arguments(["seed=1", "~model", "-m"]) == ["-m", "seed=1", "~model"]
+
+
+def test_a_field_of_a_swept_group_is_left_to_the_jobs() -> None:
+    typed = ["-m", "pruning=on,finetuned", "pruning.steps=10", "eraser.steps=5", "pruning.rate=1,2"]
+    told = ["-m", "pruning=on,finetuned", "pruning.steps=choice(10)", "eraser.steps=5", "pruning.rate=1,2"]
+    assert tidy_arguments(typed) == told

@@ -11,7 +11,7 @@ from attacks.cases import Outcome, PromptCase
 from attacks.embedding import EmbeddingAttack
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from tests.attack_cases import assert_same_outcomes, by_number, make_cases
 from tests.judges import never, one_in
 from tests.oracles.embedding import attack
@@ -38,17 +38,17 @@ def test_search_agrees_with_the_slow_implementation(
     outcomes = run(model, cases, insertion=where, initialization=initialization, weight_decay=decay)
     allowed = [token for token in range(len(model.vocabulary)) if token not in model.tokenizer.all_special_ids]
     for case in cases:
-        generator = step_generator(0, case.case_number)
+        first = stream(0, "embedding/start", case.case_number, 0)
         start = torch.stack([sum(model.vocabulary[token] for token in allowed) / len(allowed)] * 2)
         if initialization == "random":
-            drawn = torch.randint(len(allowed), (2,), generator=generator).tolist()
+            drawn = torch.randint(len(allowed), (2,), generator=first).tolist()
             start = torch.stack([model.vocabulary[allowed[index]] for index in drawn])
         found = list(
             attack(
                 model,
                 case.prompt,
                 model.encode_images(case.target[None])[0],
-                generator,
+                stream(0, "embedding/search", case.case_number, 0),
                 start,
                 where=where,
                 timesteps=[166, 500, 833],

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 
+from diffusion.streams import derived_seed
 from erasure import finetuning
 from erasure.concept import Concept
 from erasure.erasers.esd import ESD, ESDObjective
@@ -321,7 +322,7 @@ def test_retain_term_without_preserved_phrases_is_refused(tiny_model):
 def test_cost_is_exactly_the_formulas(tiny_model, changes):
     config = make(**changes)
     drawn = [draw_stops(5, step, 2, 4)[0] for step in range(3)]
-    retained = [draw_stops(5 + finetuning.RETAIN_STREAM, step, 2, 4)[0] for step in range(3)]
+    retained = [draw_stops(derived_seed(5, "retaining/samples"), step, 2, 4)[0] for step in range(3)]
     halves = 1 if config.trajectory_guidance == 1 else 2
     if config.trajectories:
         predictions = 2 + (config.reference == "anchor") + (config.erase_from is not None)

@@ -30,8 +30,9 @@ from erasure.pruning.masks import maskable_parameters
 from evaluation.verdicts import Verdicts
 from experiments.command.errors import explain
 from experiments.job.cost import Meter
+from experiments.job.journal import Journal
 from experiments.job.measuring import Measuring
-from experiments.job.store import Journal, Store, read_json, write_json
+from experiments.job.store import Store, read_json, write_json
 from tests.conftest import make_tiny_pipeline
 from tests.tiny_job import make_job, overrides, run
 
@@ -197,7 +198,7 @@ class NoMeasure:
 
 def test_a_measure_that_is_not_finite_is_named(tiny_model: TextToImage, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="A measure of the retained pictures is nan at fid"):
-        Measuring(NoMeasure(), tmp_path).finish(Meter(tiny_model))  # type: ignore[arg-type]
+        Measuring(NoMeasure(), Store(tmp_path), tmp_path).finish(Meter(tiny_model))  # type: ignore[arg-type]
     assert not (tmp_path / "result.json").exists()
 
 
@@ -211,7 +212,7 @@ def test_an_attack_whose_loss_is_not_finite_stops(tiny_model: TextToImage) -> No
     with pytest.raises(NotFiniteError, match="The attack's loss: 1 of 2 values"):
         embedding_gradient(*options, latents, torch.tensor([5, 9]), noise.index_fill(0, torch.tensor([1]), NAN))
     text = tiny_model.encode(PROMPTS)
-    path = [DDIMStep(500, 0.5, 0.9)]
+    path = [DDIMStep(0, 500, 0.5, 0.9)]
     with pytest.raises(NotFiniteError, match="The attack's loss: 512 of 512 values"):
         picture_gradient(tiny_model, lambda x, t: tiny_model.predict_noise(x, t, text), path, noise, latents * NAN)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.loading import load_model
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure import finetuning
 from erasure.attention import concept_columns, recorded_attention
 from erasure.concept import Concept
@@ -41,7 +41,7 @@ def test_loss_is_the_papers_formula_for_every_sample_of_a_batch(tiny_model64, no
     objective.prepare(tiny_model64, CONCEPT, scope="xattn", steps=4, seed=3, checkpoint=None)
 
     for step in range(2):
-        generator = step_generator(3, step)
+        generator = stream(3, "fmn/training", step)
         picks = torch.randint(4, (3,), generator=generator).tolist()
         timesteps = torch.randint(1000, (3,), generator=generator).tolist()
         noise = torch.randn((3, 4, 8, 8), generator=generator).double()

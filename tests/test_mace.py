@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from diffusion.loading import load_model
 from diffusion.parameters import substituted
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure import finetuning
 from erasure.closed_form import key_value_weights
 from erasure.concept import Concept
@@ -24,7 +23,7 @@ from tests.erasures import assert_same_erasure
 from tests.oracles import attention as maps_oracle
 from tests.oracles import fmn as attention_oracle
 from tests.oracles import mace as oracle
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 STYLE = Concept(
     "van_gogh",
@@ -121,7 +120,7 @@ def test_loss_is_the_attention_at_the_concepts_tokens_within_its_mask(tiny_model
 
     masks = [None] * 3
     if part.kind == "object":
-        noise = torch.randn((3, 4, 8, 8), generator=step_generator(3 + mace.MASK_STREAM, 4)).double()
+        noise = torch.randn((3, 4, 8, 8), generator=stream(3, "mace/masks", 1)).double()
         alpha = tiny_model64.alphas_cumprod[200].item()
         for place in range(3):
             x_t = alpha**0.5 * pictures[place] + (1 - alpha) ** 0.5 * noise[place]
@@ -134,7 +133,7 @@ def test_loss_is_the_attention_at_the_concepts_tokens_within_its_mask(tiny_model
         assert 0 < attention._masks.double().mean() < 1
 
     for step in range(2):
-        generator = step_generator(3, 4 + step)
+        generator = stream(3, "mace/training", 1, step)
         picks = torch.randint(3, (2,), generator=generator).tolist()
         if focus is None:
             timesteps = torch.randint(1000, (2,), generator=generator).tolist()
@@ -307,8 +306,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (CONFIG_FOLDER / "eraser").glob("mace*.yaml")))
 def test_every_preset_names_every_field(preset):
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        named = compose("config", [f"eraser={preset}"])["eraser"].keys()
+    named = method_config("eraser", preset).keys()
 
     assert named - {"_target_"} == {field.name for field in dataclasses.fields(MACE)}
     assert isinstance(make_job(f"eraser={preset}").eraser, MACE)

@@ -1,13 +1,16 @@
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffusion.guard import Encode, Guard, Guidance
-from diffusion.model import SCHEDULERS, TextToImage
+from diffusion.model import SCHEDULER_OPTIONS, SCHEDULERS, TextToImage
 from tests.conftest import make_tiny_pipeline
 
 PROMPTS = ["a church", "two gas pumps on fire", "pixel art of a tench"]
@@ -213,7 +216,7 @@ class Doubled(Guard):
     def condition(self, text: Tensor, timesteps: Tensor) -> Tensor:
         return text[:, text.shape[1] // 2 :]
 
-    def guidance(self, model: TextToImage) -> Guidance:
+    def guidance(self, model: TextToImage, steps: Iterable[int] | None = None) -> Guidance:
         return lambda latents, timesteps, text, unconditional, scales: model.guided_noise(
             latents, timesteps, text, unconditional, 4.0
         )
@@ -265,6 +268,55 @@ def test_velocity_models_sample_with_every_scheduler(pipeline: StableDiffusionPi
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     model = TextToImage(pipeline, scheduler=scheduler)
     assert model.generate(PROMPTS[:1], seeds=[0], steps=3, guidance=2.0).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guided_by", ["model", "guard"])
+def test_pictures_are_those_of_diffusers_with_every_sampler_and_prediction(
+    pipeline: StableDiffusionPipeline, scheduler: str, prediction: str, guided_by: str
+):
+    pipeline.scheduler = SCHEDULERS[scheduler].from_config(
+        {**pipeline.scheduler.config, "prediction_type": prediction, **SCHEDULER_OPTIONS.get(scheduler, {})}
+    )
+    pipeline.to(torch.float64)
+    model = TextToImage(pipeline, scheduler=scheduler)
+    noise = model.initial_latents(SEEDS)
+    expected = pipeline(
+        PROMPTS, latents=noise, num_inference_steps=7, guidance_scale=4.0, output_type="latent", return_dict=False
+    )[0]
+    if guided_by == "guard":
+        model.guard = Doubled()
+    latents = model.sample(model.encode(PROMPTS), seeds=SEEDS, steps=7, guidance=4.0)
+    assert (latents - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_velocity_at_a_timestep_between_two_is_converted_with_its_own_noise_level(pipeline: StableDiffusionPipeline):
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    model = TextToImage(pipeline.to(torch.float64))
+    sampler = LMSDiscreteScheduler.from_config(pipeline.scheduler.config)
+    sampler.set_timesteps(7)
+    latents, timestep, sigma = latents_of(model), sampler.timesteps[3], float(sampler.sigmas[3])
+    assert timestep % 1 > 0.1
+    noise = model.predict_noise(latents, timestep, model.encode(PROMPTS))
+    velocity = model.as_trained(noise, latents, timestep)
+    # With x_0 = alpha x_t - sigma_t v, as diffusers has it.
+    clean = (latents - sigma / (sigma**2 + 1) ** 0.5 * noise) * (sigma**2 + 1) ** 0.5
+    wanted = latents / (sigma**2 + 1) ** 0.5 - velocity * sigma / (sigma**2 + 1) ** 0.5
+    torch.testing.assert_close(clean, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_and_text_encodings_are_counted_apart_from_evaluations(tiny_model: TextToImage):
+    rows = tiny_model.token_embeddings(tiny_model.tokenize(PROMPTS)).requires_grad_()
+    text = tiny_model.encode_embeddings(rows, torch.tensor([3, 6, 7]))
+    tiny_model.predict_noise(latents_of(tiny_model), 500, text).sum().backward()
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (3, 3, 3)
+    noise = latents_of(tiny_model).requires_grad_()
+    predict = partial(tiny_model.predict_noise, timesteps=500, text=text.detach())
+    checkpoint(predict, noise, use_reentrant=False).sum().backward()
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (9, 6, 3)
+    tiny_model.generate(PROMPTS, seeds=SEEDS, steps=2, guidance=1.0)
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (15, 6, 7)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

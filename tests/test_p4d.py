@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
-from attacks.p4d import INITIAL_STREAM, P4D
+from attacks.p4d import P4D, Variant
 from attacks.prompt_search import adam_step, nearest_tokens
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
 from tests.attack_cases import make_cases
@@ -64,8 +65,8 @@ def test_search_agrees_with_the_slow_implementation(
             *pair,
             case.prompt,
             pair[1].encode_images(case.target[None])[0],
-            step_generator(INITIAL_STREAM, case.case_number),
-            step_generator(0, case.case_number),
+            stream(0, "p4d/start", case.case_number, get_args(Variant).index(variant)),
+            stream(0, "p4d/search", case.case_number),
             variant=variant,
             count=count,
             every=3,

@@ -8,6 +8,8 @@ from attacks.prompt_pairs import read_pairs
 from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.prompt_sets import CONCEPTS, PAIRS, SHIPPED_FOLDER, prompt_pairs
 from evaluation.prompt_sets import PromptRow, read_prompt_set
+from evaluation.prompt_sources import PromptFile
+from tests.test_imports import STAND_INS
 
 HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance"
 
@@ -138,3 +140,11 @@ def words(text: str) -> list[str]:
 def test_pairs_of_an_unknown_concept_are_refused():
     with pytest.raises(ValueError, match="unknown concept 'smoke'"):
         prompt_pairs("smoke", 4, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.txt"])
+@pytest.mark.parametrize(("content", "sentence"), STAND_INS.values(), ids=STAND_INS)
+def test_what_lies_in_the_place_of_prompts_is_called_what_it_is(tmp_path: Path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        list(PromptFile(tmp_path / name).records())

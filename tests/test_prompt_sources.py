@@ -172,14 +172,22 @@ def test_columns_of_other_names_are_read_and_the_settings_of_a_source_can_be_lef
         PromptSet(PromptFile(path), columns=Columns(case_number="image_id", evaluation_seed="sd_seed")).read()
 
 
-def test_a_phrase_stands_in_the_place_that_prompts_leave_for_it(tmp_path):
+def test_a_phrase_stands_in_the_place_that_templates_leave_for_it(tmp_path):
     path = tmp_path / "object.csv"
-    path.write_text("case_number,prompt\n1,{} at night\n2,a fish\n")
+    path.write_text("case_number,template\n1,{} at night\n2,a fish\n")
     assert [row.prompt for row in PromptSet(PromptFile(path), phrase="a church").read()] == [
         "a church at night",
         "a fish",
     ]
-    assert PromptSet(PromptFile(path)).read()[0].prompt == "{} at night"
+    with pytest.raises(ValueError, match="lacks the columns prompt; those that it has are 'case_number', 'template'"):
+        PromptSet(PromptFile(path)).read()
+
+
+def test_braces_in_a_prompt_are_a_text_like_any_other(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("case_number,prompt,template\n1,{} at night,{}\n")
+    (row,) = PromptSet(PromptFile(path), phrase="a church").read()
+    assert (row.prompt, row.labels["template"]) == ("{} at night", "{}")
 
 
 def in_group(name: str, *overrides: str) -> PromptSet:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.erasers.esd import ESD
 from erasure.erasers.none import NoEraser
@@ -46,7 +46,7 @@ def test_hard_concrete_samples_follow_the_formula():
     scores = some_scores()
     masks = Learned(relaxation="hard_concrete").relaxed_masks(scores, 3, seed=5)
 
-    generator = step_generator(5, 3)
+    generator = stream(5, "learned/gates", 3)
     uniform = [
         value
         for scored in scores.values()

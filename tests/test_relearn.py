@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase, evaluations_paid
@@ -17,13 +16,14 @@ from attacks.relearn import Relearn
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters, substituted
 from diffusion.sampling import Sampling
+from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.parameters import scope_parameters
 from evaluation.verdicts import Judge, Verdicts
 from experiments.command.errors import CommandError
 from tests.judges import never, one_in
 from tests.oracles import relearn as oracle
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 PAIRS = (("a church in the snow", "a fish in the snow"), ("a red church", "a red fish"))
 SAMPLING = Sampling(steps=2, batch_size=3)
@@ -78,7 +78,7 @@ def test_training_agrees_with_the_slow_implementation(
     fields = {"pictures": pictures, "parameters": parameters, "keep_zeros": keep_zeros, "weight_decay": 0.3, "seed": 4}
     snapshots = list(Relearn(**{**SMALL, **fields}).train(model, original, SAMPLING))
     prompts = [PAIRS[index][pictures == "other"] for index in (0, 1, 0)]
-    seeds = torch.randint(2**31, (3,), generator=oracle.step_generator(4 + 2**32, 0)).tolist()
+    seeds = torch.randint(2**31, (3,), generator=stream(4, "relearn/pictures")).tolist()
     images = original.generate(prompts, seeds=seeds, steps=SAMPLING.steps, guidance=7.5)
     slow = list(
         oracle.train(
@@ -256,12 +256,12 @@ def test_checks_that_do_not_grow_are_one_sentence(monkeypatch: pytest.MonkeyPatc
         make_job("attack=relearn", "attack.checks=[5,2]", "tracker=off")
 
 
-@pytest.mark.parametrize("name", ["relearn"])
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, kind: str, name: str = "relearn") -> None:
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"pairs": str(path)}, "attack": attack_config})
-    attack = instantiate(config.attack, _convert_="all")
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+    config = method_config("attack", name, concept={"kind": kind, "pairs": str(path)}, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
     assert attack.pairs == Path(path)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
@@ -17,13 +16,13 @@ from attacks.prompt_pairs import read_pairs, resolve_pairs
 from attacks.ringabell import RingABell, concept_vector, crossover, fitness, mutate
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from experiments.command.errors import CommandError
 from experiments.job.stages import Stages
 from experiments.job.store import Store
 from tests.judges import never, one_in
 from tests.oracles import ringabell as oracle
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 PAIRS = (("a van gogh painting of a church", "a picture of a church"), ("a fish by van gogh", "a fish"))
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "a golf ball in van gogh style", "two blue fish"]
@@ -57,7 +56,7 @@ def test_search_agrees_with_the_slow_implementation(tiny_model64: TextToImage, m
         tokens, distance = oracle.search(
             model,
             target,
-            step_generator(0, case.case_number),
+            stream(0, "ringabell/evolution", case.case_number),
             tokens=4,
             population=10,
             generations=5,
@@ -85,28 +84,28 @@ def test_crossover_and_mutation_agree_with_the_slow_implementation() -> None:
     allowed = list(range(100, 150))
     parents = [tuple(range(start, start + 6)) for start in range(0, 60, 6)]
     for seed in range(20):
-        draws = torch.rand((10, 3), generator=step_generator(1, seed), dtype=torch.float64).tolist()
-        children = crossover(parents, 0.5, step_generator(1, seed))
+        draws = torch.rand((10, 3), generator=stream(1, "test", seed), dtype=torch.float64).tolist()
+        children = crossover(parents, 0.5, stream(1, "test", seed))
         assert children == [tuple(child) for child in oracle.cross([list(row) for row in parents], 0.5, draws)]
-        mutants = mutate(parents, 0.5, allowed, step_generator(1, seed))
+        mutants = mutate(parents, 0.5, allowed, stream(1, "test", seed))
         assert mutants == [tuple(row) for row in oracle.change([list(row) for row in parents], 0.5, allowed, draws)]
 
 
 def test_rates_of_0_and_1_mean_never_and_always() -> None:
     parents = [(1, 2, 3), (4, 5, 6)]
-    assert crossover(parents, 0, step_generator(0, 0)) == []
-    assert len(crossover(parents, 1, step_generator(0, 0))) == 4
-    assert mutate(parents, 0, [9], step_generator(0, 0)) == parents
-    assert all(row.count(9) == 1 for row in mutate(parents, 1, [9], step_generator(0, 0)))
-    assert mutate([], 1, [9], step_generator(0, 0)) == []
+    assert crossover(parents, 0, stream(0, "test")) == []
+    assert len(crossover(parents, 1, stream(0, "test"))) == 4
+    assert mutate(parents, 0, [9], stream(0, "test")) == parents
+    assert all(row.count(9) == 1 for row in mutate(parents, 1, [9], stream(0, "test")))
+    assert mutate([], 1, [9], stream(0, "test")) == []
 
 
 def test_every_cut_place_and_token_is_drawn() -> None:
     parents = [(0, 0, 0)] * 500 + [(1, 1, 1)] * 500
-    assert set(crossover(parents, 1, step_generator(0, 0))) == {
+    assert set(crossover(parents, 1, stream(0, "test"))) == {
         (0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1), (1, 1, 0)
     }  # fmt: skip
-    assert len(set(mutate([(0, 0, 0)] * 500, 1, [7, 8, 9], step_generator(0, 0)))) == 9
+    assert len(set(mutate([(0, 0, 0)] * 500, 1, [7, 8, 9], stream(0, "test")))) == 9
 
 
 def test_the_fitness_of_survivors_is_remembered(tiny_model64: TextToImage) -> None:
@@ -126,21 +125,22 @@ def test_survivors_are_not_encoded_twice(tiny_model: TextToImage) -> None:
     encoded = count_encoded(tiny_model)
     targets = tiny_model.encode(["a church"])
     encoded.clear()
-    RingABell(**SMALL, mutation_rate=0, crossover_rate=0).evolve(tiny_model, targets, [step_generator(0, 0)])
+    RingABell(**SMALL, mutation_rate=0, crossover_rate=0).evolve(tiny_model, targets, [stream(0, "test")])
     assert len(encoded) == encoded.total() == 10
     encoded.clear()
-    RingABell(**SMALL, mutated="children").evolve(tiny_model, targets, [step_generator(0, 0)])
+    RingABell(**SMALL, mutated="children").evolve(tiny_model, targets, [stream(0, "test")])
     assert encoded.total() == len(encoded) > 10
 
 
 def test_parents_that_do_not_mutate_never_lose_the_nearest(tiny_model: TextToImage) -> None:
     targets = tiny_model.encode(["a church"])
-    distances = []
-    for generations in range(1, 15):
-        attack = RingABell(**{**SMALL, "generations": generations}, mutated="children")
-        distances.append(attack.evolve(tiny_model, targets, [step_generator(0, 3)])[0][1])
-    assert distances == sorted(distances, reverse=True)
-    assert distances[-1] < distances[0]
+    for number in range(3):
+        distances = []
+        for generations in range(1, 15):
+            attack = RingABell(**{**SMALL, "generations": generations}, mutated="children")
+            distances.append(attack.evolve(tiny_model, targets, [stream(0, "test", number)])[0][1])
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] < distances[0]
 
 
 def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage) -> None:
@@ -235,13 +235,13 @@ def test_too_many_tokens_are_refused(tiny_model: TextToImage) -> None:
         RingABell(PAIRS, tokens=30).run(tiny_model, [], never, sampling=SAMPLING)
 
 
-@pytest.mark.parametrize("name", ["ringabell", "ringabell_paper"])
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, kind: str, name: str = "ringabell") -> None:
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"pairs": str(path)}, "attack": attack_config})
-    attack = instantiate(config.attack)
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+    config = method_config("attack", name, concept={"kind": kind, "pairs": str(path)}, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
     assert attack.pairs == path
 

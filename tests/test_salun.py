@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure import finetuning
 from erasure.concept import Concept
 from erasure.erasers import salun
-from erasure.erasers.salun import SALIENCY_STREAM, SalUn, SalUnObjective
+from erasure.erasers.salun import SalUn, SalUnObjective
 from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.masks import cut_lowest
@@ -72,7 +72,7 @@ def test_mask_is_the_largest_gradients_of_the_forgetting_loss(tiny_model64, monk
     empty = tiny_model64.encode([""])[0]
     rows = []
     for number, picks in enumerate(([0, 1], [2, 3], [4])):
-        timesteps, noise = draws(step_generator(3 + SALIENCY_STREAM, number), picks)
+        timesteps, noise = draws(stream(3, "salun/saliency", number), picks)
         for pick, t, eps in zip(picks, timesteps, noise, strict=True):
             text = tiny_model64.encode([CONCEPT.target_prompts[pick % 4]])[0]
             rows.append((objective._forgotten.latents[pick], eps, t, text, empty))
@@ -101,7 +101,7 @@ def test_loss_is_the_papers_formula(tiny_model64, retain_weight):
             weight.mul_(1.2)
 
         for step in range(2):
-            generator = step_generator(3, step)
+            generator = stream(3, "salun/training", step)
             picks = torch.randint(5, (2,), generator=generator).tolist()
             forgotten, retained = [], []
             timesteps, noise = draws(generator, picks)

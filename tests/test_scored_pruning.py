@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.none import NoEraser
@@ -53,8 +53,8 @@ def pruned_places(masks):
     return {(name, tuple(index)) for name, kept in masks.items() for index in (~kept).nonzero(as_tuple=False).tolist()}
 
 
-def picture_seeds(seed, count):
-    return torch.randint(2**31, (count,), generator=step_generator(seed, 0)).tolist()
+def picture_seeds(seed, count, purpose="painting/seeds"):
+    return torch.randint(2**31, (count,), generator=stream(seed, purpose)).tolist()
 
 
 def alphas(model):
@@ -157,7 +157,8 @@ def test_wanda_prunes_the_lowest_scores_of_each_row_over_all_steps(tiny_model64)
 
     weights = maskable_parameters(tiny_model64, "xattn")
     text = tiny_model64.encode_prompts(CONCEPT.preserved_prompts)[[0, 0]]
-    squares, _ = input_squares(tiny_model64, weights, text, Painting(2, 3, 2.0, 1), seed=0, checkpoint=None)
+    own = derived_seed(0, "wanda/pictures")
+    squares, _ = input_squares(tiny_model64, weights, text, Painting(2, 3, 2.0, 1), seed=own, checkpoint=None)
     expected = set()
     for name, weight in weights.items():
         scores = {
@@ -179,6 +180,7 @@ def test_conceptprune_prunes_what_is_skilled_at_more_steps_than_agreed(tiny_mode
 
     weights = maskable_parameters(model, "ffn2")
     layers = {name: name.rpartition(".")[0] for name in weights}
+    own = picture_seeds(derived_seed(4, "conceptprune/pictures"), 3)
     # Four target prompts over three pictures.
     with torch.no_grad():
         targets, anchors = (
@@ -188,10 +190,7 @@ def test_conceptprune_prunes_what_is_skilled_at_more_steps_than_agreed(tiny_mode
                 alphas(model),
                 model.sampling_timesteps(3).tolist(),
                 2,
-                [
-                    (seed, model.encode_prompts([prompts[n]])[0])
-                    for n, seed in zip((0, 1, 2), picture_seeds(4, 3), strict=True)
-                ],
+                [(seed, model.encode_prompts([prompts[n]])[0]) for n, seed in zip((0, 1, 2), own, strict=True)],
                 model.encode_prompts([""])[0],
                 2.0,
                 model.latent_shape,
@@ -249,7 +248,7 @@ def noised_pictures(model, prompts, seed, timesteps):
             e = e_0 + 2.0 * (e_c - e_0)
             latents.append((end**0.5 * (x - (1 - a) ** 0.5 * e) / a**0.5 + (1 - end) ** 0.5 * e)[0])
     for place in range(timesteps):
-        noise = torch.randn((2, *model.latent_shape), generator=step_generator(seed, 1 + place)).double()
+        noise = torch.randn((2, *model.latent_shape), generator=stream(seed, "calibration/noise", place)).double()
         yield int((place + 0.5) * 1000 / timesteps), list(zip(latents, noise, text, strict=True))
 
 
@@ -267,7 +266,8 @@ def test_saliency_prunes_the_highest_under_the_concepts_denoising_loss(tiny_mode
     assert erasure.unet_evaluations == 2 * 3 * 2 + 2 * 2
     weights = maskable_parameters(tiny_model64, "xattn_kv")
     with tiny_model64.trainable(list(weights.values())):
-        parts = [g for _, g in denoising_gradients(tiny_model64, weights, CONCEPT.target_prompts, 3, 2)]
+        own = derived_seed(3, "saliency/pictures")
+        parts = [g for _, g in denoising_gradients(tiny_model64, weights, CONCEPT.target_prompts, own, 2)]
     summed = {name: parts[0][name] + parts[1][name] for name in weights}
     scores = oracle.scored(summed, lambda g, w: -abs(g * w) if score == "snip" else -abs(g), weights)
     assert pruned_places(erasure.edit.masks()) == oracle.pruned(scores, "0.02", "global")
@@ -282,7 +282,8 @@ def test_taylor_prunes_the_lowest_over_the_timesteps_with_enough_loss(tiny_model
 
     weights = maskable_parameters(tiny_model64, "xattn_kv")
     with tiny_model64.trainable(list(weights.values())):
-        parts = list(denoising_gradients(tiny_model64, weights, CONCEPT.preserved_prompts, 3, 4))
+        own = derived_seed(3, "taylor/pictures")
+        parts = list(denoising_gradients(tiny_model64, weights, CONCEPT.preserved_prompts, own, 4))
     taken = [gradients for loss, gradients in parts if loss > threshold * max(loss for loss, _ in parts)]
     scores = {}
     for gradients in taken:
@@ -301,11 +302,10 @@ def test_cad_prunes_the_highest_positive_attributions_of_each_row(tiny_model64):
     weights = maskable_parameters(model, "ffn")
     steps = model.sampling_timesteps(3).tolist()
     empty, text = model.encode_prompts([""])[0], model.encode_prompts(CONCEPT.target_prompts)[0]
+    (own,) = picture_seeds(derived_seed(3, "cad/trajectories"), 1, "trajectories/pool")
     with torch.no_grad():
         points = [
-            trajectory_point(
-                model.unet, alphas(model), steps, stop, picture_seeds(3, 1)[0], model.latent_shape, text, empty, 2.0
-            )
+            trajectory_point(model.unet, alphas(model), steps, stop, own, model.latent_shape, text, empty, 2.0)
             for stop in range(3)
         ]
         without = [model.unet(x, torch.tensor([t]), empty[None]).sample for x, t in zip(points, steps, strict=True)]

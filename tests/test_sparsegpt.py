@@ -1,15 +1,13 @@
 """SparseGPT against its formula, on matrices and on a model's own inputs."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from diffusion.parameters import named_parameters
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.erasers.none import NoEraser
 from erasure.erasers.uce import UCE
@@ -21,6 +19,7 @@ from erasure.pruning.sparsegpt import SparseGPT
 from tests.erasures import assert_same_erasure
 from tests.oracles import scored_pruning
 from tests.oracles import sparsegpt as oracle
+from tests.tiny_job import method_config
 
 CONCEPT = Concept("van_gogh", "style", targets=("van gogh style",), anchor="a picture", preserved=("a photo", "a fish"))
 SHORT = SparseGPT(Sparsity(0.5, "layer"), pictures=2, sampling_steps=3, guidance=2.0)
@@ -84,7 +83,9 @@ def test_the_models_layers_are_pruned_by_the_formula_on_its_own_inputs(tiny_mode
             [
                 (seed, model.encode_prompts([prompt])[0])
                 for seed, prompt in zip(
-                    torch.randint(2**31, (2,), generator=step_generator(4, 0)).tolist(), CONCEPT.preserved, strict=True
+                    torch.randint(2**31, (2,), generator=stream(4, "painting/seeds")).tolist(),
+                    CONCEPT.preserved,
+                    strict=True,
                 )
             ],
             model.encode_prompts([""])[0],
@@ -208,7 +209,7 @@ def test_groups_that_do_not_divide_the_inputs_are_refused_before_anything_is_sam
 
 
 def test_the_yaml_names_every_field():
-    config = OmegaConf.load(Path(__file__).parents[1] / "conf/pruning/sparsegpt.yaml")
+    config = method_config("pruning", "sparsegpt")
 
     assert isinstance(instantiate(config, _convert_="all"), SparseGPT)
     assert set(config) - {"_target_"} == {field.name for field in fields(SparseGPT)}

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from diffusion.prompt_template import PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure import finetuning
 from erasure.concept import Concept
 from erasure.erasers import stereo
-from erasure.erasers.stereo import SEARCH_STREAM, STEREO, ComposedGuidance, STEREOObjective, placeholders
+from erasure.erasers.stereo import STEREO, ComposedGuidance, STEREOObjective, placeholders
 from erasure.finetuning import fine_tune
 from erasure.parameters import scope_parameters
-from erasure.pictures import PICTURE_STREAM, Painting, Pictures
+from erasure.pictures import Painting, Pictures
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
@@ -214,13 +214,13 @@ def test_inversion_is_textual_inversion_on_the_rounds_share_of_pictures_through_
 
     monkeypatch.setattr(STEREOObjective, "_invert", watched)
     objective = prepared(tiny_model64, config)
-    seeds = Painting(5, 3, 7.5, 64).seeds(7 + PICTURE_STREAM)
+    seeds = Painting(5, 3, 7.5, 64).seeds(derived_seed(7, "stereo/pictures", 0))
     painted = tiny_model64.sample(tiny_model64.encode([*PROMPTS, PROMPTS[0]]), seeds=seeds, steps=3, guidance=7.5)
     ids = tiny_model64.tokenizer("a red fish", add_special_tokens=False).input_ids
     start = sum(tiny_model64.vocabulary[token] for token in ids).detach() / len(ids)
 
     for number, (share, (erased, pictures, seed, token)) in enumerate(zip(([0, 1, 2], [3, 4]), seen, strict=True)):
-        assert seed == 7 + (1 + number) * SEARCH_STREAM + PICTURE_STREAM
+        assert seed == derived_seed(7, "stereo/token", number, 0)
         torch.testing.assert_close(pictures.latents, painted[share], rtol=0, atol=1e-9)
         captions = [["{}", "a church, {}"][place % 2] for place in share]
         expected = oracle.invert(
@@ -290,7 +290,7 @@ def test_what_is_found_denoises_better_than_where_the_inversion_began(tiny_model
     latents = torch.randn((4, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     pictures = Pictures(latents, torch.tensor([0, 1, 0, 1]))
     template = PromptTemplate.at_placeholder(tiny_model, ["{}", "a church, {}"], 1)
-    batch = pictures.draw(tiny_model, 128, step_generator(9, 0))
+    batch = pictures.draw(tiny_model, 128, stream(9, "test"))
 
     def error(embedding):
         text = template[batch.prompts].encode(tiny_model, embedding.expand(128, 1, -1))
@@ -331,7 +331,7 @@ def test_cost_is_exactly_the_formulas(tiny_model, concept, changes):
 
     expected = parts * (5 * 3 * 2 + config.rounds * 3 * 2)
     for number in range(config.rounds):
-        expected += sampling(5 + (1 + number) * SEARCH_STREAM, 2) + training(2, 1, False)
+        expected += sampling(derived_seed(5, "stereo/search", number), 2) + training(2, 1, False)
     expected += sampling(5, 3) + training(3, names, bool(config.anchor_scale))
 
     erasure = config.erase(tiny_model, concept, Off(), seed=5)

@@ -14,7 +14,7 @@ from attacks.pez import PEZ
 from attacks.prompt_search import candidate_tokens
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from evaluation.verdicts import Judge
 from tests.attack_cases import make_cases
 from tests.judges import never, one_in
@@ -53,7 +53,7 @@ def test_pez_agrees_with_the_slow_implementation(tiny_model64: TextToImage, wher
             model,
             case.prompt,
             model.encode_images(case.target[None])[0],
-            step_generator(0, case.case_number),
+            stream(0, "pez/search", case.case_number),
             count=3,
             where=where,
             timesteps=[250, 750] if schedule == "even" else [None, None],
@@ -80,7 +80,7 @@ def test_gcg_agrees_with_the_slow_implementation(
             model,
             case.prompt,
             model.encode_images(case.target[None])[0],
-            step_generator(0, case.case_number),
+            stream(0, "gcg/search", case.case_number),
             count=3,
             where=where,
             timesteps=[250, 750] if schedule == "even" else [None, None],

@@ -1,7 +1,10 @@
 """W&B: the mode it takes, what it logs, and that it never stops a job."""
 
 import logging
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +15,12 @@ import torch
 from attacks.cases import Check, Outcome
 from evaluation.statistics import Rate
 from experiments.job.cost import Cost
-from experiments.job.summary import CaseResult, CurvePoint, Summary
+from experiments.job.recording import Off
+from experiments.job.result import CaseResult, CurvePoint, Summary
+from experiments.results import wandb_process
 from experiments.results.grid import draw
-from experiments.results.tracking import Off, WandbTracker, has_key
+from experiments.results.tracking import WandbTracker, flat_numbers
+from experiments.results.wandb_process import Message, chosen_mode, serve
 
 JOB: Any = SimpleNamespace(
     choices={"eraser": "esd", "pruning": "off", "attack": "none", "hydra/help": "concise"},
@@ -25,10 +31,14 @@ JOB: Any = SimpleNamespace(
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key and no settings, wherever wandb looks for them."""
+    for name in ("API_KEY", "MODE", "DISABLED", "PROJECT", "ENTITY", "DIR", "BASE_URL"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home"))
 
 
 def use_everything(recorder: Any, folder: Path) -> None:
@@ -46,29 +56,20 @@ def use_everything(recorder: Any, folder: Path) -> None:
     recorder.log_results(summary, folder / "grid.png", image[None], image[None], [outcome])
 
 
-def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert WandbTracker().resolved_mode() == "offline"
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert WandbTracker().resolved_mode() == "online"
-    assert WandbTracker(mode="offline").resolved_mode() == "offline"
-    (tmp_path / ".netrc").write_text("machine example.org login user password secret\n")
-    assert not has_key()
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert WandbTracker().resolved_mode() == "online"
-
-
 def test_off_records_nothing(tmp_path: Path) -> None:
-    with Off().start(JOB, tmp_path) as recorder:
-        use_everything(recorder, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Off().start(JOB, folder) as recorder:
+        use_everything(recorder, folder)
+    assert [path.name for path in folder.iterdir()] == ["grid.png"]
 
 
 class FakeRun:
     """Keeps what is logged; fails from a given call on."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int = 100) -> None:
         self.calls, self.logged, self.summary, self.exit_code = calls, [], {}, None
+        self.url, self.settings, self.artifacts = "https://somewhere/run", SimpleNamespace(sync_dir="folder"), []
 
     def define_metric(self, *_: Any, **__: Any) -> None:
         pass
@@ -79,18 +80,38 @@ class FakeRun:
             raise ConnectionError("the server\nis gone")
         self.logged.append(data)
 
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
     def finish(self, exit_code: int) -> None:
         self.exit_code = exit_code
 
 
-def fake_wandb(
-    monkeypatch: pytest.MonkeyPatch, run: FakeRun, modes: list[str], refused: set[str] = frozenset()
-) -> None:
-    def init(mode: str, **_: Any) -> FakeRun:
-        modes.append(mode)
-        if mode in refused:
+class FakeWandb:
+    """As much of wandb as is used."""
+
+    Error = ValueError
+
+    def __init__(
+        self, run: FakeRun, *, mode: str = "online", key: bool = False, refused: str = "", **told: str
+    ) -> None:
+        self.run, self.modes, self.options, self.key, self.refused = run, [], {}, key, refused
+        self.told = SimpleNamespace(**{"mode": mode, "project": None, "entity": None, **told})
+
+    def setup(self) -> Any:
+        return SimpleNamespace(settings=self.told)
+
+    def login(self, *, verify: bool) -> bool:
+        if not self.key:
+            raise ValueError("no key")
+        return True
+
+    def init(self, mode: str, **options: Any) -> FakeRun:
+        self.modes.append(mode)
+        self.options = options
+        if mode == self.refused:
             raise TimeoutError("no answer")
-        return run
+        return self.run
 
     class Table:
         def __init__(self, columns: list[str]) -> None:
@@ -100,69 +121,194 @@ def fake_wandb(
             assert len(row) == len(self.columns)
             self.data.append(row)
 
-    module = SimpleNamespace(init=init, Settings=lambda **_: None, Table=Table, Image=lambda data: data)
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    class Artifact:
+        def __init__(self, name: str, type: str) -> None:
+            self.name, self.type, self.files = name, type, []
+
+        def add_file(self, path: str) -> None:
+            self.files.append(path)
+
+    @staticmethod
+    def Settings(**_: Any) -> None:
+        return None
+
+    @staticmethod
+    def Image(data: Any) -> Any:
+        return data
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "key", "wanted", "mode"),
+    [
+        ({}, "online", False, "auto", "offline"),
+        ({}, "online", True, "auto", "online"),
+        ({}, "online", False, "online", "online"),
+        ({"WANDB_MODE": "offline"}, "offline", True, "online", "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled", True, "auto", "disabled"),
+        ({"WANDB_MODE": "online"}, "online", False, "offline", "online"),
+        ({"WANDB_DISABLED": "true"}, "online", True, "online", "disabled"),
+    ],
+)
+def test_the_environment_chooses_before_the_config(
+    environment: dict[str, str],
+    settings: str,
+    key: bool,
+    wanted: str,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert chosen_mode(FakeWandb(FakeRun(), mode=settings, key=key), wanted) == mode
+
+
+def test_a_key_is_found_where_wandb_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Asked of the library itself, in a process of its own, as it remembers what it was asked first."""
+    import subprocess  # noqa: PLC0415
+
+    program = "import wandb; from experiments.results.wandb_process import has_key; print(has_key(wandb))"
+    root = Path(__file__).resolve().parents[1]
+
+    def ask() -> str:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+
+    assert ask() == "False"
+    host = "wandb.example.org"
+    monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}")
+    monkeypatch.setenv("NETRC", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    (tmp_path / "elsewhere").chmod(0o600)
+    assert ask() == "True"
+
+
+def replayed(wandb: FakeWandb, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is said when a whole job's messages are served."""
+    messages: list[Message] = []
+
+    class Kept:
+        def __init__(self, _folder: Path) -> None:
+            pass
+
+        def send(self, kind: str, payload: Any) -> None:
+            messages.append((kind, payload))
+
+        def end(self, _seconds: float) -> None:
+            pass
+
+    monkeypatch.setattr("experiments.results.tracking.Courier", Kept)
+    with WandbTracker().start(JOB, folder) as recorder:
+        use_everything(recorder, folder)
+    said: list[dict[str, Any]] = []
+    serve(wandb, iter(messages), lambda facts: said.append(dict(facts)))
+    return said
 
 
 def test_curves_numbers_grid_and_prompts_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, modes = FakeRun(100), []
-    fake_wandb(monkeypatch, run, modes)
-    with WandbTracker().start(JOB, tmp_path) as recorder:
-        use_everything(recorder, tmp_path)
-    assert modes == ["offline"]
+    (tmp_path / "summary.json").write_text("{}")
+    run = FakeRun()
+    wandb = FakeWandb(run, key=True, project="the environment's")
+    said = replayed(wandb, tmp_path, monkeypatch)
+    assert said == [{"mode": "online", "url": run.url, "folder": "folder"}, {"ended": True}]
+    assert wandb.options["project"] == "the environment's"
+    assert wandb.options["config"]["eraser"] == "esd"
+    assert wandb.options["config"]["fields"] == JOB.config
     assert run.exit_code == 0
     assert {"eraser/step": 1, "eraser/loss": 0.2} in run.logged
     assert {"attack/attempts": 1, "attack/success_rate": 1.0, "attack/unet_evaluations": 8} in run.logged
-    assert run.summary["rates"]["base"]["rate"] == 1.0
+    assert (run.summary["asr"], run.summary["base"], run.summary["retained_fid"]) == (1.0, 1.0, 1.0)
     assert run.logged[-1]["prompts"].data[0][:5] == ("a church", "x a church", True, False, True)
+    assert run.logged[-1]["prompts"].data[0][5].shape == (8, 8, 3)
     assert run.logged[-1]["pictures"] == str(tmp_path / "grid.png")
+    assert run.artifacts[0].files == [str(tmp_path / "summary.json")]
 
 
-def test_a_failure_in_the_middle_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_job_that_is_run_again_has_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for store in ("one", "other"):
+        monkeypatch.setitem(JOB.config, "store", store)
+        wandb = FakeWandb(FakeRun())
+        replayed(wandb, tmp_path, monkeypatch)
+        ids.append(wandb.options["id"])
+    monkeypatch.setitem(JOB.config, "seed", 1)
+    wandb = FakeWandb(FakeRun())
+    replayed(wandb, tmp_path, monkeypatch)
+    assert ids[0] == ids[1] != wandb.options["id"]
+
+
+def test_a_failure_in_the_middle_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = replayed(FakeWandb(FakeRun(1)), tmp_path, monkeypatch)
+    assert said[1:] == [{"warning": "W&B stopped recording, the job goes on: the server is gone"}]
+
+
+def test_an_unreachable_server_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = FakeWandb(FakeRun(), key=True, refused="online")
+    said = replayed(wandb, tmp_path, monkeypatch)
+    assert wandb.modes == ["online", "offline"]
+    assert said[0] == {"warning": "W&B cannot go online, recording offline: no answer"}
+    assert said[1]["mode"] == "offline"
+
+
+def test_flat_numbers_can_be_drawn() -> None:
+    rate = {"rate": 0.5, "low": 0.1, "high": 0.9, "n": 4, "successes": 2}
+    summary = {
+        **{"run": "0" * 16, "n": 4, "seed": 0, "rates": {"attacked": rate}},
+        "measures": {"fid": 3.0, "clip_score": {"mean": 80.0, "low": 79.0, "high": 81.0, "n": 4}, "kid": None},
+        "costs": {"attack": {"unet_evaluations": 7, "seconds": 1.5}},
+    }
+    flat = flat_numbers(summary)
+    assert (flat["asr"], flat["asr_low"], flat["retained_clip_score"], flat["retained_fid"]) == (0.5, 0.1, 80.0, 3.0)
+    assert flat["attack_unet_evaluations"] == 7
+    assert all(isinstance(value, (int, float, str)) for value in flat.values())
+
+
+def test_an_offline_run_lies_in_the_run_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake_wandb(monkeypatch, FakeRun(1), [])
-    with caplog.at_level(logging.WARNING), WandbTracker().start(JOB, tmp_path) as recorder:
+    with caplog.at_level(logging.INFO), WandbTracker().start(JOB, tmp_path) as recorder:
         use_everything(recorder, tmp_path)
-    assert [record.getMessage() for record in caplog.records] == [
-        "W&B stopped recording, the job goes on: the server is gone"
-    ]
-
-
-def test_an_absent_wandb_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with caplog.at_level(logging.WARNING), WandbTracker().start(JOB, tmp_path) as recorder:
-        use_everything(recorder, tmp_path)
-    assert len(caplog.records) == 1
-
-
-def test_an_unreachable_server_means_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    modes: list[str] = []
-    fake_wandb(monkeypatch, FakeRun(100), modes, refused={"online"})
-    with caplog.at_level(logging.WARNING), WandbTracker(mode="online").start(JOB, tmp_path) as recorder:
-        use_everything(recorder, tmp_path)
-    assert modes == ["online", "offline"]
-    assert "recording offline" in caplog.records[0].getMessage()
-
-
-def test_an_error_of_the_job_passes_through_and_marks_the_run_as_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = FakeRun(100)
-    fake_wandb(monkeypatch, run, [])
-    with pytest.raises(ZeroDivisionError), WandbTracker().start(JOB, tmp_path):
-        raise ZeroDivisionError
-    assert run.exit_code == 1
-
-
-def test_an_offline_run_lies_in_the_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wandb")
-    with WandbTracker().start(JOB, tmp_path) as recorder:
-        use_everything(recorder, tmp_path)
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert list(folder.glob("*.wandb"))
+    assert caplog.messages == [f"W&B: recorded in {folder}; send it with `wandb sync {folder}`"]
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_disabled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with WandbTracker().start(JOB, folder) as recorder:
+        use_everything(recorder, folder)
+    assert not list(folder.rglob("*.wandb"))
+
+
+def test_an_error_of_the_job_passes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError), WandbTracker().start(JOB, tmp_path):
+        raise ZeroDivisionError
+
+
+def test_a_server_that_never_answers_holds_up_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes every connection and says nothing, as a dying server does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken: list[socket.socket] = []
+
+        def take() -> None:
+            while True:
+                try:
+                    taken.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=take, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        began = time.monotonic()
+        with caplog.at_level(logging.INFO), WandbTracker(patience=5.0).start(JOB, tmp_path) as recorder:
+            use_everything(recorder, tmp_path)
+        assert time.monotonic() - began < wandb_process.START_SECONDS
+        assert any("did not come to an end within 5 s" in message for message in caplog.messages)
+        for connection in taken:
+            connection.close()

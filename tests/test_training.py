@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.training import cosine_warmup, fit, step_generator
+from diffusion.streams import stream
+from diffusion.training import cosine_warmup, fit
 
 
 class Killed(Exception):
@@ -19,7 +20,7 @@ def _run(steps: int, checkpoint: Path | None, *, die_at: int | None = None) -> t
     def loss(step: int) -> Tensor:
         if step == die_at:
             raise Killed
-        return (weight - torch.randn(3, generator=step_generator(5, step))).square().sum()
+        return (weight - torch.randn(3, generator=stream(5, "test", step))).square().sum()
 
     losses = fit(
         [weight],
@@ -61,11 +62,6 @@ def test_average_follows_its_recursion():
         decay = min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * value
     assert weight.item() == pytest.approx(average, rel=1e-6)
-
-
-def test_generators_differ_by_step_and_seed():
-    draws = {torch.rand(1, generator=step_generator(seed, step)).item() for seed in range(3) for step in range(3)}
-    assert len(draws) == 9
 
 
 def test_cosine_warmup_rises_then_falls_to_zero():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion.loading import load_model
+from diffusion.streams import derived_seed
 from erasure.closed_form import key_value_weights
 from erasure.concept import Concept
 from erasure.erasers.rece import RECE
@@ -118,7 +119,8 @@ def test_strengths_follow_the_shares_of_the_pictures_round_by_round(tiny_model64
             if place in settled:
                 continue
             prompts = [template.format(target) for target in concept.targets for template in concept.templates]
-            shown = oracle.shown(model, prompts, ITERATING.judges, 4, 2, 2.0, seed=3 + (1 + number) * 2**32)
+            own = derived_seed(3, "uce/pictures", number, place)
+            shown = oracle.shown(model, prompts, ITERATING.judges, 4, 2, 2.0, seed=own)
             seen[place] = [shown.count(attribute) / 4 for attribute in range(3)]
             gaps = [wanted - share for wanted, share in zip((0.5, 0.25, 0.25), seen[place], strict=True)]
             if max(map(abs, gaps)) <= 0.05:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope
-from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
+from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
@@ -29,7 +29,9 @@ class AC(Trained):
     stops the gradient of the current model's own prediction. Their noise-based variant predicts the noise in x_t
     instead: || eps_theta(x_t, c*, t) - eps ||^2. With prior preservation, lambda || eps_theta(x_t', c', t') - eps' ||^2
     is added, x_t' another noised picture and c' what it was made of. Several concepts take turns, each with pictures
-    of its own anchor. The defaults are the authors', on one GPU.
+    of its own anchor. The defaults are the authors', on one GPU, in the terms of these formulas: their code divides the
+    first term, a sum over four channels, by a mask of one, so that it counts four times as much as a mean beside the
+    prior term and the norm that gradients are clipped to.
 
     Attributes:
         scope: What is trained. ``token_embedding`` is the embeddings of tokens that the concept's target prompts alone
@@ -62,9 +64,9 @@ class AC(Trained):
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     image_guidance: Annotated[float, Field(ge=0)] = 6.0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 0.25
     prior_weight: Annotated[float, Field(ge=0)] = 0.0
-    detach_first_token: bool = False
+    detach_first_token: bool = True
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     retain_trajectories: Annotated[int, Field(ge=1)] | None = None
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
@@ -117,9 +119,14 @@ class ACObjective:
             anchor = tuple(part.anchor_prompts)
             text = model.encode_prompts(anchor)
             if anchor not in painted:
-                name = f"anchors-{len(painted)}"
                 painted[anchor], cost = paint(
-                    model, anchor, text, painting, seed=seed + PICTURE_STREAM, part=name, checkpoint=checkpoint
+                    model,
+                    anchor,
+                    text,
+                    painting,
+                    seed=derived_seed(seed, "ac/pictures", *anchor),
+                    part=f"anchors-{len(painted)}",
+                    checkpoint=checkpoint,
                 )
                 spent += cost
             latents.append(painted[anchor].latents)
@@ -139,7 +146,7 @@ class ACObjective:
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
         config = self._config
-        generator = step_generator(self._seed, step)
+        generator = stream(self._seed, "ac/training", step)
         places = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
         picks = torch.randint(config.images, (config.batch_size,), generator=generator)
         parts, rounds = places % len(self._phrases), places // len(self._phrases)

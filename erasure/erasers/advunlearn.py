@@ -12,15 +12,12 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.prompt_template import Insertion, PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool
-
-ATTACK_STREAM = 2**34
-"""Added to the seed of the attacks' first embeddings, so that they are not drawn like the trajectories."""
 
 
 @checked
@@ -180,7 +177,7 @@ class AdvUnlearnObjective:
         tokens = torch.randint(
             len(vocabulary),
             (config.batch_size, config.tokens),
-            generator=step_generator(self._seed + ATTACK_STREAM, step),
+            generator=stream(self._seed, "advunlearn/attack", step),
         )
         prefix = vocabulary[tokens.to(vocabulary.device)].requires_grad_()
         optimizer = torch.optim.Adam([prefix], lr=config.attack_learning_rate)

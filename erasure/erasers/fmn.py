@@ -8,12 +8,12 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_squares, recorded_attention
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, retaining
 from erasure.parameters import UNetScope
-from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.pictures import Painting, paint
 from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
@@ -47,7 +47,7 @@ class FMN(Trained):
 
     scope: UNetScope = "full"
     norm: Literal["joint", "layers"] = "joint"
-    end_tokens: bool = False
+    end_tokens: bool = True
     steps: Annotated[int, Field(ge=1)] = 35
     learning_rate: Annotated[float, Field(gt=0)] = 2e-6
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -90,13 +90,19 @@ class FMNObjective:
         self._text = model.encode_prompts(prompts)
         painting = Painting(config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size)
         self._pictures, spent = paint(
-            model, prompts, self._text, painting, seed=seed + PICTURE_STREAM, part="concept", checkpoint=checkpoint
+            model,
+            prompts,
+            self._text,
+            painting,
+            seed=derived_seed(seed, "fmn/pictures"),
+            part="concept",
+            checkpoint=checkpoint,
         )
         return spent
 
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`."""
-        batch = self._pictures.draw(model, self._config.batch_size, step_generator(self._seed, step))
+        batch = self._pictures.draw(model, self._config.batch_size, stream(self._seed, "fmn/training", step))
         with recorded_attention(model) as attention:
             model.predict_noise(batch.latents, batch.timesteps, self._text[batch.prompts])
         squares = concept_squares(attention, self._columns[batch.prompts])

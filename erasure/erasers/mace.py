@@ -12,21 +12,15 @@ from torch import Tensor
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention, reduced_size
 from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, solved, sum_of_squares
 from erasure.concept import Concept, ConceptKind
 from erasure.edit import Edit
 from erasure.finetuning import prune_after, require_trainable_precision, train_beside
-from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.pictures import Painting, paint
 from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import remembered
-
-FACTOR_STREAM = 2**34
-"""Added to the seed of the factors' first values, so that they are not the training's noise."""
-
-MASK_STREAM = 2**35
-"""Added to the seed of the noise on pictures whose masks are looked up."""
 
 PROMPTS_AT_A_TIME = 256
 
@@ -182,7 +176,7 @@ class MACE:
         """B float [any, rank] and A float [rank, width] of one concept by parameter name, losses and evaluations."""
         attention = ConceptAttention(self, model, part, seed=seed, number=number, checkpoint=checkpoint)
         weights = {name: weight.to(model.device, model.dtype) for name, weight in refined.items()}
-        generator = step_generator(seed + FACTOR_STREAM, number)
+        generator = stream(seed, "mace/factors", number)
         factors = {
             name: (
                 torch.zeros((len(weight), self.rank)).to(weight).requires_grad_(),
@@ -258,7 +252,7 @@ class ConceptAttention:
     ) -> None:
         self._config = config
         self._seed = seed
-        self._first_step = number * config.steps
+        self._number = number
         self._columns = concept_columns(model, part, end_tokens=config.end_tokens).to(model.device)
         self._text = model.encode_prompts(part.target_prompts)
         self._pictures, self.unet_evaluations = paint(
@@ -266,7 +260,7 @@ class ConceptAttention:
             part.target_prompts,
             self._text,
             Painting(config.images, config.sampling_steps, config.image_guidance, config.sampling_batch_size),
-            seed=seed + PICTURE_STREAM,
+            seed=derived_seed(seed, "mace/pictures", number),
             part=f"concept-{number}",
             checkpoint=checkpoint,
         )
@@ -286,7 +280,7 @@ class ConceptAttention:
 
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """The mean over the step's samples."""
-        generator = step_generator(self._seed, self._first_step + step)
+        generator = stream(self._seed, "mace/training", self._number, step)
         size = self._config.batch_size
         picks = torch.randint(len(self._pictures.latents), (size,), generator=generator)
         timesteps = None
@@ -308,7 +302,7 @@ class ConceptAttention:
         _, height, width = model.latent_shape
         size = reduced_size(model, config.mask_reduction)
         picks = torch.arange(config.images)
-        generator = step_generator(self._seed + MASK_STREAM, self._first_step)
+        generator = stream(self._seed, "mace/masks", self._number)
         batch = self._pictures.noised(model, picks, generator, torch.full_like(picks, config.mask_timestep))
         masks = []
         for chunk in picks.split(config.sampling_batch_size):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.additions.adapters import Adapters, AdaptersAtWork
 from erasure.attention import (
     concept_columns,
@@ -29,12 +29,6 @@ from erasure.finetuning import minimise, prune_after, require_trainable_precisio
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
-
-ADAPTER_STREAM = 2**34
-"""Added to the seed of the adapters' first values, so that they are not drawn like the trajectories."""
-
-PROMPT_STREAM = 2**35
-"""Added to the seed of the adversarial embeddings' first values."""
 
 
 @checked
@@ -56,7 +50,9 @@ class Receler:
 
     The e of a target prompt are kept from step to step, with what Adam remembers of them. Several concepts are erased
     by one set of adapters: they take turns, as in the authors' code, each with embeddings of its own. The defaults are
-    the authors' but for ``stale_attack`` and ``published_offset``, where their code differs from the formulas.
+    the authors' but where their code differs from the formulas: ``published_offset``; and their e never reaches the
+    U-Net, as what is written into ``emb_n[:, indices, :].data`` lands in a copy, so that their code equals
+    ``attack_steps`` 0, at 50 times the cost.
 
     Attributes:
         rank: Rows of D.
@@ -73,8 +69,8 @@ class Receler:
         attack_steps: Steps on e for every step on theta; 0 trains on c alone.
         attack_learning_rate: Adam's, on e.
         attack_weight_decay: Adam's, on e; added to the gradient.
-        stale_attack: Step 3 goes without e's last step, as in the authors' code, which saves one evaluation in
-            ``attack_steps + 1``.
+        stale_attack: Step 3 goes without e's last step and takes the attack's last evaluation for its own, which saves
+            one in ``attack_steps + 1``; so the authors' code is written, but see above.
         sampling_steps: Sampler steps of a trajectory.
         trajectory_guidance: Guidance scale of a trajectory.
         trajectory: Whose trajectories: the ``current`` model's, adapters included (the authors' code), or the
@@ -135,7 +131,7 @@ class Receler:
         """See :class:`erasure.protocols.Eraser`."""
         check_pair(self, pruning)
         require_trainable_precision(model)
-        adapters = Adapters.untrained(model, self.rank, step_generator(seed + ADAPTER_STREAM, 0))
+        adapters = Adapters.untrained(model, self.rank, stream(seed, "receler/adapters"))
         weights = list(adapters.weights.values())
         at_work = AdaptersAtWork(adapters, model)
         own = RecelerObjective(self, at_work)
@@ -283,7 +279,7 @@ class AdversarialPrompts:
         slots = PromptTemplate.insert(model, prompts, config.tokens, "suffix_k").slots
         self._slots = slots.to(text.device)[..., None].expand(-1, -1, text.shape[2])
         self._embeddings = [
-            torch.rand((config.tokens, text.shape[2]), generator=step_generator(seed + PROMPT_STREAM, row)).to(text)
+            torch.rand((config.tokens, text.shape[2]), generator=stream(seed, "receler/prompts", row)).to(text)
             for row in range(len(prompts))
         ]
         self._optimizer = torch.optim.Adam(

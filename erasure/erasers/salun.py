@@ -13,17 +13,14 @@ from torch.nn import functional
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
-from erasure.finetuning import RETAIN_STREAM, FineTuning, Trained, gradient, noise_error, require_preserved
+from erasure.finetuning import FineTuning, Trained, gradient, noise_error, require_preserved
 from erasure.parameters import UNetScope, scope_parameters
-from erasure.pictures import PICTURE_STREAM, Painting, paint
+from erasure.pictures import Painting, paint
 from erasure.protocols import Objective
 from erasure.pruning.masks import cut_lowest
 from erasure.trajectories import remembered
-
-SALIENCY_STREAM = 2**33
-"""Added to the seed of the saliency's noise, so that it is not the training's."""
 
 
 @checked
@@ -100,7 +97,7 @@ class SalUnObjective:
             concept.target_prompts,
             self._targets,
             config.painting(config.images),
-            seed=seed + PICTURE_STREAM,
+            seed=derived_seed(seed, "salun/forgotten"),
             part="forgotten",
             checkpoint=checkpoint,
         )
@@ -111,7 +108,7 @@ class SalUnObjective:
                 concept.preserved_prompts,
                 self._preserved,
                 config.painting(config.retain_images),
-                seed=seed + RETAIN_STREAM + PICTURE_STREAM,
+                seed=derived_seed(seed, "salun/retained"),
                 part="retained",
                 checkpoint=checkpoint,
             )
@@ -124,7 +121,7 @@ class SalUnObjective:
         config = self._config
         current = dict(model.unet.named_parameters())
         masked = {name: torch.where(mask, current[name], current[name].detach()) for name, mask in self._masks.items()}
-        generator = step_generator(self._seed, step)
+        generator = stream(self._seed, "salun/training", step)
         batch = self._forgotten.draw(model, config.batch_size, generator)
         with substituted(model, masked):
             with torch.no_grad():
@@ -146,7 +143,7 @@ class SalUnObjective:
 
         def losses() -> Iterator[Tensor]:
             for number, picks in enumerate(torch.arange(config.images).split(config.batch_size)):
-                batch = self._forgotten.noised(model, picks, step_generator(self._seed + SALIENCY_STREAM, number))
+                batch = self._forgotten.noised(model, picks, stream(self._seed, "salun/saliency", number))
                 text = self._targets[batch.prompts]
                 if config.saliency_guidance == 1:
                     noise = model.predict_noise(batch.latents, batch.timesteps, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,19 +14,13 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.prompt_template import PromptTemplate
-from diffusion.training import step_generator
+from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, fine_tune, minimise, noise_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
-from erasure.pictures import PICTURE_STREAM, Painting, Pictures, paint
+from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
-
-SEARCH_STREAM = 2**36
-"""Added to the seed once for every round of the search, so that no two rounds draw alike."""
-
-ANCHOR_STREAM = 2**35
-"""Added to the seed of the draws of anchors."""
 
 
 def _choice_or_prompts(value: Any) -> Literal["contexts", "anchor"] | tuple[str, ...]:
@@ -55,7 +50,9 @@ class STEREO(Trained):
     v* of its own. The defaults are the authors'.
 
     The authors' code, whose scales count from 1 and whose projection changes nothing, comes to eta = 0 in the search,
-    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards.
+    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards. It also takes k of 50 sampler steps, k from
+    1 to 49, and scores x_t at the timestep k of 50 on the scale of 1000: with ``published_offset``, x_t is less noisy
+    than its t says, by 19 timesteps.
 
     Attributes:
         scope: What is trained, in the search too.
@@ -87,11 +84,13 @@ class STEREO(Trained):
             beforehand in batches.
         trajectories: None gives every training sample a trajectory of its own, as published. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
+        published_offset: x_t is less noisy than t says, as in the authors' code; see ``rescaled`` in
+            :class:`erasure.trajectories.Trajectories`.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories and pictures sampled at a time; it changes speed and memory only.
     """
 
-    scope: UNetScope = "noxattn"
+    scope: UNetScope = "esd_u"
     rounds: Annotated[int, Field(ge=1)] = 4
     search_steps: Annotated[int, Field(ge=1)] = 200
     search_learning_rate: Annotated[float, Field(gt=0)] = 5e-6
@@ -116,12 +115,13 @@ class STEREO(Trained):
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
+    published_offset: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_pool(self.trajectories, trajectory=self.trajectory)
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         if self.images < self.rounds:
             raise ValueError(
                 f"images is {self.images} and rounds {self.rounds}; every round learns from pictures of its own, so "
@@ -132,11 +132,18 @@ class STEREO(Trained):
     @property
     def settings(self) -> Trajectories:
         """How trajectories are sampled."""
-        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+        return Trajectories(
+            self.sampling_steps,
+            self.trajectory_guidance,
+            self.trajectories,
+            self.sampling_batch_size,
+            rescaled=self.published_offset,
+        )
 
     def objective(self) -> Objective:
         """The loss of the final erasing, with the retain term if it has weight; preparing it is the search."""
-        return retaining(STEREOObjective(self), self.retain_weight, self.settings, self.batch_size)
+        trajectories = replace(self.settings, rescaled=False)
+        return retaining(STEREOObjective(self), self.retain_weight, trajectories, self.batch_size)
 
     def training(self, model: TextToImage, concept: Concept) -> FineTuning:
         """See :class:`erasure.finetuning.Trained`."""
@@ -239,7 +246,7 @@ class ComposedGuidance:
 
     def _anchor_texts(self, turns: Tensor, step: int) -> Tensor:
         texts, allowed = self._anchors or (self._empty, [])
-        generator = step_generator(self._seed + ANCHOR_STREAM, step)
+        generator = stream(self._seed, "stereo/anchors", step)
         drawn = [
             int(choices[torch.randint(len(choices), (), generator=generator)])
             for choices in (allowed[turn] for turn in turns.tolist())
@@ -293,11 +300,15 @@ class STEREOObjective:
         found: list[Tensor] = []
         with ExitStack() as erased:
             for number, share in enumerate(shares):
-                own_seed = seed + (1 + number) * SEARCH_STREAM
                 files = stage(checkpoint, f"search-{number}")
                 guidance = ComposedGuidance(config, [named, *found][-1][turns][:, None], config.search_eta)
                 spent += guidance.prepare(
-                    model, concept, scope=scope, steps=training.steps, seed=own_seed, checkpoint=files
+                    model,
+                    concept,
+                    scope=scope,
+                    steps=training.steps,
+                    seed=derived_seed(seed, "stereo/search", number),
+                    checkpoint=files,
                 )
                 erasure = fine_tune(model, guidance, training, checkpoint=stage(files, "weights"))
                 spent += erasure.unet_evaluations
@@ -310,7 +321,7 @@ class STEREOObjective:
                         captions,
                         Pictures(painted.latents[share], painted.prompts[share]),
                         config.initial_word or part.anchor,
-                        own_seed + PICTURE_STREAM + place,
+                        derived_seed(seed, "stereo/token", number, place),
                         stage(files, f"token-{place}"),
                     )
                     texts.append(captions.encode_detached(model, token.expand(len(rows[place]), 1, -1)))
@@ -330,7 +341,7 @@ class STEREOObjective:
                 part.target_prompts,
                 text,
                 painting,
-                seed=seed + PICTURE_STREAM,
+                seed=derived_seed(seed, "stereo/pictures", number),
                 part=f"concept-{number}",
                 checkpoint=checkpoint,
             )
@@ -354,7 +365,7 @@ class STEREOObjective:
         embedding = (table[ids] if ids else table).mean(dim=0, keepdim=True).requires_grad_()
 
         def loss(step: int) -> Tensor:
-            batch = pictures.draw(model, config.inversion_batch_size, step_generator(seed, step))
+            batch = pictures.draw(model, config.inversion_batch_size, stream(seed, "stereo/inversion", step))
             text = template[batch.prompts].encode(model, embedding.expand(len(batch.prompts), 1, -1))
             return noise_error(model, batch.latents, batch.timesteps, text, batch.noise)
 

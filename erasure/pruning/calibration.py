@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from diffusion.model import TextToImage
 from diffusion.progress import track
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.finetuning import noise_error
 from erasure.pictures import PICTURES_PER_FILE, Painting, paint
@@ -251,7 +251,9 @@ class DenoisingLoss:
     def parts(self, model: TextToImage, place: int) -> Iterator[Tensor]:
         """Scalars that add up to the loss at ``timesteps[place]``, differentiable in the U-Net's weights."""
         count = len(self._pictures)
-        noise = torch.randn(self._pictures.shape, generator=step_generator(self._seed, 1 + place)).to(self._pictures)
+        noise = torch.randn(self._pictures.shape, generator=stream(self._seed, "calibration/noise", place)).to(
+            self._pictures
+        )
         for rows in torch.arange(count).split(self._batch_size):
             timesteps = self.timesteps[place].to(model.device).expand(len(rows))
             latents = model.add_noise(self._pictures[rows], noise[rows], timesteps)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.parameters import UNetScope
 from erasure.pictures import Painting
@@ -24,7 +25,8 @@ class ConceptPrune(Scored):
     At sampler step t, S^c_ij(t) = |W_ij| ||X^c_j(t)||_2 on pictures of the concept's prompts c, and S^b on the same
     with the anchor in the concept's place. X_j(t) are the values of input j at every position of every picture, both
     halves of guidance, each position's inputs divided by their norm. A weight is skilled at t if S^c is among the
-    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there.
+    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there. The
+    authors start every picture from the noise of seed 0; here every pair of pictures has noise of its own.
 
     Attributes:
         sparsity: How many score highest at a step, and among which; pruned are fewer by what the anchor uses as much,
@@ -57,6 +59,8 @@ class ConceptPrune(Scored):
         if self.context == "preserved_templates":
             concept = concept.in_preserved_contexts
         painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
+        # One for both, so that what differs between targets and anchors is the text alone.
+        own_seed = derived_seed(seed, "conceptprune/pictures")
         use, spent = {}, 0
         for kind, prompts in (("targets", concept.target_prompts), ("anchors", concept.target_anchors)):
             use[kind], evaluations = input_squares(
@@ -64,7 +68,7 @@ class ConceptPrune(Scored):
                 weights,
                 model.encode_prompts(prompts)[spread(prompts, self.pictures)],
                 painting,
-                seed=seed,
+                seed=own_seed,
                 checkpoint=stage(checkpoint, kind),
                 until=self.first_steps,
                 unit_tokens=True,

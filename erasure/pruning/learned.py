@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.edit import Edit, Fill
 from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision
@@ -225,7 +225,7 @@ class Learned:
             soft = {name: values.sigmoid() for name, values in scores.items()}
             return {name: hard[name] + (soft[name] - soft[name].detach()) for name in scores}
         if self.relaxation == "hard_concrete":
-            generator = step_generator(seed, step)
+            generator = stream(seed, "learned/gates", step)
             return {name: hard_concrete(values, generator) for name, values in scores.items()}
         return {name: (values / self._temperature(step)).sigmoid() for name, values in scores.items()}
 

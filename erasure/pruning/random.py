@@ -6,6 +6,7 @@ import torch
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.streams import stream
 from erasure.concept import Concept
 from erasure.pruning.masks import Masks
 from erasure.pruning.scored import Scored, Weights
@@ -19,6 +20,6 @@ class Random(Scored):
         self, model: TextToImage, concept: Concept, weights: Weights, *, seed: int, checkpoint: Path | None
     ) -> tuple[Masks, int]:
         """See :class:`erasure.pruning.scored.Scored`."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream(seed, "random_pruning/scores")
         scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
         return self.sparsity.kept(scores), 0

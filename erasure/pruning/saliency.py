@@ -7,6 +7,7 @@ from pydantic import Field
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.finetuning import gradient
 from erasure.pictures import Painting
@@ -52,7 +53,7 @@ class Saliency(Scored):
             Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size),
             timesteps=self.timesteps,
             batch_size=self.batch_size,
-            seed=seed,
+            seed=derived_seed(seed, "saliency/pictures"),
             checkpoint=checkpoint,
         )
         before = model.unet_evaluations

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.progress import track
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.parameters import UNetScope
@@ -29,7 +30,8 @@ class SparseGPT:
     Every ``block_size`` columns those of the lowest saliency are chosen; then a pruned w_c becomes zero and every
     later w_j of its row w_j - w_c G_cj / G_cc. X are the inputs as :class:`erasure.pruning.wanda.Wanda` has them, a
     kernel's with its input channels last. Every layer has the inputs from before anything is pruned, where the paper
-    prunes one after the other.
+    prunes one after the other. The authors' code prunes what is no more than the k-th smallest saliency of a block,
+    counted from 0: one weight more a block than here.
 
     Attributes:
         sparsity: How many are pruned, and among which: of the block's columns, ``layer`` compares all rows (the
@@ -83,7 +85,8 @@ class SparseGPT:
         painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
         prompts = prompts_of(concept, self.prompts)
         text = model.encode_prompts(prompts)[spread(prompts, self.pictures)]
-        products, spent = input_products(model, weights, text, painting, seed=seed, checkpoint=checkpoint)
+        own_seed = derived_seed(seed, "sparsegpt/pictures")
+        products, spent = input_products(model, weights, text, painting, seed=own_seed, checkpoint=checkpoint)
         masks, after = {}, {}
         for name, weight in track(weights.items(), "layers", len(weights)):
             inputs_last = weight.detach().movedim(1, -1)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.streams import derived_seed
 from erasure.concept import Concept
 from erasure.pictures import Painting
 from erasure.pruning.calibration import Prompts, input_squares, prompts_of, sizes_times_use, spread
@@ -44,6 +45,7 @@ class Wanda(Scored):
         painting = Painting(self.pictures, self.sampling_steps, self.guidance, self.sampling_batch_size)
         prompts = prompts_of(concept, self.prompts)
         text = model.encode_prompts(prompts)[spread(prompts, self.pictures)]
-        squares, spent = input_squares(model, weights, text, painting, seed=seed, checkpoint=checkpoint)
+        own_seed = derived_seed(seed, "wanda/pictures")
+        squares, spent = input_squares(model, weights, text, painting, seed=own_seed, checkpoint=checkpoint)
         scores = sizes_times_use(weights, {name: steps.sum(0) for name, steps in squares.items()})
         return self.sparsity.kept(scores), spent

@@ -33,7 +33,25 @@ def tidy_arguments(arguments: Sequence[str]) -> list[str]:
             raise CommandError(one_line(f"{reason.strip()}; run.py --hydra-help lists the flags")) from exit_
         raise
     sweeps = not _FLAGS_OF_SWEEPS.isdisjoint(tidy)
-    return [argument if argument.startswith("-") else quoted(argument, sweeps=sweeps) for argument in tidy]
+    readable = [argument if argument.startswith("-") else quoted(argument, sweeps=sweeps) for argument in tidy]
+    return _left_to_the_jobs(readable) if sweeps else readable
+
+
+def _left_to_the_jobs(arguments: Sequence[str]) -> list[str]:
+    """Fields of a swept group are set in each job: Hydra would set them in the group's default choice first."""
+    parsed = [_OVERRIDE.fullmatch(argument) for argument in arguments]
+    swept = {parts["key"] for parts in parsed if parts and is_sweep(parts[0])}
+    return [
+        f"{parts['key']}=choice({parts['value']})"
+        if parts and parts["key"].lstrip("+").partition(".")[0] in swept and not is_sweep(parts[0])
+        else argument
+        for argument, parts in zip(arguments, parsed, strict=True)
+    ]
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override gives several values."""
+    return _is_read(override) and OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 def _is_override(argument: str) -> bool:
@@ -59,7 +77,8 @@ def quoted(override: str, *, sweeps: bool = False) -> str:
     key, value = parts["key"], parts["value"]
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
-    if _is_read(f"{key}={value}") and not _names_a_file(value):
+    if (_is_read(f"{key}={value}") and not _names_a_file(value)) or key == "attack":
+        # Lists of attacks, which have a grammar of their own, are read elsewhere.
         return f"{key}={value}"
     if value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(_each_quoted(value[1:-1]))}]"

@@ -1,7 +1,8 @@
 """The jobs of a command as Hydra composes them; imports nothing heavy."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -9,18 +10,57 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
-from experiments.command.shorthands import spell_out
+from experiments.command.errors import CommandError, explain
+from experiments.command.shorthands import spell_out, spell_out_params
 
 
 def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
-    """Compose every job of a multirun (Hydra's basic sweeper), in its order."""
-    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    """Compose every job of a multirun (Hydra's basic sweeper), in its order.
+
+    Raises:
+        CommandError: A job cannot be composed; the sentence says which.
+    """
+    arguments = [f"{key}={values}" for key, values in swept_by_preset(config).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides(spell_out(arguments))
-    for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
-        for job_overrides in batch:
+    jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+    for number, job_overrides in enumerate(jobs, start=1):
+        with told_apart(number, jobs):
             yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides], return_hydra_config=True)
+
+
+def swept_by_preset(config: DictConfig) -> dict[str, str]:
+    """What a preset sweeps over and the command line does not name, in Hydra's words.
+
+    Hydra would sweep over both, and do jobs twice.
+    """
+    named = {override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task}
+    params = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items() if key not in named}
+    return spell_out_params(params, config.hydra.overrides.task)
+
+
+@contextmanager
+def told_apart(number: int, jobs: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Say of an error of the user's which of several ``jobs``, given by their overrides, it belongs to.
+
+    A field that only some choices of a swept group have is refused with what to do instead.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None or len(jobs) == 1:
+            raise
+        overrides = jobs[number - 1]
+        swept = {override for override in overrides if any(override not in other for other in jobs)}
+        groups = {override.partition("=")[0] for override in swept}
+        fields = (override.lstrip("+~").partition("=")[0] for override in overrides)
+        field = next((field for field in fields if "." in field and field.partition(".")[0] in groups), "")
+        group = field.partition(".")[0]
+        apart = f" Not every choice of {group} takes {field}: sweep those that do in a command of their own."
+        where = f"Job {number} of {len(jobs)} ({' '.join(overrides)})"
+        raise CommandError(f"{where}: {sentence}{apart if field and field in sentence else ''}") from error
 
 
 def plain_job(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:

@@ -14,13 +14,12 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from diffusion.files import write_atomically
-from experiments.command.composing import plain_job, sweep_jobs
+from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart
 from experiments.command.early import check_early
-from experiments.command.errors import CommandError, explain, one_sentence
-from experiments.command.shorthands import name_unions
+from experiments.command.errors import one_sentence
 
 _RECORDS = "jobs"
 
@@ -70,12 +69,11 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
+            # Hydra's sweeper reads them after this.
+            with read_write(config), open_dict(config):
+                config.hydra.sweeper.params = swept_by_preset(config)
             jobs = list(sweep_jobs(config, config_name))
             self._names = [list(job.hydra.overrides.task) for job in jobs]
-            if (params := config.hydra.sweeper.params) and "attack" in params:
-                # Hydra's sweeper reads it after this.
-                with read_write(config):
-                    params.attack = name_unions(str(params.attack))
             _check(jobs)
             self._plan_only(jobs)
             for record in (Path(config.hydra.sweep.dir) / _RECORDS).glob("*.json"):
@@ -128,23 +126,7 @@ def _check(jobs: Sequence[DictConfig]) -> None:
 
     from experiments.command.config import build  # noqa: PLC0415
 
+    named = [list(job.hydra.overrides.task) for job in jobs]
     for number, job in enumerate(jobs, start=1):
-        try:
+        with told_apart(number, named):
             build(*plain_job(job))
-        except Exception as error:
-            sentence = explain(error)
-            if sentence is None or len(jobs) == 1:
-                raise
-            where = " ".join(job.hydra.overrides.task)
-            apart = _apart(jobs, sentence)
-            raise CommandError(f"Job {number} of {len(jobs)} ({where}): {sentence}{apart}") from error
-
-
-def _apart(jobs: Sequence[DictConfig], sentence: str) -> str:
-    """What to write instead, where a field is unknown to some members of a group that is swept."""
-    field = sentence.partition(" is unknown")[0]
-    group = field.partition(".")[0]
-    choices = {str(job.hydra.runtime.choices.get(group)) for job in jobs}
-    if field in {sentence, group} or len(choices) < 2:
-        return ""
-    return f" Not every choice of {group} has it: sweep those that do in a command of their own."

@@ -12,7 +12,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
@@ -21,11 +20,12 @@ from torch import Tensor
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
-from diffusion.canvas.recipe import Drawings, draw_pictures, labels_of
+from diffusion.canvas.pictures import Drawings, draw_pictures, labels_of
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS_FOLDER
+from diffusion.streams import numpy_stream
 from evaluation.judges.canvas import classify
 from evaluation.quality.clip_score import load_clip
 from evaluation.statistics import Mean, Rate
@@ -66,7 +66,7 @@ def generate_group(model: TextToImage, count: int, *, group: int, fire: Fire | N
     """Generate ``count`` pictures of plain captions; each run of 80 holds every style with every subject once."""
     scenes, prompts, seeds = [], [], []
     for index in range(count):
-        generator = np.random.default_rng((HELD_OUT_SEED, group, index))
+        generator = numpy_stream(HELD_OUT_SEED, "canvas_card/scene", group, index)
         drawn = random_scene(generator)
         style = STYLES[index % len(STYLES)]
         subject = SUBJECTS[index // len(STYLES) % len(SUBJECTS)]
@@ -287,7 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     metrics = measure(arguments.folder, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
-    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     (arguments.folder / "model_card.md").write_text(render(metrics))
     print(render(metrics))
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
+from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Rate
 from experiments.job.cost import Cost
+from experiments.job.origin import computing_threads, origin
 from experiments.job.processes import ALONE, Processes
 from experiments.job.result import CaseResult, Summary, base_warnings
 from experiments.job.settings import Job
@@ -79,12 +81,21 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     """
     keep_freed_memory()
     folder = Path(folder)
-    store = Store(job.settings.store)
-    rows, retained = job.prompts, job.retained
+    # The first process alone takes away what is made anew.
+    store = Store(job.settings.store, fresh=job.settings.fresh and processes.first)
     _silence_libraries()
     model = job.model.load()
-    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(job.prompts), len(job.retained))
+    with computing_threads(model, job.settings.threads):
+        return _run(job, folder, show, processes, store, model)
 
+
+def _run(
+    job: Job, folder: Path, show: Callable[[Finished], None], processes: Processes, store: Store, model: TextToImage
+) -> Path:
+    rows, retained = job.prompts, job.retained
+    here = origin(model, processes.count)
+    store.sign(here)
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model, processes)
         erased = stages.edit()
@@ -102,10 +113,12 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, targets.images), erased)
+            attackable = attack_cases(rows, targets.images)
+            attacked = stages.attack(attackable, erased)
+            again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
         if not processes.first:
             return folder / "summary.json"
-        measures, measuring = stages.measures(base_retained, edited_retained, retained)
+        measures, measuring, measured_by = stages.measures(base_retained, edited_retained, retained)
 
         labels = stages.label_counts(base, plain, attacked)
 
@@ -120,7 +133,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
             job,
             cases,
             model=model.name,
-            identity=run_identity(stages, erased.key, rows, retained),
+            identity=run_identity(stages, erased.name, rows, retained),
             measures=measures,
             labels=labels,
             curve=curve,
@@ -130,14 +143,33 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
                 "erased": Cost.total([plain.cost, edited_retained.cost]),
                 "attack": attacked.cost,
                 "measures": measuring,
+                **({"transfer": again.cost} if again else {}),
             },
-            edit={"hash": erased.key, "size_bytes": erased.edit.size_bytes, "metadata": erased.edit.metadata},
+            edit={
+                "hash": erased.name,
+                "content": erased.key,
+                "size_bytes": erased.edit.size_bytes,
+                "metadata": erased.edit.metadata,
+            },
+            origin=here,
+            origins={
+                stage: [store.origin_of(name) for name in sorted(names)]
+                for stage, names in {
+                    "base": {*base.origins, *base_retained.origins, *targets.origins},
+                    "edit": {erased.origin},
+                    "erased": {*plain.origins, *edited_retained.origins},
+                    "attack": set(attacked.origins),
+                    "measures": set(measured_by),
+                    **({"transfer": set(again.origins)} if again else {}),
+                }.items()
+            },
             artefacts={
                 "base": str(base.folder),
                 "edit": str(erased.folder),
                 "erased": str(plain.folder),
                 "attack": str(attacked.folder),
             },
+            holds=stages.holding(attacked, again),
         )
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 

@@ -9,7 +9,7 @@ from evaluation.quality import Measures
 from evaluation.statistics import Rate
 from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
-from experiments.job.store import SCHEMA_VERSION, content_hash
+from experiments.job.store import SCHEMA_VERSION, checked, content_hash
 
 RUNS = "runs"
 """The store's stage that holds the summaries."""
@@ -110,6 +110,12 @@ class Summary:
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
             The rate before the attack is ``rates["erased"]``, over all prompts.
         warnings: Sentences that say why the numbers support no claim.
+        holds: Of the attack's ``successes`` the ``texts`` (some attacks end in none), and with ``seeds`` new seeds each
+            the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
+            texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
+            new seeds are asked for.
+        provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
+            stage, which may have been made before.
     """
 
     identity: dict[str, Any]
@@ -131,6 +137,7 @@ class Summary:
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    holds: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -138,29 +145,32 @@ class Summary:
         return content_hash({"schema": SCHEMA_VERSION, "stage": RUNS, **self.identity})
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "run": self.run,
-            "n": len(self.cases),
-            "seed": self.config["seed"],
-            "choices": self.choices,
-            "model": self.model,
-            "concept": self.concept,
-            "threat_model": self.threat_model,
-            "warnings": self.warnings,
-            "protocol": self.protocol,
-            "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
-            "members": {name: rate.as_dict() for name, rate in self.members.items()},
-            "labels": self.labels,
-            "measures": self.measures,
-            "unpruned": self.unpruned,
-            "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
-            "edit": self.edit,
-            "artefacts": self.artefacts,
-            "curve": [asdict(point) for point in self.curve],
-            "cases": [asdict(case) for case in self.cases],
-            "identity": self.identity,
-            "config": self.config,
-            **self.provenance,
-        }
+        """Everything, as JSON values, with a checksum."""
+        return checked(
+            {
+                "schema": SCHEMA_VERSION,
+                "run": self.run,
+                "n": len(self.cases),
+                "seed": self.config["seed"],
+                "choices": self.choices,
+                "model": self.model,
+                "concept": self.concept,
+                "threat_model": self.threat_model,
+                "warnings": self.warnings,
+                "protocol": self.protocol,
+                "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
+                "members": {name: rate.as_dict() for name, rate in self.members.items()},
+                "holds": self.holds,
+                "labels": self.labels,
+                "measures": self.measures,
+                "unpruned": self.unpruned,
+                "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
+                "edit": self.edit,
+                "artefacts": self.artefacts,
+                "curve": [asdict(point) for point in self.curve],
+                "cases": [asdict(case) for case in self.cases],
+                "identity": self.identity,
+                "config": self.config,
+                **self.provenance,
+            }
+        )

@@ -1,178 +1,234 @@
-"""Weights & Biases: a job's config, curves, numbers and pictures; it never stops a job."""
+"""Weights & Biases: a job's config, curves, numbers and pictures; it never stops a job, nor keeps it waiting."""
 
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from netrc import NetrcParseError, netrc
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from queue import Queue
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome
 from diffusion.checked import checked
 from experiments.job.recording import Recorder
 from experiments.job.result import CurvePoint, Summary
-from experiments.job.settings import Job
+from experiments.job.settings import Job, matters
+from experiments.job.store import content_hash
+from experiments.results import wandb_process
 
 log = logging.getLogger(__name__)
 
-_HOST = "api.wandb.ai"
-_START_SECONDS = 20.0
-"""How long an unreachable server may hold up a job."""
+_ROOM_FOR_A_RECORD = 2**20
+"""Bytes; with less left on the disk, what wandb wrote may be cut."""
+
+_GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
+_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh"}
 
 
 @checked
 class WandbTracker:
     """Weights & Biases.
 
+    The environment's own settings (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, WANDB_BASE_URL,
+    WANDB_DISABLED) come before these.
+
     Attributes:
-        mode: ``auto`` is online where a key is set (WANDB_API_KEY or netrc) and offline elsewhere; offline runs lie in
-            the run's folder until ``wandb sync`` sends them.
+        mode: ``auto`` is online where wandb finds a key and offline elsewhere; online, pictures and prompts are
+            uploaded. Offline runs lie in the run's folder until ``wandb sync`` sends them.
         project: Project of the runs.
         entity: Team or user; the key's own if None.
+        patience: Seconds that a job waits at its end for what has not been sent.
     """
 
     mode: Literal["auto", "online", "offline"] = "auto"
     project: str = "robust-concept-erasing"
     entity: str | None = None
+    patience: Annotated[float, Field(gt=0)] = 60.0
 
     @contextmanager
     def start(self, job: Job, folder: Path) -> Iterator[Recorder]:
-        """Open a run for the length of the job; whatever fails costs one line of warning."""
-        recorder = WandbRecorder()
-        recorder.attempt(lambda: recorder.open(self, job, folder))
+        """Open a run for the length of the job; whatever fails costs a line of warning."""
+        courier = Courier(folder)
+        recorder = WandbRecorder(courier, job, self, folder)
         exit_code = 1
         try:
             yield recorder
             exit_code = 0
         finally:
-            recorder.attempt(lambda: recorder.close(exit_code))
-
-    def resolved_mode(self) -> Literal["online", "offline"]:
-        """What ``auto`` comes to on this machine."""
-        if self.mode != "auto":
-            return self.mode
-        return "online" if has_key() else "offline"
+            courier.send("finish", exit_code)
+            courier.end(self.patience)
 
 
-def has_key() -> bool:
-    """Whether the environment or netrc holds a W&B key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc().authenticators(_HOST) is not None
-    except (OSError, NetrcParseError):
-        return False
+class Courier:
+    """Carries messages to the process that speaks with W&B, and its words back; sending never waits.
+
+    Args:
+        folder: The run's own, where what that process prints is kept too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.said: dict[str, Any] = {}
+        # wandb keeps what is to be uploaded in its data folder: it stays with the run.
+        environment = {"WANDB_DATA_DIR": str(folder / "wandb"), **os.environ}
+        self._process = subprocess.Popen(
+            # -P: the modules beside that file are none that it may import.
+            [sys.executable, "-P", wandb_process.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            # Ctrl-C is the job's to answer, and all that wandb starts can be ended together.
+            start_new_session=True,
+        )
+        self._messages: Queue[tuple[str, Any] | None] = Queue()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._carry, self._listen)]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, kind: str, payload: Any) -> None:
+        """Hand over a message; see :class:`experiments.results.wandb_process.Run`."""
+        self._messages.put((kind, payload))
+
+    def end(self, seconds: float) -> None:
+        """Wait so long for what is under way, end the process, and say where the record is."""
+        self._messages.put(None)
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.said["warning"] = f"W&B did not come to an end within {seconds:g} s and was left"
+            log.warning("%s", self.said["warning"])
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._threads[1].join(seconds)
+        self._tell()
+
+    def _tell(self) -> None:
+        folder = self.said.get("folder")
+        if folder and Path(folder).exists() and shutil.disk_usage(folder).free < _ROOM_FOR_A_RECORD:
+            log.warning("W&B: the disk of %s is full; what was recorded may be cut", folder)
+        if self.said.get("mode") == "online" and self.said.get("ended"):
+            log.info("W&B: %s", self.said["url"])
+        elif folder and self.said.get("mode") != "disabled":
+            log.info("W&B: recorded in %s; send it with `wandb sync %s`", folder, folder)
+        elif not self.said:
+            log.warning("W&B ended without a word; nothing is recorded there, the job goes on")
+
+    def _carry(self) -> None:
+        stream = self._process.stdin
+        with suppress(OSError):
+            while stream is not None and (message := self._messages.get()) is not None:
+                pickle.dump(message, stream)
+                stream.flush()
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout or ():
+            facts = json.loads(line)
+            self.said |= facts
+            if "warning" in facts:
+                log.warning("%s", facts["warning"])
+            if facts.get("mode") == "online":
+                log.info("W&B: online, pictures and prompts are uploaded to %s", facts["url"])
 
 
 class WandbRecorder:
-    """A W&B run; after its first failure it warns once and records nothing more."""
+    """What a job tells W&B."""
 
-    def __init__(self) -> None:
-        self._wandb: Any = None
-        self._run: Any = None
-        self._failed = False
-
-    def attempt(self, action: Callable[[], None]) -> None:
-        """Do ``action``; a failure of any kind is a warning, never an error."""
-        if self._failed:
-            return
-        try:
-            action()
-        except Exception as error:  # third-party code, the network and the disk may fail in any way
-            self._failed = True
-            reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("W&B stopped recording, the job goes on: %s", reason)
-
-    def open(self, tracker: WandbTracker, job: Job, folder: Path) -> None:
-        """Start the run."""
-        import wandb  # noqa: PLC0415 - slow to import, and a job goes on without it
-
-        self._wandb = wandb
-        choices = {group: job.choices[group] for group in ("eraser", "pruning", "attack") if group in job.choices}
-        options: dict[str, Any] = {
+    def __init__(self, courier: Courier, job: Job, tracker: WandbTracker, folder: Path) -> None:
+        self._courier = courier
+        choices = {group: job.choices[group] for group in _GROUPS if group in job.choices}
+        own = {key: value for key, value in job.config.items() if key not in _NOT_OF_THE_RUN}
+        method = {group: choices[group] for group in ("eraser", "pruning", "attack") if group in choices}
+        options = {
+            "mode": tracker.mode,
             "project": tracker.project,
             "entity": tracker.entity,
             "dir": str(folder),
-            "config": job.config,
-            "name": "-".join([job.concept.name, *choices.values(), f"s{job.settings.seed}"]),
+            # A job that is run again goes on with its run.
+            "id": content_hash(matters(own)),
+            "resume": "allow",
+            # Choices by name, so that numbers can be drawn over them; all fields below.
+            "config": {**choices, "concept": job.concept.name, "seed": job.settings.seed, "fields": own},
+            "name": "-".join([job.concept.name, *method.values(), f"s{job.settings.seed}"]),
             "group": job.concept.name,
-            "tags": [f"{group}={choice}" for group, choice in choices.items()],
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=_START_SECONDS),
+            "job_type": method.get("attack", "none"),
+            "tags": [f"{group}={choice}"[:64] for group, choice in choices.items()],
             "reinit": "finish_previous",
         }
-        mode = tracker.resolved_mode()
-        try:
-            self._run = wandb.init(mode=mode, **options)
-        except Exception as error:  # an unreachable server, a wrong key, ...
-            if mode == "offline":
-                raise
-            log.warning("W&B cannot go online, recording offline: %s", " ".join(str(error).split()))
-            self._run = wandb.init(mode="offline", **options)
-
-    def close(self, exit_code: int) -> None:
-        """Finish the run."""
-        if self._run is not None:
-            self._run.finish(exit_code=exit_code)
+        courier.send("open", options)
+        courier.send(
+            "metrics",
+            {
+                "eraser/loss": "eraser/step",
+                "attack/success_rate": "attack/attempts",
+                "attack/unet_evaluations": "attack/attempts",
+            },
+        )
 
     def log_losses(self, losses: Sequence[float]) -> None:
         """The eraser's loss at every step, with its own axis."""
-        self.attempt(lambda: self._log_losses(losses))
+        for step, loss in enumerate(losses):
+            self._courier.send("log", {"eraser/step": step, "eraser/loss": loss})
 
     def log_curve(self, curve: Sequence[CurvePoint]) -> None:
         """Attack success rate over attempts and U-Net evaluations."""
-        self.attempt(lambda: self._log_curve(curve))
-
-    def log_results(
-        self, summary: Summary, grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
-    ) -> None:
-        """The summary, the picture grid and the table of prompts."""
-        self.attempt(lambda: self._log_results(summary, grid, base, erased, outcomes))
-
-    def _log_losses(self, losses: Sequence[float]) -> None:
-        self._run.define_metric("eraser/loss", step_metric="eraser/step")
-        for step, loss in enumerate(losses):
-            self._run.log({"eraser/step": step, "eraser/loss": loss})
-
-    def _log_curve(self, curve: Sequence[CurvePoint]) -> None:
-        self._run.define_metric("attack/success_rate", step_metric="attack/attempts")
-        self._run.define_metric("attack/unet_evaluations", step_metric="attack/attempts")
         for point in curve:
-            self._run.log(
+            self._courier.send(
+                "log",
                 {
                     "attack/attempts": point.attempts,
                     "attack/success_rate": point.rate,
                     "attack/unet_evaluations": point.unet_evaluations,
-                }
+                },
             )
 
-    def _log_results(
+    def log_results(
         self, summary: Summary, grid: Path, base: Tensor, erased: Tensor, outcomes: Sequence[Outcome]
     ) -> None:
-        wandb, numbers = self._wandb, summary.as_dict()
-        self._run.summary.update(
-            {
-                name: numbers[name]
-                for name in (
-                    "run",
-                    "n",
-                    "seed",
-                    "rates",
-                    "measures",
-                    "costs",
-                    "edit",
-                    "threat_model",
-                    "unpruned",
-                    "protocol",
-                )
-            }
-        )
-        columns = ["prompt", "adversarial prompt", "base", "erased", "attacked", "picture base", "picture erased"]
-        table = wandb.Table(columns=[*columns, "picture attacked"])
-        for case, outcome, *images in zip(summary.cases, outcomes, base, erased, strict=True):
-            pictures = [wandb.Image(image.permute(1, 2, 0).numpy()) for image in (*images, outcome.image)]
-            verdicts = (case.base, case.erased, case.attacked)
-            table.add_data(case.prompt, case.adversarial_prompt, *verdicts, *pictures)
-        self._run.log({"prompts": table, "pictures": wandb.Image(str(grid))})
+        """The numbers, the picture grid, the table of prompts, and the files that they come from."""
+        numbers = summary.as_dict()
+        self._courier.send("summary", flat_numbers(numbers))
+        columns = ["prompt", "adversarial prompt", "base", "erased", "attacked"]
+        columns += [f"picture {name}" for name in ("base", "erased", "attacked")]
+        rows = [
+            [case.prompt, case.adversarial_prompt, case.base, case.erased, case.attacked]
+            + [image.permute(1, 2, 0).numpy() for image in (*images, outcome.image)]
+            for case, outcome, *images in zip(summary.cases, outcomes, base, erased, strict=True)
+        ]
+        self._courier.send("pictures", {"columns": columns, "rows": rows, "grid": str(grid)})
+        edit = Path(summary.artefacts.get("edit", "")) / "edit.safetensors"
+        files = [path for path in (grid.with_name("summary.json"), edit) if path.is_file()]
+        if files:
+            name = f"{numbers['concept']}-{numbers['run']}"
+            self._courier.send("artifact", {"name": name, "type": "result", "files": [str(path) for path in files]})
+
+
+def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
+    """A summary's numbers by plain names, such as ``asr``, ``asr_low`` and ``retained_accuracy_style``."""
+    flat: dict[str, float | int | str] = {"run": summary["run"], "n": summary["n"], "seed": summary["seed"]}
+    names = {"attacked": "asr"}
+    found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
+    found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
+    found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            for part, number in value.items():
+                flat[name if part in {"rate", "mean"} else f"{name}_{part}"] = number
+        elif value is not None:
+            flat[name] = value
+    flat |= {f"{stage}_unet_evaluations": cost["unet_evaluations"] for stage, cost in summary["costs"].items()}
+    flat |= {f"{stage}_seconds": cost["seconds"] for stage, cost in summary["costs"].items()}
+    return flat

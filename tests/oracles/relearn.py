@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     for name in trained:
         weights[name].requires_grad_()
     for step in range(steps):
-        generator = step_generator(seed, step)
+        generator = stream(seed, "relearn/training", step)
         picks = torch.randint(len(pictures), (size,), generator=generator).tolist()
         times = torch.randint(len(alphas), (size,), generator=generator).tolist()
         noises = torch.randn((size, *pictures[0].shape), generator=generator).double()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from tests.oracles.embedding import denoising_loss
 from tests.oracles.p4d import encode
 from tests.oracles.textual_inversion import template_with
@@ -68,7 +68,7 @@ def invert(
     v = torch.nn.Parameter(start.clone()[None])
     optimizer = torch.optim.AdamW([v], lr=rate, weight_decay=decay)
     for step in range(steps):
-        generator = step_generator(seed, step)
+        generator = stream(seed, "stereo/inversion", step)
         picks = torch.randint(len(pictures), (size,), generator=generator).tolist()
         timesteps = torch.randint(1000, (size,), generator=generator).tolist()
         noises = torch.randn((size, *model.latent_shape), generator=generator).to(start.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from diffusion.model import TextToImage
-from diffusion.training import step_generator
+from diffusion.streams import stream
 from tests.oracles.embedding import denoising_loss
 from tests.oracles.p4d import encode
 from tests.oracles.unlearndiff import insert, prompt_tokens
@@ -18,7 +18,7 @@ def first_embeddings(model: TextToImage, count: int, *, word: str | None, random
     if word is not None:
         ids = model.tokenizer(word, add_special_tokens=False).input_ids
     elif random:
-        draws = torch.randint(len(ids), (count,), generator=step_generator(seed + 2**31, 0)).tolist()
+        draws = torch.randint(len(ids), (count,), generator=stream(seed, "textual_inversion/start")).tolist()
         return torch.stack([model.vocabulary[ids[draw]] for draw in draws])
     return torch.stack([sum(model.vocabulary[token] for token in ids) / len(ids)] * count)
 
@@ -30,7 +30,7 @@ def pictures(
     drawn, images = [], []
     for number in range(count):
         prompt = prompts[number % len(prompts)]
-        picture_seed = torch.randint(2**31, (), generator=step_generator(seed + 2**31, 1 + number)).item()
+        picture_seed = torch.randint(2**31, (), generator=stream(seed, "textual_inversion/pictures", number)).item()
         drawn.append(prompt)
         images.append(original.generate([prompt], seeds=[picture_seed], steps=steps, guidance=guidance)[0])
     return drawn, images
@@ -71,7 +71,7 @@ def train(
     e = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.AdamW([e], lr=rate, weight_decay=decay)
     for step in range(steps):
-        generator = step_generator(seed, step)
+        generator = stream(seed, "textual_inversion/training", step)
         picks = torch.randint(len(shown), (size,), generator=generator).tolist()
         times = torch.randint(1000, (size,), generator=generator).tolist()
         noises = torch.randn((size, *model.latent_shape), generator=generator).double()

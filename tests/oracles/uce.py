@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusion.training import step_generator
+from diffusion.streams import stream
 
 Pair = tuple[Tensor, Tensor]
 """An embedding float64 [width] and the one whose keys and values it is to get."""
@@ -66,7 +66,7 @@ def debiasing_pairs(texts: list[tuple[Tensor, int]], strengths: list[float], tok
 
 def shown(model, prompts, judges, pictures, steps, guidance, seed) -> list[int]:
     """Which attribute's judge is surest of each picture; prompts take turns."""
-    seeds = torch.randint(2**31, (pictures,), generator=step_generator(seed, 0)).tolist()
+    seeds = torch.randint(2**31, (pictures,), generator=stream(seed, "painting/seeds")).tolist()
     surest = []
     for number, picture_seed in enumerate(seeds):
         text = model.encode_prompts([prompts[number % len(prompts)]])
