@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from sd14_full_size import make_text_encoder, make_tokenizer
 from torch import Tensor
 
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.streams import stream
 from erasure.concept import Concept

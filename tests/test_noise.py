@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase
 from attacks.noise import NoiseAttack, ddim_move, denoising_path, invert, project_to_ball, project_to_cap, thinned
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge

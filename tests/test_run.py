@@ -3,6 +3,7 @@
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub import constants
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from diffusion.sources import CANVAS_FOLDER
 from tests.networks import write_hub_cache, write_resnet, write_vit
 from tests.onnx_files import write_mean_classifier
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -292,6 +294,7 @@ def test_every_choice_composes_and_builds(
         "sd14": ["model.device=cpu"],
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
         "transfer": [f"attack.found={found}"],
+        "retrained": [f"eraser.build={twin_folder(tmp_path)}"],
         **(judge_files(tmp_path) if group == "judge" else {}),
         **(quality_files(tmp_path) if group == "evaluator" else {}),
     }
@@ -300,6 +303,15 @@ def test_every_choice_composes_and_builds(
     judge = ["judge=canvas"] if group == "model" else []
     job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []), *judge)
     assert job.choices[group] == choice
+
+
+def twin_folder(folder: Path) -> Path:
+    """Where a model that never knew Van Gogh lies, as far as composing a job looks."""
+    twin = folder / "twins" / "never_van_gogh_0"
+    (twin / "unet").mkdir(parents=True)
+    (twin / "unet" / "config.json").write_text("{}")
+    shutil.copy(CANVAS_FOLDER / "recipe.json", twin)
+    return twin.parent
 
 
 def quality_files(folder: Path) -> dict[str, list[str]]:

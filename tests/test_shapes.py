@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attacks.protocols import is_given_original
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
@@ -99,7 +99,7 @@ def test_sizes_are_those_of_the_parts(model: TextToImage) -> None:
     assert model.encode_images(pictures).shape == (1, *model.latent_shape)
 
 
-@pytest.mark.parametrize("choice", methods("eraser", "imported"))
+@pytest.mark.parametrize("choice", methods("eraser", "imported", "retrained"))
 def test_every_eraser_takes_other_sizes(
     choice: str, model: TextToImage, tmp_path: Path, in_the_repository: None
 ) -> None:

@@ -2,6 +2,9 @@
 
 from omegaconf import DictConfig
 
+MODEL_SOURCES = ("diffusion.loading.ModelSource", "diffusion.canvas.source.CanvasSource")
+"""Classes whose ``source`` names a model."""
+
 
 def check_early(config: DictConfig) -> None:
     """Look for the model.
@@ -9,7 +12,7 @@ def check_early(config: DictConfig) -> None:
     Raises:
         FileNotFoundError: It is not here, and cannot be fetched.
     """
-    if config.model and config.model.get("_target_") == "diffusion.loading.ModelSource":
+    if config.model and config.model.get("_target_") in MODEL_SOURCES:
         # The Hub's library, which --help and misspelt choices can do without.
         from diffusion.sources import locate  # noqa: PLC0415
 

@@ -131,8 +131,8 @@ def _overrides(task: str, method: str, attack: str, typed: Sequence[str], *, smo
     published = attack in {"no attack", "UnlearnDiffAtk"} or (task == "nudity" and not smoke)
     yield f"protocol={own[attack] if published else 'unlearndiffatk'}"
     # P4D and Ring-A-Bell have no prompts of their own for a style and an object; P4D's are Diffusion-MU-Attack's there.
-    names = {"no attack": "none", "UnlearnDiffAtk": "unlearndiff", "P4D": "p4d", "Ring-A-Bell": "ringabell"}
-    yield f"attack={names[attack]}"
+    choices = {"no attack": "none", "UnlearnDiffAtk": "unlearndiff", "P4D": "p4d", "Ring-A-Bell": "ringabell"}
+    yield f"attack={choices[attack]}"
     if attack == "P4D" and not published:
         yield "attack.preset=mu_attack"
     if smoke:
