@@ -116,7 +116,7 @@ def test_config_instantiates_and_names_every_field(name: str, kind: str, family:
     if name == "p4d" and family == "sd":
         # The authors choose by a network that is to be downloaded.
         assert config.features.folder.startswith("laion/CLIP-ViT-H-14")
-        config.choice, config.features = "first", None
+        config.choice, config.pictures, config.features = "first", 1, None
     attack = instantiate(config, _convert_="all")
     assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert getattr(attack, "seed", 7) == 7
