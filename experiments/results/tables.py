@@ -10,9 +10,19 @@ import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
+from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, holding_texts, measure_text, mixtures, protocol_texts, short_text
+from experiments.results.screen import (
+    RATES,
+    doubt,
+    doubts,
+    holding_texts,
+    measure_text,
+    mixtures,
+    protocol_texts,
+    short_text,
+)
 from experiments.results.writing import latex, markdown_table, write_csv
 
 log = logging.getLogger(__name__)
@@ -44,6 +54,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             # Older runs did not count these.
             row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
         row |= {name: summary.get(name) for name in (*MACHINE, "processes")} | {"revision": revisions([summary])[0]}
+        row |= {"warnings": " ".join(warnings_of(summary))}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -73,6 +84,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row[RATES["base"]] += doubt(summary)
         row |= protocol_texts(summary)
         row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
@@ -136,7 +148,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
+            rows.setdefault((name, ""), {})[label] = rate
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
@@ -184,7 +197,7 @@ def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
         "pruning": names["pruning"],
         "settings": settings,
         "seed": str(summary["seed"]),
-        "shown": _percent(Rate(**summary["rates"]["erased"])),
+        "shown": _percent(Rate(**summary["rates"]["erased"])) + doubt(summary),
         **{label: short_text(value) for label, value in _measures(summary).items()},
         "pruned": f"{100 * edit['metadata']['pruned_weights'] / masked:.1f} %" if masked else "",
         "U-Net evaluations": f"{cost['unet_evaluations']:,}",
@@ -223,9 +236,11 @@ def write_tables(
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
     parts = [f"# {name}", markdown_table(reading)]
     parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    parts += [f"- {sentence}" for sentence in doubts(summaries)]
     if "published in" in reading:
         parts += [
             "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
