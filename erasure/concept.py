@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.checked import checked
-
 from diffusion.files import shipped
 
 ConceptKind = Literal["style", "object", "unsafe"]
