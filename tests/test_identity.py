@@ -31,7 +31,7 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "last beta": ("scheduler/scheduler_config.json", _set("beta_end", 0.02)),
     "prediction type": ("scheduler/scheduler_config.json", _set("prediction_type", "v_prediction")),
-    "steps offset": ("scheduler/scheduler_config.json", _set("steps_offset", 0)),
+    "last alpha": ("scheduler/scheduler_config.json", _set("set_alpha_to_one", True)),
     "timestep spacing": ("scheduler/scheduler_config.json", _set("timestep_spacing", "trailing")),
     "scaling factor": ("vae/config.json", _set("scaling_factor", 0.5)),
     "activation": ("text_encoder/config.json", _set("hidden_act", "gelu")),
