@@ -16,7 +16,7 @@ from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import ATTACK_DIVERGED, require_targets, target_latents
 from diffusion.checked import checked
 from diffusion.finite import require_finite
-from diffusion.model import TextToImage
+from diffusion.model import UNGUIDED, TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
@@ -159,7 +159,7 @@ class NoiseAttack:
         if not guided:
             return lambda _: lambda latents, timestep: model.predict_noise(latents, timestep, text)
         nothing = model.encode_prompts([""])
-        scales = torch.tensor([case.guidance for case in cases], device=model.device, dtype=model.dtype)
+        scales = torch.tensor([max(case.guidance, UNGUIDED) for case in cases], device=model.device, dtype=model.dtype)
 
         def begin(steps: Iterable[DDIMStep]) -> Predict:
             guidance = model.guidance([step.number for step in steps])

@@ -148,6 +148,11 @@ class P4D:
         """What is tried in turn."""
         return ("p4d_n", "p4d_k") if self.variant == "union" else (self.variant,)
 
+    def inserted_tokens(self, length: int) -> int:
+        """How many tokens stand beside a prompt of ``length`` tokens; the most of all variants."""
+        beside = {"p4d_n": 0, "p4d_k": length // self.every + 1, "insert": self.tokens}
+        return max(beside[variant] for variant in self.variants)
+
     def run(
         self,
         model: TextToImage,

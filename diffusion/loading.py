@@ -47,6 +47,7 @@ Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
+Edge = Annotated[int, Field(ge=8)]
 SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler"]
 
 _WEIGHT_TYPES: dict[str, torch.dtype] = {
@@ -72,7 +73,7 @@ class ModelSource:
         config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
             the Hub or its cache.
         name: What results call the model; the last part of ``source`` if none.
-        resolution: Edge of a picture in pixels; the model's own if none.
+        resolution: Edge of a square picture in pixels, or width and height; the model's own if none.
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
@@ -82,7 +83,8 @@ class ModelSource:
             :mod:`diffusion.added_tokens` for the formats.
 
     Raises:
-        ValueError: ``device`` is ``cuda`` and there is none, or ``embeddings`` has a file of another kind.
+        ValueError: ``device`` is ``cuda`` and there is none, ``config`` is no diffusers folder, or ``embeddings`` has a
+            file of another kind.
         FileNotFoundError: ``embeddings`` has a file that is not there.
     """
 
@@ -92,7 +94,7 @@ class ModelSource:
     scheduler: SchedulerName = "ddim"
     config: str | None = None
     name: str | None = None
-    resolution: Annotated[int, Field(ge=8)] | None = None
+    resolution: Edge | tuple[Edge, Edge] | None = None
     gradient_checkpointing: bool = False
     offload: bool = False
     prediction_type: Prediction | None = None
@@ -104,6 +106,15 @@ class ModelSource:
             read_embeddings(path.expanduser())
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch finds no GPU here; use device=cpu or device=auto.")
+        return self
+
+    @model_validator(mode="after")
+    def _config_is_a_folder(self) -> "ModelSource":
+        if self.config is not None and not (Path(self.config).expanduser() / "model_index.json").is_file():
+            raise ValueError(
+                f"config is {self.config!r}, which is no diffusers folder with a model_index.json; it gives a single "
+                "file its configuration, and other models need none."
+            )
         return self
 
     def load(self) -> TextToImage:

@@ -38,6 +38,15 @@ SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False},
 
 _SCHEDULER_ORIGIN = {"_class_name", "_diffusers_version"}
 
+UNGUIDED = 1.0
+"""The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
+of guidance would lead to the empty prompt at 0."""
+
+
+def is_guided(guidance: float) -> bool:
+    """Whether pictures of this guidance scale need the empty prompt beside their own."""
+    return guidance > UNGUIDED
+
 
 class TextToImage:
     """Stable Diffusion's parts with an exact count of what they cost.
@@ -51,7 +60,7 @@ class TextToImage:
         name: What results call the model.
         scheduler: One of :data:`SCHEDULERS`.
         autocast: Precision of the U-Net's arithmetic when it differs from that of the weights.
-        resolution: Edge of a picture in pixels; the U-Net's own if None.
+        resolution: Edge of a square picture in pixels, or width and height; the U-Net's own if None.
         offload: The VAE waits on the CPU while it is not used.
 
     Attributes:
@@ -75,7 +84,7 @@ class TextToImage:
         name: str = "pipeline",
         scheduler: str = "ddim",
         autocast: torch.dtype | None = None,
-        resolution: int | None = None,
+        resolution: int | tuple[int, int] | None = None,
         offload: bool = False,
     ) -> None:
         if scheduler not in SCHEDULERS:
@@ -123,8 +132,10 @@ class TextToImage:
             )
         if offload:
             self.vae.to("cpu")
-        if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
-            raise ValueError(f"resolution is {resolution}; {name!r} takes a multiple of {self._multiple} pixels.")
+        edges = () if resolution is None else (resolution,) if isinstance(resolution, int) else resolution
+        if any(edge < self._multiple or edge % self._multiple for edge in edges):
+            shown = resolution if isinstance(resolution, int) else list(edges)
+            raise ValueError(f"resolution is {shown}; {name!r} takes a multiple of {self._multiple} pixels.")
 
     @property
     def device(self) -> torch.device:
@@ -139,8 +150,12 @@ class TextToImage:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
-        edge = self.unet.config.sample_size if self.resolution is None else self.resolution // self._pixels_per_latent
-        height, width = (edge, edge) if isinstance(edge, int) else edge
+        if self.resolution is None:
+            size = self.unet.config.sample_size
+            height, width = (size, size) if isinstance(size, int) else size
+        else:
+            pixels = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+            width, height = (edge // self._pixels_per_latent for edge in pixels)
         return self.unet.config.in_channels, height, width
 
     @property
@@ -187,6 +202,10 @@ class TextToImage:
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )
         return padded.input_ids.to(self.device)  # type: ignore[no-any-return]
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, start and end included; what is beyond :attr:`max_tokens` is cut off."""
+        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings of ``prompts``, float [n, tokens, width]."""
@@ -365,7 +384,7 @@ class TextToImage:
 
     def is_guided(self, guidance: float) -> bool:
         """Whether a picture of this guidance scale needs more than the prediction for its prompt."""
-        return guidance > 1 or (self.guard is not None and self.guard.always_guides)
+        return is_guided(guidance) or (self.guard is not None and self.guard.always_guides)
 
     def evaluations_per_step(self, guidance: float) -> int:
         """U-Net evaluations of one picture's sampler step at this guidance scale."""
@@ -414,8 +433,8 @@ class TextToImage:
             text: float [n, tokens, width].
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
-            guidance: Guidance scale, one for all or one per picture. As in diffusers, 1 and less is no guidance: the
-                prompt alone.
+            guidance: Guidance scale, one for all or one per picture; 1 or less is the prompt alone, without the
+                unconditional half, as in diffusers.
             noise: If given, float [n, c, h, w], the noise to start from, of unit variance, in place of the seeds'.
             start: The step that takes the noise; those before it are left out.
             until: If given, stop before step ``until``: what the U-Net would be given at timestep
@@ -432,6 +451,7 @@ class TextToImage:
         scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
         if not len(text) == len(seeds) == len(scales):
             raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
+        scales = scales.clamp(min=UNGUIDED)
         unconditional = self.encode([""])
         noise = self.initial_latents(seeds) if noise is None else noise
         chunks = [self.initial_latents([])]

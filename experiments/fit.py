@@ -101,7 +101,7 @@ def _methods(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
         yield path, node
     for key in node:
         if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, str(key)):
-            yield from _methods(node[key], f"{path}.{key}")
+            yield from _methods(node[key], f"{path}.{key!s}")
 
 
 def _taken(path: str, method: DictConfig, root: DictConfig, family: str) -> str:

@@ -18,12 +18,15 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     """Compose every job of a multirun (Hydra's basic sweeper), in its order.
 
     Raises:
-        CommandError: A job cannot be composed; the sentence says which.
+        CommandError: A job cannot be composed, and the sentence says which; or there is none.
     """
     arguments = [f"{key}={values}" for key, values in swept_by_preset(config).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides(spell_out(arguments))
+    for override in overrides:
+        if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
+            raise CommandError(f"{override.input_line} has no values, so there is no job to run; give it at least one.")
     jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
     for number, job_overrides in enumerate(jobs, start=1):
         with told_apart(number, jobs):

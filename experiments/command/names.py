@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
@@ -80,10 +79,9 @@ def families_of(arguments: Mapping[str, str]) -> list[str]:
     sources = arguments.get("model.source", "").split(",")
     for model in arguments.get("model", "canvas").split(","):
         path = CONFIG_FOLDER / "model" / f"{model.strip()}.yaml"
-        config = OmegaConf.load(path) if path.exists() else OmegaConf.create({})
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         for source in sources:
             typed = {"source": source.strip("'\"")} if source else {}
             family = arguments.get("model.family", config.get("family"))
-            named = OmegaConf.to_container(config, resolve=False)
-            found.append(family_of({**(named if isinstance(named, dict) else {}), **typed, "family": family}))
+            found.append(family_of({**config, **typed, "family": family}))
     return found

@@ -121,18 +121,18 @@ def scale_of(overrides: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _overrides(task: str, method: str, attack: str, typed: Sequence[str], *, smoke: bool) -> Iterator[str]:
-    names = {override.partition("=")[0] for override in typed}
-    if "model" not in names:
+    given = {override.partition("=")[0] for override in typed}
+    if "model" not in given:
         yield "model=canvas" if smoke else "model=sd14"
-    on_canvas = smoke and ("model" not in names or "model=canvas" in typed)
+    on_canvas = smoke and ("model" not in given or "model=canvas" in typed)
     yield f"concept={(CANVAS_CONCEPTS if on_canvas else CONCEPTS)[task]}"
     yield from METHODS[method]
     own = {"no attack": "advunlearn", "UnlearnDiffAtk": "unlearndiffatk", "P4D": "p4d", "Ring-A-Bell": "ringabell"}
     published = attack in {"no attack", "UnlearnDiffAtk"} or (task == "nudity" and not smoke)
     yield f"protocol={own[attack] if published else 'unlearndiffatk'}"
     # P4D and Ring-A-Bell have no prompts of their own for a style and an object; P4D's are Diffusion-MU-Attack's there.
-    names = {"no attack": "none", "UnlearnDiffAtk": "unlearndiff", "P4D": "p4d", "Ring-A-Bell": "ringabell"}
-    yield f"attack={names[attack]}"
+    choices = {"no attack": "none", "UnlearnDiffAtk": "unlearndiff", "P4D": "p4d", "Ring-A-Bell": "ringabell"}
+    yield f"attack={choices[attack]}"
     if attack == "P4D" and not published:
         yield "attack.preset=mu_attack"
     if smoke:

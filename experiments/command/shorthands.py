@@ -6,10 +6,12 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
+from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
 from experiments.command.names import DEFAULT_CONCEPT, concepts_for, families_of, make_known
 
 _LIST = re.compile(r"\[([^\[\]]*)\]")
+_NO_CHOICE = re.compile(r"|null|true|false|\{\s*\}|[-+]?\d+(\.\d*)?")
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 
@@ -22,12 +24,14 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
     Hydra, and ``concept=van_gogh`` becomes ``concept=artist/van_gogh`` where the model is Stable Diffusion.
 
     Raises:
-        CommandError: A list is empty or nested, or names an attack twice; a concept means two things.
+        CommandError: A list is empty or nested or names an attack twice, a concept means two things, or a group is
+            given what is no choice.
     """
     values = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
     families = families_of(values)
     spelt: list[str] = []
     for argument in arguments:
+        check_choice(argument)
         match argument.partition("="):
             case "attack", "=", attacks:
                 make_known("attack", re.split(r"[\[\],\s]+", attacks))
@@ -60,6 +64,27 @@ def spell_out_params(params: Mapping[str, str], arguments: Sequence[str]) -> dic
         typed = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
         spelt["concept"] = concepts_for(spelt["concept"], families_of(typed))
     return spelt
+
+
+def check_choice(argument: str) -> None:
+    """Refuse what is no name of a choice where a group takes one: ``null``, ``true``, ``{}``, a number.
+
+    Raises:
+        CommandError: It is such an override.
+    """
+    key, is_override, values = argument.partition("=")
+    group = key.lstrip("+")
+    folder = CONFIG_FOLDER / group
+    if not (is_override and group and folder.is_dir()):
+        return
+    for value in values.split(","):
+        if _NO_CHOICE.fullmatch(value.strip().lower()):
+            choices = sorted(path.stem for path in folder.glob("*.yaml"))
+            without = next((f"; {group}={choice} leaves it out" for choice in ("none", "off") if choice in choices), "")
+            raise CommandError(
+                f"{group}={value} is no choice: {group} takes the name of one of its choices, {', '.join(choices)}"
+                f"{without}."
+            )
 
 
 def name_unions(attacks: str) -> str:

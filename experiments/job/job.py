@@ -15,9 +15,11 @@ from diffusion.allocator import keep_freed_memory
 from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Rate
+from experiments.job.checks import check_job
 from experiments.job.cost import Cost
 from experiments.job.origin import computing_threads, origin
 from experiments.job.processes import ALONE, Processes
+from experiments.job.prompts import job_prompts, tokens_cut_under_attack
 from experiments.job.result import CaseResult, Summary, base_warnings
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
@@ -94,6 +96,11 @@ def _run(
     job: Job, folder: Path, show: Callable[[Finished], None], processes: Processes, store: Store, model: TextToImage
 ) -> Path:
     rows, retained = job.prompts, job.retained
+    check_job(job, model)
+    sets = job_prompts(job, model)
+    for kind, counts in sets.items():
+        for sentence in counts.sentences(model, kind):
+            log.warning(sentence)
     here = origin(model, processes.count)
     store.sign(here)
     with job.tracker.start(job, folder) as tracker:
@@ -124,15 +131,25 @@ def _run(
 
         outcomes = attacked.outcomes
         cases = [
-            CaseResult.of(outcome, base=present, too_long=too_long)
-            for outcome, present, too_long in zip(outcomes, base_present, attacked.too_long, strict=True)
+            CaseResult.of(outcome, base=present, too_long=too_long, cut=cut, attack_cut=attack_cut)
+            for outcome, present, too_long, (cut, attack_cut) in zip(
+                outcomes,
+                base_present,
+                attacked.too_long,
+                tokens_cut_under_attack(model, outcomes, job.attack),
+                strict=True,
+            )
         ]
+        # What the attack found is known now, and may be longer than what it put there.
+        cut_by_attack = sum(case.attack_cut > 0 and not case.cut for case in cases)
+        sets["prompts"] = replace(sets["prompts"], cut_by_attack=cut_by_attack)
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
             job,
             cases,
             model=model.name,
+            sets=sets,
             identity=run_identity(stages, erased.name, rows, retained),
             measures=measures,
             labels=labels,

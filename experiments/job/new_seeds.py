@@ -46,7 +46,7 @@ def rows_of(found: Sequence[Outcome], guidance: Sequence[float], seeds: int) -> 
         PromptRow(
             outcome.case_number,
             outcome.adversarial_prompt,
-            derived_seed(0, "transfer/new seeds", outcome.case_number, number) % LARGEST_SEED,
+            derived_seed(0, "transfer/new_seeds", outcome.case_number, number) % LARGEST_SEED,
             scale,
         )
         for outcome, scale in zip(found, guidance, strict=True)

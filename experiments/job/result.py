@@ -1,6 +1,6 @@
 """What a job found: each prompt's result, the curve, and the summary of them all."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ class CaseResult:
             :class:`attacks.cases.Check`.
         broken_by: Which member of a union succeeded.
         too_long: The protocol does not attack prompts of so many tokens; ``attacked`` is ``erased``.
+        cut: Tokens at the prompt's end that the text encoder does not read.
+        attack_cut: The same of the prompt beside the attack's tokens, or of the text found, where that loses more.
     """
 
     case_number: int
@@ -39,9 +41,13 @@ class CaseResult:
     variant: str = ""
     broken_by: str = ""
     too_long: bool = False
+    cut: int = 0
+    attack_cut: int = 0
 
     @classmethod
-    def of(cls, outcome: Outcome, *, base: bool, too_long: bool = False) -> "CaseResult":
+    def of(
+        cls, outcome: Outcome, *, base: bool, too_long: bool = False, cut: int = 0, attack_cut: int = 0
+    ) -> "CaseResult":
         """The result of a case from its outcome and the verdict on the base model's picture."""
         return cls(
             outcome.case_number,
@@ -55,7 +61,14 @@ class CaseResult:
             outcome.checks[-1].variant,
             outcome.checks[-1].attack if outcome.success else "",
             too_long,
+            cut,
+            attack_cut,
         )
+
+
+def prompt_groups(cases: Sequence[Mapping[str, Any]]) -> list[Hashable]:
+    """Of each case of a summary what makes it one of several that are not independent: its prompt."""
+    return [case.get("prompt") or number for number, case in enumerate(cases)]
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,8 @@ class Summary:
         measures: What the evaluators say of the retained prompts.
         members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
+        sets: Of ``prompts`` and ``retained`` how many prompts are what; see
+            :class:`experiments.job.prompts.PromptCounts`.
         labels: Of judges with labels, how often each is found in the pictures of each rate.
         model: Name of the model.
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
@@ -138,6 +153,7 @@ class Summary:
     protocol: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     holds: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -158,6 +174,7 @@ class Summary:
                 "threat_model": self.threat_model,
                 "warnings": self.warnings,
                 "protocol": self.protocol,
+                "sets": self.sets,
                 "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
                 "members": {name: rate.as_dict() for name, rate in self.members.items()},
                 "holds": self.holds,

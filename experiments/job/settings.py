@@ -14,7 +14,7 @@ from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning
-from evaluation.prompt_sets import PromptRow
+from evaluation.prompt_sets import LARGEST_SEED, PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
 from experiments.job.new_seeds import NewSeeds
@@ -24,10 +24,11 @@ from experiments.job.recording import Recorder
 SPEED_ONLY = frozenset(
     {
         *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
-        *("gradient_checkpointing", "offload", "build"),
+        *("gradient_checkpointing", "offload", "build", "other_sizes"),
     }
 )
-"""Fields that change how fast numbers come, or say where files lie that count by their content: no hash has them."""
+"""Fields that change how fast numbers come, whether they come at all, or say where files lie that count by their
+content, never the numbers: no hash has them."""
 
 TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size", "sampling_batch_size", "forward_batch_size"}
 """The same for erasers and pruning, whose ``batch_size`` is that of the training.
@@ -55,7 +56,7 @@ class Settings:
         fresh: Whether everything is made anew that the store has already.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     prompts: Annotated[int, Field(ge=1)]
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling

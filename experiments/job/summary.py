@@ -14,8 +14,9 @@ from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
+from experiments.job.prompts import PromptCounts
 from experiments.job.protocol import success_rates
-from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, base_warnings
+from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, base_warnings, prompt_groups
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import SCHEMA_VERSION, Store, content_hash, read_json, unchecked
@@ -28,6 +29,7 @@ def summarise(
     cases: list[CaseResult],
     *,
     model: str,
+    sets: Mapping[str, PromptCounts],
     identity: dict[str, Any],
     measures: Measures,
     labels: dict[str, LabelCounts],
@@ -40,7 +42,8 @@ def summarise(
     holds: dict[str, Any],
 ) -> Summary:
     """Put a job's results together; see :class:`Summary`."""
-    rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
+    prompts = [case.prompt for case in cases]
+    rates = {name: Rate.of([getattr(case, name) for case in cases], prompts) for name in ("base", "erased", "attacked")}
     members = job.attack.members if isinstance(job.attack, Union) else ()
     by_rule = {rule: rate and rate.as_dict() for rule, rate in success_rates(cases).items()}
     return Summary(
@@ -57,10 +60,11 @@ def summarise(
         cases=cases,
         config=job.config,
         provenance={"created": now(), **origin, "origins": origins},
-        members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
+        members={name: Rate.of([case.broken_by == name for case in cases], prompts) for name in members},
         labels=labels,
         model=model,
         holds=holds,
+        sets={name: counts.as_dict() for name, counts in sets.items()},
         protocol={
             "name": job.protocol.name,
             "counting": job.protocol.counting,
@@ -126,7 +130,7 @@ def compare(pruned: Mapping[str, Any], unpruned: Mapping[str, Any]) -> dict[str,
     result: dict[str, Any] = {"run": unpruned["run"]}
     for rate in ("erased", "attacked"):
         first, second = ([case[rate] for case in summary["cases"]] for summary in (pruned, unpruned))
-        result[rate] = PairedComparison.of(first, second).as_dict()
+        result[rate] = PairedComparison.of(first, second, prompt_groups(pruned["cases"])).as_dict()
     return result
 
 

@@ -12,7 +12,7 @@ from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
 from experiments.job.origin import machines, revisions
-from experiments.job.result import warnings_of
+from experiments.job.result import Summary, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
@@ -36,21 +36,7 @@ def show_job(finished: Finished) -> None:
     table.add_column("")
     table.add_column("value")
     table.add_column("base model")
-    for name, label in RATES.items():
-        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
-    for row in protocol_texts(summary.as_dict()).items():
-        table.add_row(*row, "")
-    for row in holding_texts(summary.as_dict()).items():
-        table.add_row(*row, "")
-    for name, rate in summary.members.items():
-        table.add_row(f"broken by {name}", str(rate), "")
-    for label in sorted({label for counts in summary.labels.values() for label in counts}):
-        shown = {name: summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES}
-        values = f"erased {shown['erased']}, under attack {shown['attacked']}"
-        table.add_row(f"pictures with {label}", values, str(shown["base"]))
-    if summary.unpruned:
-        comparison = PairedComparison(**summary.unpruned["attacked"])
-        table.add_row("under attack, against pruning=off", str(comparison), "")
+    _add_rates(table, summary)
     table.add_section()
     for name, value in summary.measures.items():
         if not name.endswith(("_base", "_n")):
@@ -74,6 +60,27 @@ def show_job(finished: Finished) -> None:
     for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
         # Prompts and paths stay whole and plain, so that they can be copied.
         console.print(visible(f"{label}: {text}"), soft_wrap=True)
+
+
+def _add_rates(table: Table, summary: Summary) -> None:
+    for name, label in RATES.items():
+        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
+    for kind in summary.sets:
+        if told := set_text(summary.sets[kind]):
+            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], told, "")
+    for row in protocol_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
+    for row in holding_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
+    for name, rate in summary.members.items():
+        table.add_row(f"broken by {name}", str(rate), "")
+    for label in sorted({label for counts in summary.labels.values() for label in counts}):
+        shown = {name: summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES}
+        values = f"erased {shown['erased']}, under attack {shown['attacked']}"
+        table.add_row(f"pictures with {label}", values, str(shown["base"]))
+    if summary.unpruned:
+        comparison = PairedComparison(**summary.unpruned["attacked"])
+        table.add_row("under attack, against pruning=off", str(comparison), "")
 
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
@@ -143,6 +150,20 @@ def title(summary: Mapping[str, Any]) -> str:
         if group in summary["choices"]
     ]
     return visible(" ".join([summary["concept"], *groups, f"seed={summary['seed']}"]))
+
+
+def set_text(counts: Mapping[str, int]) -> str:
+    """What a reader must know of a prompt set, from its :class:`~experiments.job.prompts.PromptCounts`; else empty."""
+    taken = counts["taken"]
+    parts = [
+        (f"{taken} of {counts['asked']} asked for", taken < counts["asked"]),
+        (f"{counts['distinct']} of {taken} distinct", counts["distinct"] < taken),
+        (f"{counts['cut']} cut at the text encoder's length", counts["cut"]),
+        (f"{counts['cut_by_attack']} cut under attack", counts["cut_by_attack"]),
+        (f"{counts['other_size']} drawn in another size", counts["other_size"]),
+        (f"{counts['below_guidance']} without guidance", counts["below_guidance"]),
+    ]
+    return ", ".join(text for text, told in parts if told)
 
 
 def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:

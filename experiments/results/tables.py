@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
-from experiments.job.result import warnings_of
+from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
 from experiments.results.screen import (
@@ -148,7 +148,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
+            rows.setdefault((name, ""), {})[label] = rate
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
@@ -235,7 +236,8 @@ def write_tables(
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
     parts = [f"# {name}", markdown_table(reading)]
     parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
     parts += [f"- {sentence}" for sentence in doubts(summaries)]
