@@ -4,8 +4,10 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from diffusion.disk import writing
 
 _STAND_INS = (
     (
@@ -78,13 +80,20 @@ def in_short(error: BaseException) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix; what was written there becomes ``path`` when the block ends well."""
+    """Yield a temporary path of the same suffix; what was written there becomes ``path`` when the block ends well.
+
+    Raises:
+        OSError: With reason and path, whatever the library that writes says.
+    """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial{path.suffix}")
     try:
-        yield partial
-        partial.replace(path)
+        with writing(path, partial):
+            yield partial
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        # On a read-only disk it is not there, and cannot be removed either.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffusion.disk import writing
 from diffusion.files import replacing
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
@@ -505,7 +506,7 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     else:
         pipeline = StableDiffusionXLPipeline(**parts, **model.pair.parts, add_watermarker=False)
     try:
-        with edit.applied(model):
+        with edit.applied(model), writing(folder, partial):
             pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]
         if folder.exists():
             folder.rmdir()

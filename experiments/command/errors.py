@@ -1,5 +1,6 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
+import errno
 import logging
 import re
 import signal
@@ -16,6 +17,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from diffusion.disk import room_left, size_limit
+from diffusion.files import in_short
 from diffusion.text_files import visible
 from experiments import CONFIG_FOLDER
 
@@ -53,6 +56,12 @@ _BOUNDS = {
     "too_long": ("max_length", "a list of {} or fewer"),
 }
 
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The operating system's numbers for a full disk, a full quota and a file beyond the limit."""
+
+_NO_MEMORY = re.compile(r"^MemoryError|OutOfMemoryError|not enough memory|can't allocate memory|can't start new thread")
+"""How Python, PyTorch on the processor and on a GPU say that there is no memory left."""
 
 _UNION_MEMBERS = frozenset({"int", "float", "str", "bool"})
 
@@ -134,10 +143,16 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per
             sentence = "A group takes the name of one of its choices, as in eraser=esd; run.py --help lists them."
         case ValueError() if _raised_by_this_project(error):
             sentence = str(error)
-        case OSError(filename=str() as path, strerror=str() as reason):
-            sentence = f"{path} cannot be used: {reason}."
+        case OSError(strerror=str()):
+            sentence = _explain_file(error)
         case OSError():
             sentence = str(error)
+        case MemoryError() | RuntimeError() if _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+            sentence = (
+                f"There is not enough memory ({in_short(error)}); smaller batches need less (sampling.batch_size, "
+                "attack.batch_size, eraser.batch_size, eraser.sampling_batch_size), and the same command continues "
+                "where it stopped."
+            )
         case _:
             return None
     return one_line(sentence)
@@ -184,6 +199,19 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
         case _:
             return f"{name} is {value}: {fault['msg']}."
     return f"{name} is {value}; it must be {wanted}."
+
+
+def _explain_file(error: OSError) -> str:
+    """The sentence for what the operating system says of a file, with the room that is left where it matters."""
+    path, reason = error.filename or "A file", error.strerror
+    if error.errno not in _FULL:
+        return f"{path} cannot be used: {reason}."
+    room = f"files may have {limit}" if (limit := size_limit()) and error.errno == errno.EFBIG else ""
+    room = room or room_left(Path(error.filename or "."))
+    return (
+        f"{path} cannot be written: {reason}{f' ({room})' if room else ''}; make room, and the same command continues "
+        "where it stopped."
+    )
 
 
 def _explain_missing_config(error: MissingConfigException) -> str:
