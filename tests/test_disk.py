@@ -80,6 +80,14 @@ def test_a_full_disk_is_told_by_path_and_free_space(name: str, tmp_path: Path) -
     )
 
 
+def test_a_library_that_does_not_name_its_file_is_looked_at(tmp_path: Path) -> None:
+    with small_files(), pytest.raises(OSError) as raised, (tmp_path / "hydra.yaml").open("w") as file:
+        file.write("a" * 20_000)
+        file.flush()
+    assert raised.value.filename is None
+    assert str(explain(raised.value)).startswith(f"{tmp_path / 'hydra.yaml'} cannot be written: File too large (")
+
+
 def test_the_limit_of_a_file_is_told(tmp_path: Path) -> None:
     with small_files(), pytest.raises(OSError) as raised:
         save_atomically({"weight": torch.zeros(5_000)}, tmp_path / "work.checkpoint")

@@ -1,6 +1,7 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
 import errno
+import io
 import logging
 import re
 import signal
@@ -203,15 +204,24 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
 
 def _explain_file(error: OSError) -> str:
     """The sentence for what the operating system says of a file, with the room that is left where it matters."""
-    path, reason = error.filename or "A file", error.strerror
+    path, reason = error.filename or _open_file(error), error.strerror
     if error.errno not in _FULL:
-        return f"{path} cannot be used: {reason}."
+        return f"{path or 'A file'} cannot be used: {reason}."
     room = f"files may have {limit}" if (limit := size_limit()) and error.errno == errno.EFBIG else ""
-    room = room or room_left(Path(error.filename or "."))
+    room = room or room_left(Path(path or "."))
     return (
-        f"{path} cannot be written: {reason}{f' ({room})' if room else ''}; make room, and the same command continues "
+        f"{path or 'A file'} cannot be written: {reason}{f' ({room})' if room else ''}; make room, and the same command continues "
         "where it stopped."
     )
+
+
+def _open_file(error: OSError) -> str:
+    """The path of the file that a library was writing when the error arose, which Python leaves out; empty if none."""
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
+                return name
+    return ""
 
 
 def _explain_missing_config(error: MissingConfigException) -> str:
