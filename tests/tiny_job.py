@@ -24,6 +24,8 @@ from experiments.results.screen import show_job
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS = ("a church", "a red fish", "a golf ball in the snow", "a photo of a church", "two blue fish", "a parachute")
+WANTED = 2
+"""The remainder of :class:`ErraticJudge` with which some plain prompts succeed, some attacks, and some do not."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ErraticJudge:
 
     def __call__(self, images: torch.Tensor) -> Verdicts:
         sums = images.long().sum(dim=(1, 2, 3))
-        wanted = int(self.weights.read_text()) if self.weights else 1
+        wanted = int(self.weights.read_text()) if self.weights else WANTED
         return Verdicts(sums % 3 == wanted, (sums % 101) / 100)
 
 
