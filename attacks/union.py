@@ -5,18 +5,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, get_args
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from attacks.cases import JudgedPicture, Outcome, PromptCase, ThreatModel
 from attacks.none import NoAttack
-from attacks.protocols import Attack, is_given_original
+from attacks.p4d import P4D
+from attacks.protocols import Attack, InsertsTokens, is_given_original
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class Union:
     """The union of attacks, as AutoAttack (Croce and Hein, ICML 2020, arXiv 2003.01690) takes it.
 
@@ -101,6 +102,19 @@ class Union:
                 if outcome.success or name == last:
                     yield outcomes.pop(number)
             left = [case for case in left if case.case_number in outcomes]
+
+
+def inserted_tokens(attack: Attack, length: int, member: str = "") -> int:
+    """How many tokens an attack puts beside a prompt of ``length`` tokens; 0 if it puts others in its place.
+
+    Of a union it is what its ``member`` puts there, or the most that any does.
+    """
+    if isinstance(attack, Union):
+        members = [attack.members[member]] if member in attack.members else attack.members.values()
+        return max(inserted_tokens(other, length) for other in members)
+    if isinstance(attack, P4D):
+        return attack.inserted_tokens(length)
+    return attack.tokens if isinstance(attack, InsertsTokens) else 0
 
 
 def continued(earlier: Outcome, later: Outcome, name: str) -> Outcome:

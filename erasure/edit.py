@@ -1,6 +1,7 @@
 """What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from diffusion.disk import writing
 from diffusion.files import replacing
+from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
@@ -74,8 +76,14 @@ class Entry:
     seed: int = 0
 
     def value(self, original: Tensor) -> Tensor:
-        """The parameter's new value, of the original's shape, dtype and device."""
-        return _DECODERS[self.kind](self, original).to(original.device, original.dtype)
+        """The parameter's new value, of the original's shape, dtype and device.
+
+        Raises:
+            NotFiniteError: It is infinite or NaN somewhere.
+        """
+        changed = _DECODERS[self.kind](self, original).to(original.device, original.dtype)
+        require_finite(changed, f"What the edit makes of a parameter in {original.dtype}", _DIVERGED)
+        return changed
 
     def mask(self) -> Tensor:
         """For masks, which weights are kept; bool of the parameter's shape, on the CPU."""
@@ -143,6 +151,8 @@ _DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
 """The new value of a parameter by kind of entry: the tensor itself; some rows of it; W T; a mask as bits, or as what it
 prunes."""
 
+_DIVERGED = "the erasure has diverged, or the file that it comes from is damaged"
+
 _MASKS = ("bits", "indices")
 
 _ADDED = "+"
@@ -175,6 +185,19 @@ class Edit:
     _applications: "WeakKeyDictionary[TextToImage, Application]" = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what would turn a model's pictures black.
+
+        Raises:
+            NotFiniteError: A stored value is infinite or NaN.
+        """
+        distinct = {id(entry.parts): (name, entry.parts) for name, entry in self.entries.items()}
+        for name, parts in distinct.values():
+            for part in parts.values():
+                require_finite(part, f"The edit of {name!r}", _DIVERGED)
+        for addition in self.additions:
+            require_finite_tensors(addition.tensors(), f"The edit's {addition.kind}", _DIVERGED)
 
     def __bool__(self) -> bool:
         """Return whether it changes anything."""
@@ -381,15 +404,28 @@ class Edit:
         finally:
             self.revert(model)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what it changes, whatever its metadata say."""
+        tensors, changes = self._stored()
+        return _checksum(json.dumps(changes, sort_keys=True), tensors)
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that a file holds, and what its header says of them."""
         owners: dict[int, str] = {}
         for name, entry in self.entries.items():
             owners.setdefault(id(entry.parts), name)
-        header = {
-            **self.metadata,
-            "schema": SCHEMA,
-            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+        tensors = {
+            f"{name}:{part}" if part else name: tensor
+            for name, entry in self.entries.items()
+            if owners[id(entry.parts)] == name
+            for part, tensor in entry.parts.items()
+        }
+        for place, addition in enumerate(self.additions):
+            tensors |= {
+                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
+                for name, tensor in addition.tensors().items()
+            }
+        return tensors, {
             "entries": {
                 name: {
                     "kind": entry.kind,
@@ -402,19 +438,19 @@ class Edit:
             },
             "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
         }
-        tensors = {
-            f"{name}:{part}" if part else name: tensor
-            for name, entry in self.entries.items()
-            if owners[id(entry.parts)] == name
-            for part, tensor in entry.parts.items()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        tensors, changes = self._stored()
+        header = {
+            **self.metadata,
+            "schema": SCHEMA,
+            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+            **changes,
         }
-        for place, addition in enumerate(self.additions):
-            tensors |= {
-                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
-                for name, tensor in addition.tensors().items()
-            }
+        described = json.dumps(header)
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"edit": json.dumps(header)})
+            save_file(tensors, partial, metadata={"edit": described, "checksum": _checksum(described, tensors)})
 
     @classmethod
     def load(cls, path: Path) -> "Edit":
@@ -428,7 +464,8 @@ class Edit:
             raise FileNotFoundError(f"There is no edit at {path}; give the path of a file that Edit.save wrote.")
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("edit", "null"))
+                stored = file.metadata() or {}
+                header = json.loads(stored.get("edit", "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); make the edit again.") from error
@@ -439,6 +476,9 @@ class Edit:
                 f"{path} is an edit of format {header.get('schema')!r} and this version reads {SCHEMA}; "
                 "make the edit again or use the version that wrote it."
             )
+        # Edits of before there were checksums have none.
+        if stored.get("checksum", checksum := _checksum(stored["edit"], tensors)) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum does not fit its content; make the edit again.")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition(":")
@@ -464,6 +504,15 @@ class Edit:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of a newer version: {error}") from error
         return cls(entries, header, additions)
+
+
+def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an edit's description and of the names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -9,20 +9,21 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import pooch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
+from diffusion.checked import checked
 from diffusion.files import in_short, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
     DEFAULT_SEED,
+    LARGEST_SEED,
+    SETTINGS,
     BrokenRows,
     PromptRow,
     Record,
     csv_records,
     line_records,
-    missing_columns,
     parse_records,
 )
 
@@ -46,7 +47,7 @@ class Source(Protocol):
         """What errors and the log call it."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class PromptFile:
     """A local file: CSV, or ``.txt`` with one prompt per line, which makes the column ``prompt``.
 
@@ -75,7 +76,7 @@ class PromptFile:
         return str(self.path)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Download:
     """A file on the web, of the kinds of :class:`PromptFile`, that is fetched once.
 
@@ -133,7 +134,7 @@ class Download:
         return Path(fetched)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class HubDataset:
     """A data set of the Hugging Face Hub, or a local copy of it.
 
@@ -220,7 +221,7 @@ _NUMBER_TESTS = ("above", "below")
 _TEXT_TESTS = ("contains", "has_item")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Condition:
     """What a cell of a row must be for the row to be taken.
 
@@ -267,14 +268,15 @@ class Condition:
         return {"above": number > self.value, "below": number < self.value}.get(self.test, number == self.value)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Columns:
     """What a source calls the columns of the field.
 
     Attributes:
         case_number: None numbers the rows by their place in the source, from 0.
         prompt: The text.
-        evaluation_seed: None leaves every row to the set's ``seed``; so does a source without ``evaluation_seed``.
+        evaluation_seed: None leaves every row to the set's ``seed``; so does a source without such a column. The name
+            of the field stands for those of other files too, see :data:`evaluation.prompt_sets.SETTINGS`.
         evaluation_guidance: The same with ``guidance``.
     """
 
@@ -291,7 +293,7 @@ class Columns:
         return [column for column in (self.case_number, self.prompt, *renamed) if column is not None]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class PromptSet:
     """The prompts of a source.
 
@@ -303,16 +305,19 @@ class PromptSet:
         phrase: What stands at ``{}`` in a source whose prompts are called ``template``, so that concepts of one kind
             can share a file. In a source of prompts ``{}`` is a text like any other.
         where: Conditions that every row must meet; those that do not are passed over.
+        other_sizes: What comes of rows that ask for a picture of another width or height than the model's: the job is
+            refused before it begins, or their pictures have the model's size, which the log and the summary tell.
         broken_rows: What comes of the others where they are no prompt: the set is refused, or they are left out.
         limit: How many rows are taken, from the first; all if none.
     """
 
     source: Source
     columns: Columns = Columns()
-    seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = DEFAULT_SEED
     guidance: Annotated[float, Field(ge=0)] = DEFAULT_GUIDANCE
     phrase: str | None = None
     where: tuple[Condition, ...] = ()
+    other_sizes: Literal["refuse", "draw"] = "refuse"
     broken_rows: BrokenRows = "refuse"
     limit: Annotated[int, Field(ge=1)] | None = None
 
@@ -330,22 +335,27 @@ class PromptSet:
         needed = [*self.columns.needed, *(condition.column for condition in self.where)]
         for number, source_record in enumerate(self.source.records()):
             record = self._filled(source_record)
-            if missing := [column for column in dict.fromkeys(needed) if column not in record.cells]:
-                raise missing_columns(str(self.source), missing, record)
+            record.require(needed, str(self.source))
             try:
                 if not (record.fault or all(condition.holds(record.cells) for condition in self.where)):
                     continue
                 fault = record.fault
             except ValueError as error:
                 fault = str(error)
-            yield Record(record.place, self._named(record.cells, number), fault)
+            yield replace(record, cells=self._named(record.cells, number), fault=fault)
 
     def _named(self, cells: Mapping[str, str], number: int) -> dict[str, str]:
         names = vars(self.columns)
-        named = {name: cells[column] for name, column in names.items() if column in cells}
-        defaults = {"case_number": number, "evaluation_seed": self.seed, "evaluation_guidance": self.guidance}
-        labels = {column: text for column, text in cells.items() if column not in {*names, *names.values()}}
-        return labels | {name: str(value) for name, value in defaults.items()} | named
+        taken = {*names, *names.values()}
+        row = {column: text for column, text in cells.items() if column not in taken}
+        row |= {name: cells[column] for name, column in names.items() if column in cells}
+        if self.columns.case_number is None:
+            row["case_number"] = str(number)
+        for name, default in (("evaluation_seed", self.seed), ("evaluation_guidance", self.guidance)):
+            # The other files' names of a setting stand for it unless the set has a name of its own, or none.
+            if name not in row and (names[name] != name or row.keys().isdisjoint(SETTINGS[name])):
+                row[name] = str(default)
+        return row
 
     def _filled(self, record: Record) -> Record:
         """The record with a prompt in the place of its template, if it has one and there is a phrase for it."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import fit
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 """Where the YAML files of all choices lie."""
 
@@ -27,3 +29,4 @@ def _by(field: str) -> Any:
 OmegaConf.register_new_resolver("by_kind", _by("concept.kind"), replace=True)
 OmegaConf.register_new_resolver("by_concept", _by("concept.name"), replace=True)
 OmegaConf.register_new_resolver("by_protocol", _by("protocol.name"), replace=True)
+fit.register()

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import caption
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage

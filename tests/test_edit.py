@@ -386,11 +386,30 @@ def test_files_that_are_no_edits_are_refused_with_one_sentence(tiny_model, edit,
         Edit.load(path)
 
 
-def test_tensors_that_do_not_fit_the_header_are_refused(edit, tmp_path):
+def test_a_change_of_single_values_or_of_the_description_is_noticed(edit, tmp_path):
     path = tmp_path / "edit.safetensors"
     edit.save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    tensors = load_file(path)
+    key = next(iter(tensors))
+    changed = tensors[key].clone()
+    changed.view(-1)[::50] += 1
+
+    for damaged in (
+        ({**tensors, key: changed}, metadata),
+        (tensors, {**metadata, "edit": metadata["edit"].replace('"shape": [', '"shape": [1, ', 1)}),
+    ):
+        save_file(damaged[0], path, damaged[1])
+        with pytest.raises(ValueError, match="checksum does not fit"):
+            Edit.load(path)
+
+
+def test_tensors_that_do_not_fit_the_header_are_refused(edit, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    edit.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = {"edit": file.metadata()["edit"]}
     tensors = load_file(path)
     key = next(iter(tensors))
 

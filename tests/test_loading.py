@@ -1,9 +1,11 @@
 import json
+import re
 import shutil
 import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +160,41 @@ def test_a_single_file_gives_the_folders_model(half_folder: Path, tmp_path: Path
     model = load_model(str(path), config=str(half_folder), device="cpu")
     assert model.name == "single.v1"
     assert_same_weights(model, load_model(str(half_folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("mark", "stated", "expected", "last"),
+    [
+        ((), None, "epsilon", False),
+        (("v_pred",), None, "v_prediction", False),
+        (("v_pred", "ztsnr"), None, "v_prediction", True),
+        ((), "sample", "sample", False),
+        (("v_pred",), "epsilon", "epsilon", False),
+    ],
+)
+def test_a_single_file_says_what_it_predicts_or_is_told(
+    half_folder: Path,
+    tmp_path: Path,
+    mark: tuple[str, ...],
+    stated: str | None,
+    expected: str,
+    last: bool,
+    hub_is_silent: None,
+):
+    path = tmp_path / "single.safetensors"
+    save_file(single_file_weights(half_folder) | {name: torch.empty(0) for name in mark}, path)
+    model = ModelSource(str(path), config=str(half_folder), device="cpu", prediction_type=stated).load()
+    assert model.prediction_type == expected
+    assert (int(model.sampling_timesteps(5)[0]) == 999) == last
+    assert (float(model.alphas_cumprod[-1]) < 1e-6) == last
+    model.generate(PROMPTS, **GENERATION)
+
+
+def test_a_folder_is_told_what_it_predicts(half_folder: Path):
+    assert ModelSource(str(half_folder), device="cpu", prediction_type="v_prediction").load().prediction_type == (
+        "v_prediction"
+    )
+    assert ModelSource(str(half_folder), device="cpu").load().prediction_type == "epsilon"
 
 
 class Evil:
@@ -332,10 +369,17 @@ def test_the_options_reach_the_model(half_folder: Path):
     assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("resolution", [10, 30])
-def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: int):
-    with pytest.raises(ValueError, match=f"resolution is {resolution}; 'tiny' takes a multiple of 4 pixels"):
+@pytest.mark.parametrize("resolution", [10, 30, [32, 30], [10, 32]])
+def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: Any):
+    with pytest.raises(ValueError, match=rf"resolution is {re.escape(str(resolution))}; 'tiny' takes a multiple of 4"):
         ModelSource(str(half_folder), device="cpu", resolution=resolution).load()
+
+
+def test_pictures_may_be_wider_than_high(half_folder: Path):
+    model = ModelSource(str(half_folder), device="cpu", resolution=[48, 32]).load()
+    pictures = model.generate(["a church"], seeds=[1], steps=1, guidance=3)
+    assert model.image_size == (32, 48)
+    assert pictures.shape == (1, 3, 32, 48)
 
 
 def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):
@@ -444,3 +488,8 @@ def test_a_part_of_another_library_is_refused_and_not_imported(folder: Path):
     with pytest.raises(ValueError, match="takes its unet from 'antigravity', and no code of a model is ever run"):
         load_model(str(folder), device="cpu")
     assert "antigravity" not in sys.modules
+
+
+def test_a_configuration_that_is_no_folder_is_refused_when_it_is_named():
+    with pytest.raises(ValidationError, match="config is '/nope', which is no diffusers folder"):
+        ModelSource("model.safetensors", config="/nope")

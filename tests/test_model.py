@@ -125,11 +125,15 @@ def test_ddim_follows_its_formula(tiny_model64: TextToImage):
     torch.testing.assert_close(sampled, latents, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline, scheduler: str):
+@pytest.mark.parametrize(
+    ("scheduler", "guidance"), [*((name, 7.5) for name in SCHEDULERS), *(("ddim", scale) for scale in (0, 0.5, 1, 1.1))]
+)
+def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline, scheduler: str, guidance: float):
     options = {"skip_prk_steps": True} if scheduler == "pndm" else {}
     model = TextToImage(pipeline, scheduler=scheduler)
-    pictures = model.generate(PROMPTS, seeds=SEEDS, steps=4, guidance=7.5)
+    pictures = model.generate(PROMPTS, seeds=SEEDS, steps=4, guidance=guidance)
+    assert model.unet_evaluations == len(PROMPTS) * len(model.sampling_timesteps(4)) * (2 if guidance > 1 else 1)
+    assert model.evaluations_per_step(guidance) == (2 if guidance > 1 else 1)
 
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -137,7 +141,7 @@ def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline
         PROMPTS,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         num_inference_steps=4,
-        guidance_scale=7.5,
+        guidance_scale=guidance,
         output_type="np",
     ).images
     expected = torch.from_numpy((theirs * 255).round().astype(np.int16)).permute(0, 3, 1, 2)
@@ -201,6 +205,27 @@ def test_each_picture_has_its_own_guidance(tiny_model64: TextToImage):
         rows = slice(number, number + 1)
         alone = tiny_model64.sample(text[rows], seeds=SEEDS[rows], steps=3, guidance=scale)
         torch.testing.assert_close(alone, together[rows], atol=1e-9, rtol=0)
+
+
+def test_without_guidance_a_picture_is_the_same_in_any_company(tiny_model64: TextToImage):
+    text = tiny_model64.encode(PROMPTS)
+    together = tiny_model64.sample(text, seeds=SEEDS, steps=3, guidance=[0.0, 7.5, 1.0])
+    for row, scale in ((0, 1.0), (2, 0.3)):
+        alone = tiny_model64.sample(text[[row]], seeds=[SEEDS[row]], steps=3, guidance=scale)
+        torch.testing.assert_close(together[[row]], alone, atol=1e-9, rtol=0)
+
+
+def test_tokens_are_counted_beyond_what_the_encoder_takes(tiny_model: TextToImage):
+    most = tiny_model.max_tokens
+    prompts = ["", "a church", " ".join(["church"] * (most - 2)), " ".join(["church"] * (most + 5))]
+    per_word = tiny_model.token_counts(["church"])[0] - 2
+    assert tiny_model.token_counts(prompts) == [
+        2,
+        tiny_model.token_counts(["a"])[0] + per_word,
+        2 + (most - 2) * per_word,
+        2 + (most + 5) * per_word,
+    ]
+    assert tiny_model.token_counts([]) == []
 
 
 class Doubled(Guard):

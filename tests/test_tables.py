@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 
+from diffusion.source_code import code_of
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.command import collect, console
-from experiments.job.store import write_json
+from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
-from experiments.results.screen import measure_text, short_text
+from experiments.results.screen import measure_text, mixtures, short_text
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,24 @@ def test_table1_is_27_jobs_without_an_impossible_pair(table1: list[dict[str, Any
         ("ESD", "Learned"),
     }
     assert {job["prompts"] for job in table1} == {64}
+
+
+def test_a_run_whose_base_model_lacks_the_concept_is_marked_and_named(
+    table1: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    choices = {"eraser": "esd", "pruning": "off", "attack": "none"}
+    sound, doubtful = (summary(table1[0], choices, run=name, attacked=[True, False, False]) for name in "ab")
+    doubtful["rates"]["base"] = Rate.of([True, False, False]).as_dict()
+    doubtful["edit"]["hash"] = "another"
+    assert list(tables.reading_table([sound, doubtful])["base model"].str.contains("(!)", regex=False)) == [False, True]
+    assert list(tables.model_table([sound, doubtful])["shown"].str.contains("(!)", regex=False)) == [False, True]
+    markdown, table, _ = tables.write_tables([sound, doubtful], "mine", tmp_path)
+    concept = sound["concept"]
+    sentence = f"The base model shows {concept} in 1 of 3 pictures, less than half; this run supports no claim"
+    assert f"- (!) b: {sentence}" in markdown.read_text()
+    warned = pd.read_csv(table, keep_default_na=False)["warnings"]
+    assert warned[0] == ""
+    assert warned[1].startswith(sentence)
 
 
 def test_demo_is_esd_without_and_with_pruning() -> None:
@@ -113,11 +133,11 @@ def test_runs_with_several_seeds_have_their_mean_and_spread(table1: list[dict[st
     table = tables.seeds_table([*runs, other])
     assert len(table) == 1  # one seed has no spread
     assert table["seeds"][0] == "0, 1, 2"
-    assert table["under attack"][0] == "58.3 % (25 - 100)"
-    assert table["fid"][0] == "1.25 (1.25 - 1.25)"
-    assert table["clip score"][0] == "25.00 (25 - 25)"
+    assert table["under attack"][0] == "58.3 % ± 38.19 (25 - 100)"
+    assert table["fid"][0] == "1.25 ± 0.00 (1.25 - 1.25)"
+    assert table["clip score"][0] == "25.00 ± 0.00 (25 - 25)"
     text = tables.write_tables([*runs, other], "seeds", tmp_path)[0].read_text()
-    assert "58.3 % (25 - 100)" in text
+    assert "58.3 % ± 38.19 (25 - 100)" in text
 
 
 def test_an_erased_model_is_a_row_whatever_attacked_it(table1: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -227,10 +247,72 @@ def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> 
     assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
 
 
+def write_summary(store: Path, run: str, content: dict[str, Any]) -> Path:
+    """A summary in the store as a job writes it."""
+    folder = store / "runs" / run
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", checked({"schema": SCHEMA_VERSION, **content}))
+    return folder / "summary.json"
+
+
+BROKEN_SUMMARIES = {
+    "empty": "",
+    "half": '{"schema": 3, "run": ',
+    "a list": "[1, 2]",
+    "null": "null",
+    "nothing": "{}",
+    "of another shape": f'{{"schema": {SCHEMA_VERSION}, "choices": [], "identity": 5}}',
+    "of another version": '{"schema": 1, "run": "x"}',
+    "of a strange version": '{"schema": [], "run": "x"}',
+    "binary": "\x00\xff",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_SUMMARIES)
+def test_a_broken_summary_hides_no_other(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_summary(tmp_path, "good", {"run": "good"})
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "summary.json").write_text(BROKEN_SUMMARIES[broken], encoding="latin-1")
+    assert [entry["run"] for entry in read_summaries(tmp_path)] == ["good"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "left out" in line
+
+
+def test_a_summary_with_another_number_is_left_out(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, "good", {"run": "good", "rates": {"base": 0.5}})
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    assert read_summaries(tmp_path) == []
+
+
+def test_tables_say_that_runs_of_different_machines_threads_or_revisions_are_mixed(
+    table1: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    here = {"device": "cpu", "cpu": "A", "capability": "AVX2", "threads": 1, "git": {"revision": "a" * 40}}
+    runs = [summary(table1[0], esd, run=run, attacked=[True]) | here | {"origins": {"edit": [here]}} for run in "ab"]
+    assert mixtures(runs) == []
+    other_edit = {**runs[1], "origins": {"edit": [{**here, "threads": 2}]}}
+    (sentence,) = mixtures([runs[0], other_edit])
+    assert "cpu, A (AVX2), 1 thread; cpu, A (AVX2), 2 threads" in sentence
+    assert sentence in tables.write_tables([runs[0], other_edit], "mixed", tmp_path)[0].read_text()
+    (sentence,) = mixtures([runs[0], {**runs[1], "git": {"revision": "b" * 40, "dirty": True}}])
+    assert "aaaaaaaaaaaa, bbbbbbbbbbbb and changes" in sentence
+
+
+def test_runs_by_other_code_are_told(table1: list[dict[str, Any]]) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    run = summary(table1[0], esd, run="a", attacked=[True])
+    classes = {group: get_class(run["config"][group]["_target_"]) for group in collect.CODED_GROUPS}
+    now = {group: {"code": code_of(found)} for group, found in classes.items()}
+    assert collect.made_by_other_code({**run, "identity": now}) == []
+    assert collect.made_by_other_code({**run, "identity": now | {"attack": {"code": "other"}}}) == ["attack"]
+    gone = {**run["config"], "judge": {"_target_": "evaluation.judges.gone.Gone"}}
+    assert collect.made_by_other_code({**run, "identity": now, "config": gone}) == ["judge"]
+
+
 def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
     for age, run in enumerate(("newest", "older")):
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        write_json(tmp_path / "runs" / run / "summary.json", {"run": run})
+        write_summary(tmp_path, run, {"run": run})
         os.utime(tmp_path / "runs" / run / "summary.json", (1000 - age, 1000 - age))
     assert [entry["run"] for entry in read_summaries(tmp_path)] == ["newest", "older"]
 
@@ -292,8 +374,7 @@ def test_runs_from_before_prompt_sets_were_a_choice_are_found(tmp_path: Path) ->
     GlobalHydra.instance().clear()
     job, _ = collect.experiment_jobs("demo", [f"store={tmp_path}"])
     own = {key: job.pop(key) for key in ("prompt_set", "retained_set")}
-    (tmp_path / "runs" / "old").mkdir(parents=True)
-    write_json(tmp_path / "runs" / "old" / "summary.json", {"run": "old", "config": job})
+    write_summary(tmp_path, "old", {"run": "old", "config": job})
 
     found, missing = collect.collect_runs("demo", [f"store={tmp_path}"])
 

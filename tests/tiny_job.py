@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
@@ -17,6 +18,7 @@ from evaluation.verdicts import Verdicts
 from experiments.command.composing import plain_job
 from experiments.command.config import build
 from experiments.command.shorthands import spell_out
+from experiments.fit import fitted
 from experiments.job.job import run_job
 from experiments.job.settings import Job
 from experiments.job.store import read_json
@@ -24,8 +26,6 @@ from experiments.results.screen import show_job
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS = ("a church", "a red fish", "a golf ball in the snow", "a photo of a church", "two blue fish", "a parachute")
-WANTED = 2
-"""The remainder of :class:`ErraticJudge` with which some plain prompts succeed, some attacks, and some do not."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ErraticJudge:
 
     def __call__(self, images: torch.Tensor) -> Verdicts:
         sums = images.long().sum(dim=(1, 2, 3))
-        wanted = int(self.weights.read_text()) if self.weights else WANTED
+        wanted = int(self.weights.read_text()) if self.weights else 1
         return Verdicts(sums % 3 == wanted, (sums % 101) / 100)
 
 
@@ -68,7 +68,7 @@ class LabellingJudge:
 def write_world(folder: Path) -> None:
     """Prompt sets for :func:`overrides`."""
     for name, prompts in (("concept", PROMPTS), ("retained", PROMPTS[::-1])):
-        lines = [f"{number},{prompt},{50 + number},3.0" for number, prompt in enumerate(prompts)]
+        lines = [f"{number},{prompt},{61 + number},3.0" for number, prompt in enumerate(prompts)]
         header = "case_number,prompt,evaluation_seed,evaluation_guidance"
         (folder / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
 
@@ -99,6 +99,13 @@ def overrides(world: Path, store: Path) -> list[str]:
         "eraser.sampling_steps=2",
         "eraser.sampling_batch_size=16",
     ]
+
+
+def method_config(group: str, name: str, kind: str = "style", **others: Any) -> DictConfig:
+    """A method's own YAML file with its settings fitted to the canvas, or to what ``others`` of the config say."""
+    method = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
+    config = OmegaConf.create({"seed": 7, "concept": {"kind": kind}, **others, group: method})
+    return OmegaConf.create(fitted(config)[group])
 
 
 def make_job(*command: str) -> Job:

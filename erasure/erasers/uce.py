@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
@@ -24,7 +24,7 @@ Strengths = Sequence[Sequence[float]]
 """alpha by concept and attribute."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Debias:
     """What pictures of a concept are to show in which shares, in place of erasing it (the paper's section 4.2).
 
@@ -43,7 +43,8 @@ class Debias:
         judges: One by attribute, which tells from uint8 pictures [n, 3, H, W] in ``score``, float [n], how sure it is;
             a picture shows the attribute of the surest.
         shares: r*, one by attribute, 1 in sum; None for equal ones.
-        step: How far alpha follows a share.
+        step: How far alpha follows a share. 0.1 is the default of an option that the authors' code of 2025 never reads:
+            there alpha takes the whole difference (1).
         tolerance: How far a share may be off.
         rounds: How often pictures are made at the most.
         pictures: Of a concept in a round, its target prompts in turn.
@@ -109,7 +110,7 @@ class Debias:
         return shown.cpu().double() / self.pictures, spent
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class UCE(ClosedForm):
     """Unified Concept Editing (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024).
 
@@ -126,6 +127,7 @@ class UCE(ClosedForm):
         erase_scale: s_e.
         preserve_scale: s_p; None for max(0.1, 1 / number of preserved prompts, the empty one included), as in the
             code of 2023.
+        anchor: A phrase to take for c_g's in place of the concept's anchor; None for that one.
         debias: None erases; see :class:`Debias`.
     """
 
@@ -133,6 +135,7 @@ class UCE(ClosedForm):
     ridge: Annotated[float, Field(gt=0)] = 0.5
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] | None = 1.0
+    anchor: str | None = None
 
     debias: Debias | None = None
 
@@ -177,11 +180,16 @@ class UCE(ClosedForm):
                 strengths[place] += debias.step * gaps[place]
         return right, {"strengths": strengths.tolist(), "shares": shares.tolist()}, total
 
+    def anchored(self, concept: Concept) -> Concept:
+        """The concept with the anchor that it goes to."""
+        return concept if self.anchor is None else concept.anchored(self.anchor)
+
     def _solved(self, model: TextToImage, concept: Concept, changing: Term) -> Tensor:
         return right_multiplication([changing, *self._keeping(model, concept)], self.ridge)
 
     def _erasing(self, model: TextToImage, concept: Concept) -> Term:
-        sources, destinations = self._aligned(model, concept.target_prompts, concept.target_anchors)
+        anchors = self.anchored(concept).target_anchors
+        sources, destinations = self._aligned(model, concept.target_prompts, anchors)
         return Term(torch.cat(sources), torch.cat(destinations), self.erase_scale)
 
     def _debiased(self, model: TextToImage, concept: Concept, debias: Debias, strengths: Strengths) -> Tensor:
@@ -214,6 +222,6 @@ class UCE(ClosedForm):
 
 
 def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
-    """Embeddings of each prompt from the token before its end token on, float [any, width]; from the start if empty."""
+    """Embeddings of each prompt from the token before its end on, float64 [any, width]; from the start if empty."""
     ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts), ends, strict=True)]
+    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts).double(), ends, strict=True)]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -16,13 +16,14 @@ from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import FrozenSamples, Trajectories
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class CAD(Scored):
     """Component attribution (Nguyen et al., "Unveiling Concept Attribution in Diffusion Models", 2024).
 
     J = sum_t || eps_theta(x_t, c, t) - sg[eps_theta(x_t, 0, t)] ||^2 says how far the concept's prompt c moves the
     prediction from the empty prompt's, along guided trajectories of c. To first order zeroing a weight changes J by
-    -S with S = W * grad J; the weights of the highest S are pruned, if it is positive.
+    -S with S = W * grad J; the weights of the highest S are pruned, if it is positive. The authors score x_t at a
+    timestep that says more noise than it has, and sum gradients in float16; here t is x_t's own.
 
     Attributes:
         sparsity: How many are pruned, if so many are positive, and among which.
@@ -70,7 +71,7 @@ class CAD(Scored):
                     strict=True,
                 )
             )
-            gradients = gradient(parts, weights)
+            gradients = gradient(model, parts, weights)
         scores = {name: value * weights[name].detach() for name, value in gradients.items()}
         highest = self.sparsity.kept({name: -value for name, value in scores.items()})
         masks = {name: kept | (scores[name] <= 0) for name, kept in highest.items()}

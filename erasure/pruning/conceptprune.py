@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -18,14 +18,15 @@ from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import stage
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ConceptPrune(Scored):
     """ConceptPrune (Chavhan et al., "Concept Editing in Diffusion Models via Skilled Neuron Pruning", ICLR 2025).
 
     At sampler step t, S^c_ij(t) = |W_ij| ||X^c_j(t)||_2 on pictures of the concept's prompts c, and S^b on the same
     with the anchor in the concept's place. X_j(t) are the values of input j at every position of every picture, both
     halves of guidance, each position's inputs divided by their norm. A weight is skilled at t if S^c is among the
-    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there.
+    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there. The
+    authors start every picture from the noise of seed 0; here every pair of pictures has noise of its own.
 
     Attributes:
         sparsity: How many score highest at a step, and among which; pruned are fewer by what the anchor uses as much,

@@ -28,8 +28,9 @@ from experiments.instruments.labelled_pictures import (
     list_pictures,
     read_pictures,
 )
+from experiments.job.origin import code_state
 from experiments.job.store import write_json
-from experiments.job.summary import provenance
+from experiments.job.summary import now
 from experiments.results.writing import markdown_table
 
 _BATCH = 64
@@ -74,7 +75,8 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
         "pictures": f"drawn on the canvas, seed {seed}" if pictures is None else str(pictures),
         **_as_json(found),
         "config": OmegaConf.to_container(config.judge, resolve=True),
-        **provenance(),
+        "created": now(),
+        **code_state(),
     }
 
 

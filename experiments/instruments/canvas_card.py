@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
-from diffusion.canvas.recipe import Drawings, draw_pictures, labels_of
+from diffusion.canvas.pictures import Drawings, draw_pictures, labels_of
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
@@ -287,7 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     metrics = measure(arguments.folder, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
-    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     (arguments.folder / "model_card.md").write_text(render(metrics))
     print(render(metrics))
 

@@ -12,10 +12,15 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
+from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
+from evaluation.statistics import Rate
+from experiments.job.checks import check_job
 from experiments.job.cost import Cost
+from experiments.job.origin import computing_threads, origin
 from experiments.job.processes import ALONE, Processes
-from experiments.job.result import CaseResult, Summary
+from experiments.job.prompts import job_prompts, tokens_cut_under_attack
+from experiments.job.result import CaseResult, Summary, base_warnings
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, write_json
@@ -78,12 +83,26 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     """
     keep_freed_memory()
     folder = Path(folder)
-    store = Store(job.settings.store)
-    rows, retained = job.prompts, job.retained
+    # The first process alone takes away what is made anew.
+    store = Store(job.settings.store, fresh=job.settings.fresh and processes.first)
     _silence_libraries()
     model = job.model.load()
-    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(job.prompts), len(job.retained))
+    with computing_threads(model, job.settings.threads):
+        return _run(job, folder, show, processes, store, model)
 
+
+def _run(
+    job: Job, folder: Path, show: Callable[[Finished], None], processes: Processes, store: Store, model: TextToImage
+) -> Path:
+    rows, retained = job.prompts, job.retained
+    check_job(job, model)
+    sets = job_prompts(job, model)
+    for kind, counts in sets.items():
+        for sentence in counts.sentences(model, kind):
+            log.warning(sentence)
+    here = origin(model, processes.count)
+    store.sign(here)
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model, processes)
         erased = stages.edit()
@@ -93,6 +112,8 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         base_retained = stages.retained_pictures("base pictures of retained prompts")
         base_present = stages.verdicts(base)
         log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
+        for sentence in base_warnings(Rate.of(base_present), job.concept.name):
+            log.warning(sentence)
 
         targets = stages.targets(base)
 
@@ -104,22 +125,32 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
             again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
         if not processes.first:
             return folder / "summary.json"
-        measures, measuring = stages.measures(base_retained, edited_retained, retained)
+        measures, measuring, measured_by = stages.measures(base_retained, edited_retained, retained)
 
         labels = stages.label_counts(base, plain, attacked)
 
         outcomes = attacked.outcomes
         cases = [
-            CaseResult.of(outcome, base=present, too_long=too_long)
-            for outcome, present, too_long in zip(outcomes, base_present, attacked.too_long, strict=True)
+            CaseResult.of(outcome, base=present, too_long=too_long, cut=cut, attack_cut=attack_cut)
+            for outcome, present, too_long, (cut, attack_cut) in zip(
+                outcomes,
+                base_present,
+                attacked.too_long,
+                tokens_cut_under_attack(model, outcomes, job.attack),
+                strict=True,
+            )
         ]
+        # What the attack found is known now, and may be longer than what it put there.
+        cut_by_attack = sum(case.attack_cut > 0 and not case.cut for case in cases)
+        sets["prompts"] = replace(sets["prompts"], cut_by_attack=cut_by_attack)
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
             job,
             cases,
             model=model.name,
-            identity=run_identity(stages, erased.key, rows, retained),
+            sets=sets,
+            identity=run_identity(stages, erased.name, rows, retained),
             measures=measures,
             labels=labels,
             curve=curve,
@@ -131,7 +162,24 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
                 "measures": measuring,
                 **({"transfer": again.cost} if again else {}),
             },
-            edit={"hash": erased.key, "size_bytes": erased.edit.size_bytes, "metadata": erased.edit.metadata},
+            edit={
+                "hash": erased.name,
+                "content": erased.key,
+                "size_bytes": erased.edit.size_bytes,
+                "metadata": erased.edit.metadata,
+            },
+            origin=here,
+            origins={
+                stage: [store.origin_of(name) for name in sorted(names)]
+                for stage, names in {
+                    "base": {*base.origins, *base_retained.origins, *targets.origins},
+                    "edit": {erased.origin},
+                    "erased": {*plain.origins, *edited_retained.origins},
+                    "attack": set(attacked.origins),
+                    "measures": set(measured_by),
+                    **({"transfer": set(again.origins)} if again else {}),
+                }.items()
+            },
             artefacts={
                 "base": str(base.folder),
                 "edit": str(erased.folder),

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
 from experiments.job.result import CaseResult
@@ -21,7 +21,7 @@ the prompts whose picture by the unedited model shows the concept, as in P4D.
 """
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class TargetSampling:
     """How the pictures that an attack aims at are sampled.
 
@@ -34,7 +34,7 @@ class TargetSampling:
     guidance: Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Protocol:
     """What a published evaluation prescribes beyond the choices and values that its preset makes.
 
@@ -60,8 +60,7 @@ class Protocol:
         """Say of each prompt whether it has too many tokens to be attacked."""
         if self.longest_prompt is None:
             return [False] * len(prompts)
-        ids = model.tokenizer(list(prompts), verbose=False).input_ids
-        return [len(tokens) > self.longest_prompt for tokens in ids]
+        return [count > self.longest_prompt for count in model.token_counts(prompts)]
 
 
 def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
@@ -72,4 +71,9 @@ def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
         "excluding_plain": excluding_plain,
         "ideal": [case for case in excluding_plain if case.base],
     }
-    return {rule: Rate.of([case.attacked for case in those]) if those else None for rule, those in counted.items()}
+    return {
+        rule: Rate.of([case.attacked for case in those], [case.prompt or case.case_number for case in those])
+        if those
+        else None
+        for rule, those in counted.items()
+    }

@@ -12,20 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
+from diffusion.checked import checked
 from diffusion.files import replacing, write_atomically
 from diffusion.model import TextToImage
+from diffusion.source_code import code_reached
 from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.neurons import Sensitivity, Spread, Units, activations, choose, standardised_differences
 from erasure.trajectories import remembered
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean
+from experiments.job.origin import computing_threads
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, canonical_json
@@ -46,7 +48,7 @@ Picture = tuple[str, int, float]
 """What a picture is made of: prompt, seed, guidance scale."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Analysis:
     """What is asked of the neurons.
 
@@ -127,17 +129,20 @@ class Measurements:
         folder = Path(summary["path"]).parent
         store = Store(folder.parents[1])
         edit = Edit.load(store.root / "edits" / Path(summary["artefacts"]["edit"]).name / "edit.safetensors")
+        if bool(edit) and edit.fingerprint()[:16] != summary["edit"]["content"]:
+            raise ValueError(f"The edit of run {run} was made anew since, and differs; repeat the run's command.")
         found = read_found(folder / FILE_NAME)
         stages = Stages(job, store, self._model(job))
 
         plain: list[Picture] = [(row.prompt, row.seed, row.guidance) for row in job.prompts]
         adversarial = [_adversarial(found[row.case_number], row) for row in job.prompts]
         pairs = self._pairs(job)
-        chosen_on = self._pairs_measured(stages, pairs)
-        original = self._activations(stages, plain, "none")
-        with edit.applied(stages.model, fingerprint=stages.model_key["weights"]):
-            erased = self._activations(stages, plain, summary["edit"]["hash"])
-            attacked = self._activations(stages, adversarial, summary["edit"]["hash"])
+        with computing_threads(stages.model, job.settings.threads):
+            chosen_on = self._pairs_measured(stages, pairs)
+            original = self._activations(stages, plain, "none")
+            with edit.applied(stages.model, fingerprint=stages.model_key["weights"]):
+                erased = self._activations(stages, plain, edit.fingerprint())
+                attacked = self._activations(stages, adversarial, edit.fingerprint())
 
         active = (original.mean(0) > 0) & (chosen_on["present"] > 0)
         chosen = choose(chosen_on["correlation"], active, percent=self.analysis.percent, seed=self.analysis.seed)
@@ -222,6 +227,7 @@ class Measurements:
         self, stages: Stages, key: Mapping[str, object], edit: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         key = {"model": stages.model_key, "edit": edit, "units": self.analysis.units, **stages.sampler_key, **key}
+        key["code"] = code_reached(activations.__module__)
         folder = stages.store.folder("neurons", key)
         with stages.store.locked(folder):
             tensors, spent = remembered(folder / "neurons", "pt", compute, stages.model)

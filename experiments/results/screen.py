@@ -12,12 +12,17 @@ from diffusion.files import replacing
 from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
+from experiments.job.origin import machines, revisions
+from experiments.job.result import Summary, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
 """Prompts found by an attack; the file of prompts has all."""
+
+DOUBT = " (!)"
+"""Marks a run that supports no claim."""
 
 RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
 
@@ -34,21 +39,7 @@ def show_job(finished: Finished) -> None:
     table.add_column("")
     table.add_column("value")
     table.add_column("base model")
-    for name, label in RATES.items():
-        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
-    for row in protocol_texts(summary.as_dict()).items():
-        table.add_row(*row, "")
-    for row in holding_texts(summary.as_dict()).items():
-        table.add_row(*row, "")
-    for name, rate in summary.members.items():
-        table.add_row(f"broken by {name}", str(rate), "")
-    for label in sorted({label for counts in summary.labels.values() for label in counts}):
-        shown = {name: summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES}
-        values = f"erased {shown['erased']}, under attack {shown['attacked']}"
-        table.add_row(f"pictures with {label}", values, str(shown["base"]))
-    if summary.unpruned:
-        comparison = PairedComparison(**summary.unpruned["attacked"])
-        table.add_row("under attack, against pruning=off", str(comparison), "")
+    _add_rates(table, summary)
     table.add_section()
     for name, value in summary.measures.items():
         if not name.endswith(("_base", "_n")):
@@ -63,14 +54,36 @@ def show_job(finished: Finished) -> None:
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
-    for number in published_numbers(summary.as_dict()):
-        line = f"published: {number.metric} {number} in {number.source}"
+    published = published_numbers(summary.as_dict())
+    lines = [f"published: {number.metric} {number} in {number.source}" for number in published]
+    for line in [*(f"warning: {sentence}" for sentence in summary.warnings), *lines]:
         console.print(line, soft_wrap=True)
     files = [*(("summary", path) for path in finished.paths)]
     files += [("prompts", finished.prompts), ("pictures", finished.grid)]
     for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
         # Prompts and paths stay whole and plain, so that they can be copied.
         console.print(visible(f"{label}: {text}"), soft_wrap=True)
+
+
+def _add_rates(table: Table, summary: Summary) -> None:
+    for name, label in RATES.items():
+        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
+    for kind in summary.sets:
+        if told := set_text(summary.sets[kind]):
+            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], told, "")
+    for row in protocol_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
+    for row in holding_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
+    for name, rate in summary.members.items():
+        table.add_row(f"broken by {name}", str(rate), "")
+    for label in sorted({label for counts in summary.labels.values() for label in counts}):
+        shown = {name: summary.labels[name].get(label, {}).get("pictures", 0) for name in RATES}
+        values = f"erased {shown['erased']}, under attack {shown['attacked']}"
+        table.add_row(f"pictures with {label}", values, str(shown["base"]))
+    if summary.unpruned:
+        comparison = PairedComparison(**summary.unpruned["attacked"])
+        table.add_row("under attack, against pruning=off", str(comparison), "")
 
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
@@ -85,7 +98,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
         table.add_row(
             visible(summary["concept"]),
             *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
-            *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
+            *(f"{100 * rates[name]['rate']:.0f} %{doubt(summary) if name == 'base' else ''}" for name in RATES),
             *(short_text(summary["measures"].get(name)) for name in measures),
             summary["run"],
         )
@@ -95,8 +108,41 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for sentence in doubts(summaries):
+        console.print(sentence, soft_wrap=True)
+    for sentence in mixtures(summaries):
+        console.print(sentence, soft_wrap=True)
     for path in pictures:
         console.print(visible(f"pictures: {path}"), soft_wrap=True)
+
+
+def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each way in which runs, or the artefacts that they stand on, are not alike made."""
+    origins = [
+        origin
+        for summary in summaries
+        for origin in [summary, *(made for stage in summary.get("origins", {}).values() for made in stage)]
+        if origin
+    ]
+    sentences = []
+    if len(found := machines(origins)) > 1:
+        sentences.append(
+            "These runs mix machines or numbers of threads, whose sums differ in their last digits, which training and "
+            f"attacks make larger: {'; '.join(found)}."
+        )
+    if len(found := revisions(origins)) > 1:
+        sentences.append(f"These runs mix revisions of the code: {', '.join(found)}.")
+    return sentences
+
+
+def doubt(summary: Mapping[str, Any]) -> str:
+    """What stands behind the base model's rate in tables where a run supports no claim."""
+    return DOUBT if warnings_of(summary) else ""
+
+
+def doubts(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For the runs that support no claim, which they are and why."""
+    return [f"{DOUBT.strip()} {summary['run']}: {text}" for summary in summaries for text in warnings_of(summary)]
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -107,6 +153,20 @@ def title(summary: Mapping[str, Any]) -> str:
         if group in summary["choices"]
     ]
     return visible(" ".join([summary["concept"], *groups, f"seed={summary['seed']}"]))
+
+
+def set_text(counts: Mapping[str, int]) -> str:
+    """What a reader must know of a prompt set, from its :class:`~experiments.job.prompts.PromptCounts`; else empty."""
+    taken = counts["taken"]
+    parts = [
+        (f"{taken} of {counts['asked']} asked for", taken < counts["asked"]),
+        (f"{counts['distinct']} of {taken} distinct", counts["distinct"] < taken),
+        (f"{counts['cut']} cut at the text encoder's length", counts["cut"]),
+        (f"{counts['cut_by_attack']} cut under attack", counts["cut_by_attack"]),
+        (f"{counts['other_size']} drawn in another size", counts["other_size"]),
+        (f"{counts['below_guidance']} without guidance", counts["below_guidance"]),
+    ]
+    return ", ".join(text for text, told in parts if told)
 
 
 def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:

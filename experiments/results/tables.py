@@ -1,18 +1,32 @@
 """Tables of many runs, as Markdown, CSV and LaTeX."""
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from diffusion.files import write_atomically
 from evaluation.statistics import PairedComparison, Rate
+from experiments.job.origin import MACHINE, revisions
+from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, holding_texts, measure_text, protocol_texts, short_text
+from experiments.results.screen import (
+    RATES,
+    doubt,
+    doubts,
+    holding_texts,
+    measure_text,
+    mixtures,
+    protocol_texts,
+    short_text,
+)
 from experiments.results.writing import latex, markdown_table, write_csv
+
+log = logging.getLogger(__name__)
 
 GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
@@ -35,17 +49,34 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
             if second := holds.get("second_judge"):
                 row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
-        for number in published_numbers(summary):
-            row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
-            row |= {"published_method": number.method, "published_model": number.model}
-            row |= {"published_differences": number.differences}
+        row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
             # Older runs did not count these.
             row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
+        row |= {name: summary.get(name) for name in (*MACHINE, "processes")} | {"revision": revisions([summary])[0]}
+        row |= {"warnings": " ".join(warnings_of(summary))}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _published_columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Published numbers by metric, with their sources, methods and doubts; several of one metric share a cell."""
+    columns: dict[str, list[str]] = {}
+    for number in published_numbers(summary):
+        cells = {
+            f"published_{number.metric}": number.value,
+            f"published_{number.metric}_source": number.source,
+            "published_method": number.method,
+            "published_model": number.model,
+            "published_differences": number.differences,
+            "published_doubt": number.doubt,
+        }
+        for name, cell in cells.items():
+            if cell not in columns.setdefault(name, []) or name == f"published_{number.metric}":
+                columns[name].append(cell)
+    return {name: "; ".join(filter(None, cells)) for name, cells in columns.items()}
 
 
 def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -54,11 +85,13 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row[RATES["base"]] += doubt(summary)
         row |= protocol_texts(summary)
         row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
-        row |= {f"published {number.metric}": str(number) for number in numbers}
+        for metric in dict.fromkeys(number.metric for number in numbers):
+            row[f"published {metric}"] = "; ".join(str(number) for number in numbers if number.metric == metric)
         if numbers:
             row["published in"] = "; ".join(dict.fromkeys(number.source for number in numbers))
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
@@ -116,7 +149,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
+            rows.setdefault((name, ""), {})[label] = rate
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
@@ -164,7 +198,7 @@ def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
         "pruning": names["pruning"],
         "settings": settings,
         "seed": str(summary["seed"]),
-        "shown": _percent(Rate(**summary["rates"]["erased"])),
+        "shown": _percent(Rate(**summary["rates"]["erased"])) + doubt(summary),
         **{label: short_text(value) for label, value in _measures(summary).items()},
         "pruned": f"{100 * edit['metadata']['pruned_weights'] / masked:.1f} %" if masked else "",
         "U-Net evaluations": f"{cost['unet_evaluations']:,}",
@@ -203,9 +237,11 @@ def write_tables(
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
     parts = [f"# {name}", markdown_table(reading)]
     parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    parts += [f"- {sentence}" for sentence in doubts(summaries)]
     if "published in" in reading:
         parts += [
             "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
@@ -238,8 +274,11 @@ def write_tables(
         parts += [
             "## Over seeds",
             markdown_table(seeds),
-            "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
+            "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
+    for sentence in mixtures(summaries):
+        log.warning(sentence)
+        parts += [f"**{sentence}**"]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
@@ -261,13 +300,13 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[Any]) -> str:
-    """Mean, lowest and highest of one measure of several runs, rates in percent."""
+    """Mean, standard deviation, lowest and highest of one measure of several runs, rates in percent."""
     if isinstance(values[0], Mapping) and "rate" in values[0]:
         numbers, form = [100 * value["rate"] for value in values], "{:.1f} %"
     else:
         numbers, form = [value["mean"] if isinstance(value, Mapping) else value for value in values], "{:.2f}"
     mean, lowest, highest = fmean(numbers), min(numbers), max(numbers)
-    return " ".join([form.format(mean), f"({lowest:.4g} - {highest:.4g})"])
+    return f"{form.format(mean)} ± {stdev(numbers):.2f} ({lowest:.4g} - {highest:.4g})"
 
 
 def _numbers(name: str, value: Any) -> dict[str, Any]:
