@@ -209,10 +209,8 @@ def _explain_file(error: OSError) -> str:
         return f"{path or 'A file'} cannot be used: {reason}."
     room = f"files may have {limit}" if (limit := size_limit()) and error.errno == errno.EFBIG else ""
     room = room or room_left(Path(path or "."))
-    return (
-        f"{path or 'A file'} cannot be written: {reason}{f' ({room})' if room else ''}; make room, and the same command continues "
-        "where it stopped."
-    )
+    told = f"{path or 'A file'} cannot be written: {reason}{f' ({room})' if room else ''}"
+    return f"{told}; make room, and the same command continues where it stopped."
 
 
 def _open_file(error: OSError) -> str:
