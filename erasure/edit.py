@@ -28,7 +28,7 @@ from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
-from erasure.addition import Addition, addition_class, attach_all
+from erasure.addition import Addition, addition_class, attach_all, stored_kind
 
 SCHEMA = 1
 """Version of the file format."""
@@ -436,7 +436,9 @@ class Edit:
                 }
                 for name, entry in self.entries.items()
             },
-            "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
+            "additions": [
+                {"kind": stored_kind(addition), "settings": addition.settings()} for addition in self.additions
+            ],
         }
 
     def save(self, path: Path) -> None:

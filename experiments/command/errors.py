@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from diffusion.disk import room_left, size_limit
 from diffusion.files import in_short
+from diffusion.plugins import declared_plugins, is_of
 from diffusion.text_files import visible
 from experiments import CONFIG_FOLDER
 
@@ -240,8 +241,6 @@ def explain_instantiation(error: InstantiationException, fields: Callable[[str],
         return explain_validation(cause, key, fields(key))
     if isinstance(cause, (ValueError, OSError)):
         return f"{key + ': ' if key else ''}{cause}"
-    if isinstance(cause, (ImportError, AttributeError)) or lines[0].startswith("Error locating target"):
-        return f"{key}: {lines[0].split(', set env')[0]}; _target_ must name a class that can be imported."
     if isinstance(cause, TypeError):
         return f"{key}: {cause}."
     return f"{key}: {lines[0]}" if cause is None else None
@@ -259,8 +258,10 @@ def _explain_composition(error: HydraException) -> str:
 
 
 def _raised_by_this_project(error: BaseException) -> bool:
-    """Our own ValueErrors are sentences for the user; those of libraries come from bugs."""
+    """Our own ValueErrors and those of plugins are sentences for the user; those of libraries come from bugs."""
     innermost = list(walk_tb(error.__traceback__))[-1][0]
+    if is_of(str(innermost.f_globals.get("__name__", "")), declared_plugins()):
+        return True
     rooms = (_ROOT / room for room in ("attacks", "diffusion", "erasure", "evaluation", "experiments"))
     return any(Path(innermost.f_code.co_filename).is_relative_to(room) for room in rooms)
 
