@@ -79,8 +79,8 @@ def one_for_each(outcomes: Iterable[Outcome], cases: Sequence[PromptCase], attac
     if waiting:
         number, prompt = next(iter(waiting.items()))
         raise ValueError(
-            f"{name} ended without an outcome for {len(waiting)} of {len(cases)} cases, the first of them case {number} "
-            f"({prompt!r}); it must yield each case once."
+            f"{name} ended without an outcome for {len(waiting)} of {len(cases)} cases, the first of them case "
+            f"{number} ({prompt!r}); it must yield each case once."
         )
 
 

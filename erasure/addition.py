@@ -19,8 +19,7 @@ _ROOM = "erasure.additions"
 class Addition(ABC):
     """Something that is put into a model and taken out again; the parameters stay as they are.
 
-    Its class stands alone in a module of :mod:`erasure.additions` whose name is its kind; that of a plugin lies where it
-    likes.
+    Its class stands alone in a module of :mod:`erasure.additions` whose name is its kind; a plugin's may lie anywhere.
     """
 
     kind: ClassVar[str]
@@ -78,12 +77,10 @@ def _class_of_plugin(name: str) -> type[Addition]:
     module, _, attribute = name.rpartition(".")
     # A file may name any module, and importing runs it.
     if not is_of(module, declared_plugins()):
-        raise ValueError(
-            f"it has an addition of class {name}, of a plugin that is not declared; name it by plugins=PATH."
-        )
+        raise ValueError(f"its addition {name} is of a plugin that is not declared; name the plugin by plugins=PATH.")
     found = getattr(import_module(module), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Addition)):
-        raise ValueError(f"it has an addition of class {name}, which the plugin {module} does not have any more.")
+        raise ValueError(f"its addition {name} is not in the plugin {module} any more.")
     return found
 
 

@@ -436,9 +436,7 @@ class Edit:
                 }
                 for name, entry in self.entries.items()
             },
-            "additions": [
-                {"kind": stored_kind(addition), "settings": addition.settings()} for addition in self.additions
-            ],
+            "additions": [{"kind": stored_kind(each), "settings": each.settings()} for each in self.additions],
         }
 
     def save(self, path: Path) -> None:

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from diffusion.disk import room_left, writing
 from diffusion.files import replacing, write_atomically
+from diffusion.sources import CANVAS_FOLDER
 from diffusion.training import save_atomically
 from experiments.command.errors import explain
+from experiments.instruments import canvas_card
 
 LIMIT = 4096
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
@@ -133,3 +135,26 @@ def test_too_little_memory_is_one_sentence() -> None:
     for error in (raised.value, MemoryError("Unable to allocate 3 TiB"), torch.OutOfMemoryError("CUDA out of memory")):
         assert str(explain(error)).startswith("There is not enough memory (")
     assert explain(RuntimeError("sizes do not match")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [([], "build/canvas_card"), (["--folder", "mine"], "mine"), (["--folder", "mine", "--output", "there"], "there")],
+)
+def test_the_card_of_the_shipped_canvas_is_written_beside_it_only_when_it_is_named(
+    arguments: list[str], output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["canvas_card", *arguments])
+    monkeypatch.setattr(canvas_card, "render", lambda metrics: "a card")
+
+    def measure(folder: Path, output: Path, **_: object) -> dict[str, int]:
+        asked.append(folder)
+        output.mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr(canvas_card, "measure", measure)
+    canvas_card.main()
+    assert asked == [Path("mine") if arguments else CANVAS_FOLDER]
+    assert (tmp_path / output / "model_card.md").read_text() == "a card"

@@ -48,7 +48,8 @@ def take_plugins(arguments: Sequence[str]) -> list[str]:
         for file in folder.rglob("*.yaml"):
             if (CONFIG_FOLDER / (choice := file.relative_to(folder))).exists():
                 raise CommandError(
-                    f"{file} has the name of a choice of this project ({choice.parent}={choice.stem}); name it otherwise."
+                    f"{file} has the name of a choice of this project ({choice.parent}={choice.stem}); "
+                    "name it otherwise."
                 )
     return [argument for argument in arguments if not argument.startswith(_ARGUMENT)]
 
