@@ -18,6 +18,7 @@ from experiments.command.collect import collect_runs
 from experiments.command.config import build
 from experiments.command.errors import CommandError, one_sentence
 from experiments.command.paper import EVALUATIONS_PER_SECOND
+from experiments.command.plugins import take_plugins
 from experiments.command.side_by_side import side_by_side
 from experiments.job.settings import Job
 from experiments.results.claim import write_claim
@@ -160,7 +161,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with one_sentence():
         try:
-            app(standalone_mode=False)
+            app(take_plugins(sys.argv[1:]), standalone_mode=False)
         except typer.TyperException as error:
             raise CommandError(error.format_message()) from error
         except typer.Abort:

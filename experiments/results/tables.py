@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from diffusion.files import write_atomically
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
 from experiments.job.result import prompt_groups, warnings_of
@@ -281,10 +282,10 @@ def write_tables(
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
-    paths[0].write_text("\n\n".join(parts) + "\n")
+    write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(long_table(summaries), paths[1])
     rows = latex(reading.drop(columns="path"))
-    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
+    write_atomically(paths[2], f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
 
 
