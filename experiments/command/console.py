@@ -15,6 +15,7 @@ from experiments.command import calibrate as calibration
 from experiments.command.collect import collect_runs
 from experiments.command.config import build
 from experiments.command.errors import CommandError, one_sentence
+from experiments.command.report_command import register as register_reports
 from experiments.job.settings import Job
 from experiments.results.claim import write_claim
 from experiments.results.figures import write_figure
@@ -22,6 +23,7 @@ from experiments.results.neurons import Analysis, Measurements, write_results
 from experiments.results.tables import write_tables
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+register_reports(app)
 
 Experiment = Annotated[str, typer.Argument(help="A preset of conf/experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="The overrides that its sweep was run with.")]

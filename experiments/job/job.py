@@ -14,10 +14,12 @@ from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
 from evaluation.prompt_sets import PromptRow
 from experiments.job.cost import Cost
+from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
+from experiments.job.picture_list import picture_list
 from experiments.job.processes import ALONE, Processes
 from experiments.job.result import CaseResult, Summary
 from experiments.job.settings import Job
-from experiments.job.stages import Stages
+from experiments.job.stages import Stages, case_id
 from experiments.job.store import Store, write_json
 from experiments.job.summary import find_unpruned, run_identity, success_curve, summarise
 
@@ -99,7 +101,8 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            attacked = stages.attack(attack_cases(rows, targets.images), erased)
+            asked = attack_cases(rows, targets.images)
+            attacked = stages.attack(asked, erased)
         if not processes.first:
             return folder / "summary.json"
         measures, measuring = stages.measures(base_retained, edited_retained, retained)
@@ -139,8 +142,21 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
+        # What is too long for the protocol is not attacked, and its plain picture is the last.
+        last = [
+            path if too_long else attacked.folder / f"{case_id(case)}.png"
+            for path, too_long, case in zip(plain.paths, attacked.too_long, asked, strict=True)
+        ]
+        listed = picture_list(
+            store.root,
+            rows,
+            {"base": base.paths, "erased": plain.paths, "attacked": last},
+            retained,
+            {"base": base_retained.paths, "erased": edited_retained.paths},
+        )
         for path in paths:
             write_found(path.with_name(FILE_NAME), outcomes)
+            write_json(path.with_name(PICTURE_LIST), listed)
             write_json(path, summary.as_dict())
         finished = Finished(summary, paths, rows, base.images, plain.images, outcomes, folder)
         show(finished)
