@@ -1,16 +1,22 @@
 """Tables of many runs, as Markdown, CSV and LaTeX."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
+from experiments.job.origin import MACHINE, revisions
+from experiments.job.result import prompt_groups
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, measure_text, protocol_texts, short_text
+from experiments.results.screen import RATES, holding_texts, measure_text, mixtures, protocol_texts, short_text
+from experiments.results.writing import latex, markdown_table, write_csv
+
+log = logging.getLogger(__name__)
 
 GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
@@ -29,15 +35,37 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"protocol": protocol["name"], "counting": protocol["counting"], "too_long": protocol["too_long"]}
             for rule, rate in protocol["by_rule"].items():
                 row |= _numbers(f"success_{rule}", rate)
-        for number in published_numbers(summary):
-            row |= {f"published_{number.metric}": number.value, f"published_{number.metric}_source": number.source}
-            row |= {"published_method": number.method, "published_model": number.model}
-            row |= {"published_differences": number.differences}
+        if holds := summary.get("holds"):
+            row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
+            if second := holds.get("second_judge"):
+                row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
+        row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
+            # Older runs did not count these.
+            row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
+        row |= {name: summary.get(name) for name in (*MACHINE, "processes")} | {"revision": revisions([summary])[0]}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _published_columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Published numbers by metric, with their sources, methods and doubts; several of one metric share a cell."""
+    columns: dict[str, list[str]] = {}
+    for number in published_numbers(summary):
+        cells = {
+            f"published_{number.metric}": number.value,
+            f"published_{number.metric}_source": number.source,
+            "published_method": number.method,
+            "published_model": number.model,
+            "published_differences": number.differences,
+            "published_doubt": number.doubt,
+        }
+        for name, cell in cells.items():
+            if cell not in columns.setdefault(name, []) or name == f"published_{number.metric}":
+                columns[name].append(cell)
+    return {name: "; ".join(filter(None, cells)) for name, cells in columns.items()}
 
 
 def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -47,9 +75,11 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
         row |= protocol_texts(summary)
+        row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
         numbers = published_numbers(summary)
-        row |= {f"published {number.metric}": str(number) for number in numbers}
+        for metric in dict.fromkeys(number.metric for number in numbers):
+            row[f"published {metric}"] = "; ".join(str(number) for number in numbers if number.metric == metric)
         if numbers:
             row["published in"] = "; ".join(dict.fromkeys(number.source for number in numbers))
         rows.append(row | {"run": summary["run"], "path": summary["path"]})
@@ -107,7 +137,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for label, runs in models.items():
             found = [run["cases"] for run in runs if members(run)]
             broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rows.setdefault((name, ""), {})[label] = _percent(Rate.of(broken)) if broken else ""
+            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
+            rows.setdefault((name, ""), {})[label] = rate
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
 
 
@@ -132,16 +163,21 @@ def model_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def varied_settings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each run the settings of eraser and pruning in which runs of the same choices differ, as ``steps=100``."""
-    flat = pd.json_normalize([{part: s["config"][part] for part in ("eraser", "pruning")} for s in summaries])
-    settings = flat.astype(str).to_dict("records")
+    """Of each run the settings of eraser and pruning in which runs of the same choices differ, as ``steps=100``.
+
+    A field that only some of them have, as the others are of another version, tells nothing of those.
+    """
+    parts = [{part: summary["config"][part] for part in ("eraser", "pruning")} for summary in summaries]
+    # Run by run, as one frame of all would fill in what some do not have.
+    settings = [{str(key): str(value) for key, value in pd.json_normalize(own).iloc[0].items()} for own in parts]
     methods = [(s["choices"].get("eraser"), s["choices"].get("pruning")) for s in summaries]
 
-    def varies(name: Hashable, method: tuple[Any, Any]) -> bool:
-        return len({own[name] for own, other in zip(settings, methods, strict=True) if other == method}) > 1
+    def varies(name: str, method: tuple[Any, Any]) -> bool:
+        found = [own.get(name) for own, other in zip(settings, methods, strict=True) if other == method]
+        return len(set(found) - {None}) > 1
 
     return [
-        ", ".join(f"{str(name).partition('.')[2]}={value}" for name, value in own.items() if varies(name, method))
+        ", ".join(f"{name.partition('.')[2]}={value}" for name, value in own.items() if varies(name, method))
         for own, method in zip(settings, methods, strict=True)
     ]
 
@@ -192,9 +228,10 @@ def write_tables(
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
-    parts = [f"# {name}", reading.to_markdown(index=False)]
+    parts = [f"# {name}", markdown_table(reading)]
     parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals. Every row is the run "
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
     if "published in" in reading:
@@ -206,7 +243,7 @@ def write_tables(
     if len(models):
         parts += [
             "## Erased models",
-            models.to_markdown(index=False, disable_numparse=True),
+            markdown_table(models, disable_numparse=True),
             "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
             "intervals; retained quality on other prompts; what erasing cost, its peak being the largest resident set "
             "of the process meanwhile (libraries and model included), and the size of what is stored of it.",
@@ -215,29 +252,32 @@ def write_tables(
     if len(attacks):
         parts += [
             "## Attacks",
-            attacks.to_markdown(index=False),
+            markdown_table(attacks),
             "Share of prompts whose picture shows the concept under attack, with its interval, and U-Net evaluations "
             "per prompt. A union counts a prompt that at least one of the attacks above it broke.",
         ]
     if len(comparison):
         parts += [
             "## Pruning on minus pruning off, prompt by prompt",
-            comparison.to_markdown(index=False),
+            markdown_table(comparison),
             "Percentage points with Newcombe's 95 % interval for paired proportions and McNemar's exact p.",
         ]
     if len(seeds):
         parts += [
             "## Over seeds",
-            seeds.to_markdown(index=False),
-            "Mean over the seeds of erasure and attack, lowest and highest in brackets; the prompts are the same.",
+            markdown_table(seeds),
+            "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
+    for sentence in mixtures(summaries):
+        log.warning(sentence)
+        parts += [f"**{sentence}**"]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
     paths[0].write_text("\n\n".join(parts) + "\n")
-    long_table(summaries).to_csv(paths[1], index=False)
-    latex = reading.drop(columns="path").to_latex(index=False, escape=True)
-    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{latex}")
+    write_csv(long_table(summaries), paths[1])
+    rows = latex(reading.drop(columns="path"))
+    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
 
 
@@ -252,13 +292,13 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[Any]) -> str:
-    """Mean, lowest and highest of one measure of several runs, rates in percent."""
+    """Mean, standard deviation, lowest and highest of one measure of several runs, rates in percent."""
     if isinstance(values[0], Mapping) and "rate" in values[0]:
         numbers, form = [100 * value["rate"] for value in values], "{:.1f} %"
     else:
         numbers, form = [value["mean"] if isinstance(value, Mapping) else value for value in values], "{:.2f}"
     mean, lowest, highest = fmean(numbers), min(numbers), max(numbers)
-    return " ".join([form.format(mean), f"({lowest:.4g} - {highest:.4g})"])
+    return f"{form.format(mean)} ± {stdev(numbers):.2f} ({lowest:.4g} - {highest:.4g})"
 
 
 def _numbers(name: str, value: Any) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Comparison:
     Attributes:
         headline: One sentence.
         sentences: What belongs to it.
-        rows: The runs, by concept and then from the lowest rate under attack to the highest.
+        rows: The runs, by concept and method, the method that does best under its strongest attack first.
         kept: Names of the two measures of what is retained.
         tests: Pairs of runs on the same prompts that differ in pruning alone, or in the method alone.
         tradeoffs: A plot for each concept.
@@ -110,7 +110,7 @@ def compare_runs(summaries: Sequence[Mapping[str, Any]]) -> Comparison:
     Raises:
         ValueError: A file of a run is damaged.
     """
-    ordered = sorted(summaries, key=lambda one: (one["concept"], one["rates"]["attacked"]["rate"], method_name(one)))
+    ordered = _ordered(summaries)
     names = [name for name in _KEPT if any(name in summary["measures"] for summary in ordered)][:2]
     longest = max((summary["curve"][-1]["attempts"] for summary in ordered if summary.get("curve")), default=0)
     seeds = len({summary["seed"] for summary in ordered}) > 1
@@ -139,10 +139,27 @@ def compare_runs(summaries: Sequence[Mapping[str, Any]]) -> Comparison:
         headline=_headline(rows),
         sentences=_sentences(rows),
         rows=rows,
-        kept=[readable(name) for name in names],
+        kept=[
+            f"{readable(name).removeprefix('accuracy ')} kept" if name.startswith("accuracy") else readable(name)
+            for name in names
+        ],
         tests=_tests(rows),
         tradeoffs=tradeoffs(ordered),
     )
+
+
+def _ordered(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """By concept, then by the method of whose runs the worst is best, then by attack."""
+    worst: dict[tuple[str, str], float] = {}
+    for summary in summaries:
+        key = summary["concept"], method_name(summary)
+        worst[key] = max(worst.get(key, 0.0), summary["rates"]["attacked"]["rate"])
+
+    def place(summary: Mapping[str, Any]) -> tuple[str, float, str, str, int]:
+        concept, method = summary["concept"], method_name(summary)
+        return concept, worst[concept, method], method, summary["choices"].get("attack", ""), summary["seed"]
+
+    return sorted(summaries, key=place)
 
 
 def _headline(rows: Sequence[Row]) -> str:
@@ -163,19 +180,31 @@ def _headline(rows: Sequence[Row]) -> str:
 def _sentences(rows: Sequence[Row]) -> list[str]:
     sentences = []
     for concept in dict.fromkeys(row.concept for row in rows):
-        own = [(row, row.attacked) for row in rows if row.concept == concept and row.attacked]
-        if len(own) > 1:
-            (first, lowest), (last, highest) = own[0], own[-1]
-            sentences.append(
-                f"{concept}: the least comes back with {first.method} under {first.attack} ({_of(lowest)}), the most "
-                f"with {last.method} under {last.attack} ({_of(highest)})."
-            )
+        worst: dict[str, tuple[Row, Rate]] = {}
+        for row in rows:
+            if row.concept == concept and row.attacked:
+                known = worst.get(row.method)
+                if known is None or row.attacked.rate > known[1].rate:
+                    worst[row.method] = row, row.attacked
+        if len(worst) > 1:
+            ranked = sorted(worst.values(), key=lambda pair: pair[1].rate)
+            told = "; ".join(f"{_of(rate)} with {row.method} ({row.attack})" for row, rate in _ends(ranked))
+            sentences.append(f"{_sentence_case(concept)}: the strongest attack brings back {told}.")
     if any(rate_of(row.run.summary, "floor") is None for row in rows):
         sentences.append(
             "No floor was measured for some of these runs: part of their successes may be luck, the judge's errors or "
             "what the attack itself brings."
         )
     return sentences
+
+
+def _ends(ranked: Sequence[tuple[Row, Rate]]) -> Sequence[tuple[Row, Rate]]:
+    """All of a few; the first and the last of many."""
+    return ranked if len(ranked) <= 4 else [ranked[0], ranked[-1]]
+
+
+def _sentence_case(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _of(rate: Rate) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from evaluation.statistics import Rate, wilson_interval
 from experiments.results.figures import RETAINED, frontier
 from experiments.results.report.verdict import is_attacked, rate_of
+from experiments.results.report.words import concept_name
 
 _LINEAR_UP_TO = 30
 _LOG_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
@@ -156,13 +157,13 @@ def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> list[Tradeoff]:
             except KeyError:
                 continue
             if len(runs) > 1:
-                plots.append(_tradeoff(concept, label, better, runs, kept))
+                plots.append(_tradeoff(label, better, runs, kept))
             break
     return plots
 
 
 def _tradeoff(
-    concept: str, label: str, better: int, runs: Sequence[tuple[int, Mapping[str, Any]]], kept: Sequence[float]
+    label: str, better: int, runs: Sequence[tuple[int, Mapping[str, Any]]], kept: Sequence[float]
 ) -> Tradeoff:
     frame, rates = Frame(), [Rate(**run["rates"]["attacked"]) for _, run in runs]
     best = set(frontier([(value, rate.rate) for value, rate in zip(kept, rates, strict=True)], better))
@@ -186,5 +187,8 @@ def _tradeoff(
         )
         for (number, _), value, rate in zip(runs, kept, rates, strict=True)
     ]
-    ticks = [(place(value), f"{value:.3g}") for value in dict.fromkeys([lowest, (lowest + highest) / 2, highest])]
-    return Tradeoff(concept, label, better, frame, points, ticks)
+    ticks = [
+        (place(value), f"{100 * value:.0f} %" if 0 <= lowest <= highest <= 1 else f"{value:.3g}")
+        for value in dict.fromkeys([lowest, (lowest + highest) / 2, highest])
+    ]
+    return Tradeoff(concept_name(runs[0][1]), label, better, frame, points, ticks)

@@ -111,10 +111,11 @@ def retained_of(rows: Sequence[Mapping[str, Any]], root: Path, config: Mapping[s
     order = sorted(range(len(rows)), key=lambda number: (-len(lost[number] if lost else ()), -differences[number]))
     shown = [
         RetainedPicture(
-            rows[number]["prompt"],
-            *(data_uri(path) or "" for path in paths[number]),
-            differences[number],
-            lost[number] if lost else None,
+            prompt=rows[number]["prompt"],
+            base=data_uri(paths[number][0]) or "",
+            erased=data_uri(paths[number][1]) or "",
+            difference=differences[number],
+            lost=lost[number] if lost else None,
         )
         for number in order[:SHOWN]
     ]

@@ -41,7 +41,7 @@ def rate_of(summary: Mapping[str, Any], name: str) -> Rate | None:
 
 def is_attacked(summary: Mapping[str, Any]) -> bool:
     """Whether an attack was run."""
-    return summary["choices"].get("attack", "none") != "none"
+    return str(summary["choices"].get("attack", "none")) != "none"
 
 
 def holds(summary: Mapping[str, Any]) -> Holds:

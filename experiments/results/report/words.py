@@ -26,9 +26,9 @@ def marked(plain: str, adversarial: str) -> list[Piece]:
     [('a', 'same'), ('xqz', 'inserted'), ('red church ,', 'same'), ('old', 'removed'), ('odd', 'inserted')]
     """
     before, after = (list(_TOKENS.finditer(text)) for text in (plain, adversarial))
-    words = [[token[0].lower() for token in tokens] for tokens in (before, after)]
+    words, new_words = ([token[0].lower() for token in tokens] for tokens in (before, after))
     pieces: list[Piece] = []
-    for tag, start, end, new_start, new_end in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+    for tag, start, end, new_start, new_end in SequenceMatcher(None, words, new_words, autojunk=False).get_opcodes():
         if tag in {"replace", "delete"}:
             pieces.append(Piece(_between(plain, before[start:end]), "removed"))
         if tag != "delete":
