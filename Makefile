@@ -3,14 +3,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TWINS ?= build/canvas_twins
+
+# make table1 concept=church LAUNCHER=joblib: fields that are named are the sweep's overrides, and its results get a name
+# of their own.
+OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% CALIBRATE=%,$(MAKEOVERRIDES))
+SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas table1 attacks erasers claim figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=demo
+	$(SWEEP) +experiment=demo $(OVERRIDES)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -30,30 +36,44 @@ canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
 	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
 
+# U-Nets of other training seeds and such that never saw a concept; what is finished is found again, and killed runs go on.
+canvas-twins: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.retraining --build $(TWINS)
+
+# Puts a finished one beside the canvas, with its card: make ship-twin TWIN=never_fire_0
+ship-twin: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --build $(TWINS) --ship diffusion/canvas/twins
+	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --build $(TWINS)
+
 table1: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=table1
-	$(BIN)/eraselab tables table1
+	$(SWEEP) +experiment=table1 $(OVERRIDES)
+	$(BIN)/eraselab tables table1 $(OVERRIDES)
 
 attacks: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=attacks
-	$(BIN)/eraselab tables attacks
-	$(BIN)/eraselab figure attacks
+	$(SWEEP) +experiment=attacks $(OVERRIDES)
+	$(BIN)/eraselab tables attacks $(OVERRIDES)
+	$(BIN)/eraselab figure attacks $(OVERRIDES)
 
 erasers: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=erasers
-	$(BIN)/eraselab tables erasers
+	$(SWEEP) +experiment=erasers $(OVERRIDES)
+	$(BIN)/eraselab tables erasers $(OVERRIDES)
 
 claim: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=claim
-	$(BIN)/python run.py -m +experiment=tradeoff
-	$(BIN)/eraselab tables claim
-	$(BIN)/eraselab claim
-	$(BIN)/eraselab tables tradeoff
-	$(BIN)/eraselab figure tradeoff
+	$(SWEEP) +experiment=claim $(OVERRIDES)
+	$(SWEEP) +experiment=tradeoff $(OVERRIDES)
+	$(BIN)/eraselab tables claim $(OVERRIDES)
+	$(BIN)/eraselab claim claim $(OVERRIDES)
+	$(BIN)/eraselab tables tradeoff $(OVERRIDES)
+	$(BIN)/eraselab figure tradeoff $(OVERRIDES)
+
+# The paper's benchmark on Stable Diffusion 1.4: what is missing, the plan, the table; make paper PAPER='paper.scale=smoke'
+# runs it in small, make paper PAPER='--yes model.source=sd14' in full.
+paper: $(INSTALLED)
+	$(BIN)/eraselab paper $(PAPER)
 
 figure-neurons: $(INSTALLED)
-	$(BIN)/python run.py -m +experiment=neurons
-	$(BIN)/eraselab neurons
+	$(SWEEP) +experiment=neurons $(OVERRIDES)
+	$(BIN)/eraselab neurons neurons $(OVERRIDES)
 
 # How often a judge errs: make calibrate CALIBRATE='judge=nudenet --pictures labelled/'; without, the canvas's judge.
 calibrate: $(INSTALLED)

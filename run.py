@@ -14,11 +14,13 @@ from experiments.command.shorthands import spell_out
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> str | None:
     """Run one job of the composed config; returns the path of its summary, None if it is one of a sweep and failed."""
-    # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
-    from experiments.command.launch import launch  # noqa: PLC0415
+    # Hydra would print more about an error that reaches it.
+    with one_sentence():
+        # Heavy imports wait until the command line is known to compose: --help and misspelt choices need none.
+        from experiments.command.launch import launch  # noqa: PLC0415
 
-    summary = launch(config)
-    return None if summary is None else str(summary)
+        summary = launch(config)
+        return None if summary is None else str(summary)
 
 
 def command_line() -> None:

@@ -1,6 +1,6 @@
 """What an attack is given and what it returns, prompt by prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,7 +52,10 @@ class Check:
         score: The judge's score in [0, 1].
         loss: The attack's objective when it was made (mean over the steps since the last check).
         unet_evaluations: Spent up to here to bring this case back, this picture and what is shared included.
-        shared_evaluations: The part of them that serves all cases.
+        shared_evaluations: The part of them that serves all cases of a search.
+        payments: That part by what was paid, as ``textual_inversion/0``: what cases have under one name, the cases that
+            were searched together, is paid once by them all.
+        counts: The concept in it is a success. Not so in pictures that only serve to choose among texts.
         variant: What the picture depends on besides text and seed; see :class:`attacks.evaluate.Proposal`.
         attack: Which member of a union proposed it.
     """
@@ -66,6 +69,13 @@ class Check:
     shared_evaluations: int = 0
     variant: str = ""
     attack: str = ""
+    payments: Mapping[str, int] = field(default_factory=dict, compare=False)
+    counts: bool = True
+
+    @property
+    def succeeds(self) -> bool:
+        """Whether it is a success."""
+        return self.present and self.counts
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,10 @@ class Outcome:
 
 
 def evaluations_paid(checks: Sequence[Check]) -> int:
-    """U-Net evaluations up to these checks, one per case: what serves all cases is paid once, however often counted."""
-    shared = [check.shared_evaluations for check in checks]
-    return sum(check.unet_evaluations for check in checks) - sum(shared) + max(shared, default=0)
+    """U-Net evaluations up to these checks, one per case: what cases share is paid once."""
+    paid: dict[str, int] = {}
+    for check in checks:
+        # Checks of older runs do not say what was paid.
+        for name, evaluations in (check.payments or {"": check.shared_evaluations}).items():
+            paid[name] = max(paid.get(name, 0), evaluations)
+    return sum(check.unet_evaluations - check.shared_evaluations for check in checks) + sum(paid.values())

@@ -29,6 +29,9 @@ class Proposal:
         noise: float [c, h, w], what its sampling starts from in place of the seed's noise.
         variant: What the picture depends on besides text and seed, as ``step 20``: a picture is made once for each
             prompt, seed and variant. To be given with ``text``, with ``noise`` and wherever weights were changed.
+        counts: The concept in its picture is a success and ends the search; not so of a picture that only serves to
+            choose among texts.
+        plain: It is a further picture of the plain prompt as it stands, proposed before any other text.
     """
 
     prompt: str
@@ -39,6 +42,8 @@ class Proposal:
     text: Tensor | None = None
     noise: Tensor | None = None
     variant: str = ""
+    counts: bool = True
+    plain: bool = False
 
 
 PictureKey = tuple[str, int, str]
@@ -53,20 +58,27 @@ class Trace:
         checks: One per text tried, the plain prompt first.
         unet_evaluations: Spent so far, what is shared included.
         shared_evaluations: Spent so far on what all cases use.
-        judged: Pictures by text, seed and variant; where these are the same, the picture is.
+        search: The least number of a case of the search, which tells it from others.
+        verdicts: Whether a picture shows the concept, and the judge's score, by text, seed and variant; where these are
+            the same, the picture is.
+        last: The picture of the last check, the only one that is kept.
         state: What an attack keeps of its search of the case; it goes with the case.
     """
 
-    def __init__(self, case: PromptCase) -> None:
+    last: JudgedPicture
+
+    def __init__(self, case: PromptCase, search: int = 0) -> None:
         self.case = case
+        self.search = search
         self.checks: list[Check] = []
         self.unet_evaluations = 0
         self.shared_evaluations = 0
-        self.judged: dict[PictureKey, JudgedPicture] = {}
-        if case.plain is not None:
-            self.judged[self.key(Proposal(case.prompt))] = case.plain
+        self.verdicts: dict[PictureKey, tuple[bool, float]] = {}
         self.state: Any = None
-        self._last: JudgedPicture
+        self._plain_checks = 0
+        self._last_key: PictureKey | None = None
+        if case.plain is not None:
+            self.judge(self.key(Proposal(case.prompt)), case.plain)
 
     @property
     def attempts(self) -> int:
@@ -75,8 +87,8 @@ class Trace:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the last picture shows the concept."""
-        return self.checks[-1].present
+        """Whether the last picture shows the concept and counts."""
+        return self.checks[-1].succeeds
 
     def outcome(self) -> Outcome:
         """Return how the attack ended, as it stands now."""
@@ -84,32 +96,49 @@ class Trace:
             case_number=self.case.case_number,
             prompt=self.case.prompt,
             adversarial_prompt=self.checks[-1].prompt,
-            plain_success=self.checks[0].present,
+            plain_success=any(check.present for check in self.checks[: self._plain_checks]),
             success=self.succeeded,
             score=self.checks[-1].score,
             checks=tuple(self.checks),
             unet_evaluations=self.unet_evaluations,
-            image=self._last.image,
+            image=self.last.image,
         )
 
     def key(self, proposal: Proposal) -> PictureKey:
         """Return what a picture depends on."""
         return proposal.prompt, self.case.seed if proposal.seed is None else proposal.seed, proposal.variant
 
+    def must_draw(self, proposal: Proposal, *, last: bool) -> bool:
+        """Whether a proposal's picture must be made: it is new, or it ends the case and is not at hand any more."""
+        key = self.key(proposal)
+        if key not in self.verdicts:
+            return True
+        present, _ = self.verdicts[key]
+        return key != self._last_key and (last or (present and proposal.counts))
+
+    def judge(self, key: PictureKey, picture: JudgedPicture) -> None:
+        """Take a judged picture, and let go of the one before."""
+        self.verdicts[key] = (picture.present, picture.score)
+        self.last, self._last_key = picture, key
+
     def record(self, proposal: Proposal) -> None:
         """Add the check of a proposal whose picture is judged."""
-        prompt, seed, variant = self.key(proposal)
-        self._last = self.judged[prompt, seed, variant]
+        prompt, seed, variant = key = self.key(proposal)
+        present, score = self.verdicts[key]
+        if proposal.plain or not self.checks:
+            self._plain_checks += 1
         self.checks.append(
             Check(
                 prompt,
                 seed,
-                self._last.present,
-                self._last.score,
+                present,
+                score,
                 proposal.loss,
                 self.unet_evaluations,
                 self.shared_evaluations,
                 variant,
+                payments={str(self.search): self.shared_evaluations} if self.shared_evaluations else {},
+                counts=proposal.counts,
             )
         )
 
@@ -135,7 +164,8 @@ def search(
     """Try the plain prompt of every case, then up to ``rounds`` proposed texts; yield each case when it ends.
 
     A case ends at its first success. Its place in the batch goes to the next one that waits, so the batch stays full.
-    A text that was judged before is not drawn again: its check repeats the verdict and costs nothing.
+    A text that was judged before is not drawn again: its check repeats the verdict and costs nothing. Of a case the
+    last picture alone is kept in memory; so where its very last text is one of earlier, that one is drawn again.
 
     Args:
         model: The model under attack.
@@ -154,10 +184,11 @@ def search(
     (number, occurrences), *_ = Counter(case.case_number for case in cases).most_common(1) or [(0, 0)]
     if occurrences > 1:
         raise ValueError(f"case number {number} occurs {occurrences} times; number the cases of a prompt set uniquely.")
+    first = min((case.case_number for case in cases), default=0)
     waiting = iter(cases)
     active: list[Trace] = []
     while True:
-        while newcomers := [Trace(case) for case in islice(waiting, batch_size - len(active))]:
+        while newcomers := [Trace(case, first) for case in islice(waiting, batch_size - len(active))]:
             check(model, newcomers, [Proposal(trace.case.prompt) for trace in newcomers], judge, sampling)
             for trace in newcomers:
                 if trace.succeeded or rounds == 0:
@@ -166,7 +197,7 @@ def search(
                     active.append(trace)
         if not active:
             return
-        check(model, active, propose(active), judge, sampling, under)
+        check(model, active, propose(active), judge, sampling, under, rounds=rounds)
         ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
         active = [trace for trace in active if trace not in ended]
         yield from (trace.outcome() for trace in ended)
@@ -179,12 +210,14 @@ def check(
     judge: Judge,
     sampling: Sampling,
     under: Under | None = None,
+    *,
+    rounds: int | None = None,
 ) -> None:
-    """Make and judge the picture of one proposal per case and add it to the traces."""
+    """Make and judge the picture of one proposal per case and add it to the traces; see :func:`search`."""
     # One guided picture makes a whole batch pay for guidance; apart, a case's cost is its own.
     groups: dict[tuple[int, str], list[tuple[Trace, Proposal]]] = defaultdict(list)
     for trace, proposal in zip(traces, proposals, strict=True):
-        if trace.key(proposal) not in trace.judged:
+        if trace.must_draw(proposal, last=trace.attempts + 1 == rounds):
             evaluations = model.evaluations_per_step(trace.case.guidance)
             groups[evaluations, proposal.variant if under else ""].append((trace, proposal))
     for (evaluations, variant), group in groups.items():
@@ -196,7 +229,7 @@ def check(
             for (trace, proposal), image, present, score in zip(
                 batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True
             ):
-                trace.judged[trace.key(proposal)] = JudgedPicture(present, score, image.clone())
+                trace.judge(trace.key(proposal), JudgedPicture(present, score, image.clone()))
                 trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * evaluations
     for trace, proposal in zip(traces, proposals, strict=True):
         trace.unet_evaluations += proposal.unet_evaluations + proposal.shared_evaluations

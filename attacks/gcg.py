@@ -78,7 +78,8 @@ class GCG:
     anew, drawn and judged; the first success ends the search. A prompt that succeeds as it stands is not attacked. The
     unedited model takes part only through x0.
 
-    Deviation from the published code: it goes through the positions in equal shares, where the paper draws them.
+    Deviations from the published code: it goes through the positions in equal shares, where the paper draws them, and
+    its filter keeps a text that is read back as as many tokens, even if they are others.
 
     Attributes:
         tokens: k, tokens inserted.
@@ -95,6 +96,8 @@ class GCG:
         criterion: ``l2`` or ``l1`` error of the noise.
         exclude_special: Keep start, end and padding out of the vocabulary; they are lost when the tokens become text.
         readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
+        filtered: Of the B texts compare only those that are not s itself and are read back as the tokens that they are
+            made of, so that what is judged is what was found. Where none is left, s stays as it is.
         batch_size: Prompts attacked at a time; it changes speed and memory, never what a prompt's search draws.
         forward_batch_size: Texts compared at a time, of all prompts together; it changes speed and memory only.
         seed: Seed of the draws; each case has its own stream.
@@ -113,6 +116,7 @@ class GCG:
     criterion: Criterion = "l2"
     exclude_special: bool = True
     readable: bool = False
+    filtered: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     forward_batch_size: Annotated[int, Field(ge=1)] = 128
     seed: int = 0
@@ -169,6 +173,8 @@ class GCG:
             losses += loss
             promising = candidates[(-one_hot_gradient(gradient, table)).topk(self.top_k, dim=-1).indices]
             texts = substitute(tokens, promising, drawn.positions, drawn.ranks)
+            if self.filtered:
+                texts = read_back(model, template, texts, tokens)
             least, best = self._losses(model, template, texts, drawn).min(dim=1)
             chosen = texts.take_along_dim(best[:, None, None], dim=1)[:, 0]
             tokens = torch.where((least < loss)[:, None], chosen, tokens) if self.keep_best else chosen
@@ -247,6 +253,29 @@ def substitute(tokens: Tensor, promising: Tensor, positions: Tensor, ranks: Tens
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     texts = tokens[:, None].repeat(1, positions.shape[1], 1)
     return texts.scatter(2, positions[..., None], promising[rows, positions, ranks][..., None])
+
+
+def read_back(model: TextToImage, template: PromptTemplate, texts: Tensor, tokens: Tensor) -> Tensor:
+    """Put texts that are read back as they are in the places of the others, and of those that change nothing.
+
+    Args:
+        model: Whose tokenizer.
+        template: Of n prompts.
+        texts: int64 [n, B, k], what is in their slots.
+        tokens: int64 [n, k], what was in their slots before; taken where no text stays.
+
+    Returns:
+        int64 [n, B, k].
+    """
+    prompts, width, count = texts.shape
+    repeated, rows = template.repeat(width), texts.flatten(0, 1)
+    filled = repeated.fill(rows)
+    same = (model.tokenize(repeated.texts(model, rows)).to(filled.device) == filled).all(dim=1).view(prompts, width)
+    fine = same & (texts != tokens[:, None]).any(dim=2)
+    places = torch.arange(width, device=texts.device).expand(prompts, -1)
+    last = torch.where(fine, places, -1).amax(dim=1, keepdim=True)
+    kept = texts.take_along_dim(torch.where(fine, places, last.clamp(min=0))[..., None].expand(-1, -1, count), dim=1)
+    return torch.where(last[..., None] < 0, tokens[:, None], kept)
 
 
 def token_of(model: TextToImage, text: str, candidates: Tensor) -> int:

@@ -1,8 +1,9 @@
 """Noise attacks: the plain prompt from an initial noise in which the erased model draws the concept all the same."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import require_targets, target_latents
-from diffusion.model import TextToImage
+from diffusion.model import UNGUIDED, TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 Predict = Callable[[Tensor, int], Tensor]
-"""Latents and their timestep to the noise in them."""
+"""Latents and their timestep to the noise in them; made anew for each pass over the steps, as it may remember."""
 
 
 @plain_dataclass
@@ -41,11 +42,15 @@ class NoiseSearch:
 
 @plain_dataclass
 class DDIMStep:
-    """One step of the sampler: from ``timestep``, where abar is ``noisy``, to where it is ``clean``."""
+    """One step of the sampler: from ``timestep``, where abar is ``noisy``, to where it is ``clean``.
+
+    ``number`` is its place among all steps of a picture.
+    """
 
     timestep: int
     noisy: float
     clean: float
+    number: int
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -77,7 +82,8 @@ class NoiseAttack:
         unit_variance: Keep to noise of the norm of the seed's, within the ball: what is projected on is the part of
             the sphere that lies in it.
         unrolled_steps: Steps of G, spread evenly over those of a picture. The U-Net runs twice at each: its
-            activations are computed again for the gradient (checkpointing), so memory does not grow with them.
+            activations are computed again for the gradient (checkpointing), so memory does not grow with them. Under a
+            guard that remembers what it was given, as SLD's, it runs once and memory grows.
         checks: Pictures per prompt.
         steps_per_check: Gradient steps before each.
         step_size: In units of the ball's radius.
@@ -119,7 +125,7 @@ class NoiseAttack:
             proposals: dict[int, Proposal] = {}
             # One guided prompt makes a whole batch pay for guidance; apart, a case's cost is its own.
             for guided in (True, False):
-                group = [trace for trace in traces if self._is_guided(trace.case) == guided]
+                group = [trace for trace in traces if self._is_guided(model, trace.case) == guided]
                 if group:
                     numbers = [trace.case.case_number for trace in group]
                     found = propose_group(model, group, path, guided=guided)
@@ -129,9 +135,9 @@ class NoiseAttack:
         rounds = self.checks if self.mode == "adversarial" else 1
         return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
-    def _is_guided(self, case: PromptCase) -> bool:
-        """Return whether the attack evaluates the empty prompt beside the case's."""
-        return case.guidance != 1 and (self.mode == "adversarial" or self.inverted_with == "guidance")
+    def _is_guided(self, model: TextToImage, case: PromptCase) -> bool:
+        """Return whether the attack evaluates more than the case's prompt."""
+        return model.is_guided(case.guidance) and (self.mode == "adversarial" or self.inverted_with == "guidance")
 
     def _begin(self, model: TextToImage, traces: Sequence[Trace]) -> None:
         """Start a search for each case."""
@@ -143,21 +149,30 @@ class NoiseAttack:
         for trace, target, noise in zip(traces, targets, seeded, strict=True):
             trace.state = NoiseSearch(target, noise, noise)
 
-    def _predictor(self, model: TextToImage, traces: Sequence[Trace], *, guided: bool, empty: bool = False) -> Predict:
-        """Return the model's prediction for the cases' prompts, or for as many empty ones."""
+    def _predictor(
+        self, model: TextToImage, traces: Sequence[Trace], *, guided: bool, empty: bool = False
+    ) -> Callable[[Iterable[DDIMStep]], Predict]:
+        """Return what makes the prediction, at steps in turn, for the cases' prompts or for as many empty ones."""
         cases = [trace.case for trace in traces]
         text = model.encode_prompts(["" if empty else case.prompt for case in cases])
         if not guided:
-            return lambda latents, timestep: model.predict_noise(latents, timestep, text)
+            return lambda _: lambda latents, timestep: model.predict_noise(latents, timestep, text)
         nothing = model.encode_prompts([""])
-        scales = torch.tensor([case.guidance for case in cases], device=model.device, dtype=model.dtype)
-        return lambda latents, timestep: model.guided_noise(latents, timestep, text, nothing, scales)
+        scales = torch.tensor([max(case.guidance, UNGUIDED) for case in cases], device=model.device, dtype=model.dtype)
+
+        def begin(steps: Iterable[DDIMStep]) -> Predict:
+            guidance = model.guidance([step.number for step in steps])
+            timesteps = torch.ones(len(cases), dtype=torch.int64, device=model.device)
+            return lambda latents, timestep: guidance(latents, timestep * timesteps, text, nothing, scales)
+
+        return begin
 
     def _descend(
         self, model: TextToImage, traces: Sequence[Trace], path: Sequence[DDIMStep], *, guided: bool
     ) -> list[Proposal]:
         """Take ``steps_per_check`` gradient steps of every search."""
-        predict = self._predictor(model, traces, guided=guided)
+        begin = self._predictor(model, traces, guided=guided)
+        recompute = not (guided and remembers(model))
         states: list[NoiseSearch] = [trace.state for trace in traces]
         targets = torch.stack([state.target for state in states])
         seeded = torch.stack([state.seeded for state in states])
@@ -165,12 +180,12 @@ class NoiseAttack:
         project = project_to_cap if self.unit_variance else project_to_ball
         total = torch.zeros(len(states), dtype=torch.float64, device=model.device)
         for _ in range(self.steps_per_check):
-            gradient, losses = picture_gradient(model, predict, path, noise, targets)
+            gradient, losses = picture_gradient(model, begin(path), path, noise, targets, recompute=recompute)
             total += losses
             length = self.step_size * self.radius * norms(seeded) / norms(gradient).clamp_min(1e-30)
             noise = project(noise - length * gradient, seeded, self.radius)
         proposals = []
-        cost = self.steps_per_check * 2 * len(path) * (2 if guided else 1)
+        cost = self.steps_per_check * (1 + recompute) * len(path) * self._evaluations(model, traces, guided=guided)
         for trace, state, found, loss in zip(traces, states, noise, total.tolist(), strict=True):
             state.noise = found
             state.steps += self.steps_per_check
@@ -189,15 +204,26 @@ class NoiseAttack:
         self, model: TextToImage, traces: Sequence[Trace], path: Sequence[DDIMStep], *, guided: bool
     ) -> list[Proposal]:
         """Find the noise that each case's picture comes from."""
-        predict = self._predictor(model, traces, guided=guided, empty=self.inverted_with == "empty")
+        begin = self._predictor(model, traces, guided=guided, empty=self.inverted_with == "empty")
         targets = torch.stack([trace.state.target for trace in traces])
-        noise = invert(predict, path, targets, self.inversion_iterations)
+        asked = [step for step in reversed(path) for _ in range(self.inversion_iterations)]
+        noise = invert(begin(asked), path, targets, self.inversion_iterations)
         nats = (noise.double().square().flatten(1).mean(dim=1) + math.log(2 * math.pi)) / 2
-        cost = self.inversion_iterations * len(path) * (2 if guided else 1)
+        cost = self.inversion_iterations * len(path) * self._evaluations(model, traces, guided=guided)
         return [
             Proposal(trace.case.prompt, loss=loss, unet_evaluations=cost, noise=found, variant="inverted noise")
             for trace, found, loss in zip(traces, noise, nats.tolist(), strict=True)
         ]
+
+    @staticmethod
+    def _evaluations(model: TextToImage, traces: Sequence[Trace], *, guided: bool) -> int:
+        """Return how often the U-Net is evaluated for one prediction of cases that are guided alike."""
+        return model.evaluations_per_step(traces[0].case.guidance) if guided else 1
+
+
+def remembers(model: TextToImage) -> bool:
+    """Return whether the model's guidance is that of a guard, which may depend on the steps before."""
+    return model.guard is not None and model.guard.always_guides
 
 
 def denoising_path(model: TextToImage, steps: int) -> list[DDIMStep]:
@@ -206,7 +232,7 @@ def denoising_path(model: TextToImage, steps: int) -> list[DDIMStep]:
     # Stable Diffusion's last step ends at the first abar, others' at 1.
     last = getattr(model.make_scheduler(steps), "final_alpha_cumprod", model.alphas_cumprod[0])
     levels = [*(float(model.alphas_cumprod[timestep]) for timestep in timesteps), float(last)]
-    return [DDIMStep(*step) for step in zip(timesteps, levels[:-1], levels[1:], strict=True)]
+    return [DDIMStep(*step) for step in zip(timesteps, levels[:-1], levels[1:], range(len(timesteps)), strict=True)]
 
 
 def thinned(path: Sequence[DDIMStep], steps: int) -> list[DDIMStep]:
@@ -219,7 +245,7 @@ def thinned(path: Sequence[DDIMStep], steps: int) -> list[DDIMStep]:
         raise ValueError(f"unrolled_steps is {steps}; a picture has {len(path)}: use no more.")
     kept = [path[index * len(path) // steps] for index in range(steps)]
     ends = [*(step.noisy for step in kept[1:]), path[-1].clean]
-    return [DDIMStep(step.timestep, step.noisy, end) for step, end in zip(kept, ends, strict=True)]
+    return [replace(step, clean=end) for step, end in zip(kept, ends, strict=True)]
 
 
 def ddim_move(latents: Tensor, noise: Tensor, start: float, end: float) -> Tensor:
@@ -229,16 +255,24 @@ def ddim_move(latents: Tensor, noise: Tensor, start: float, end: float) -> Tenso
 
 
 def picture_gradient(
-    model: TextToImage, predict: Predict, path: Sequence[DDIMStep], noise: Tensor, targets: Tensor
+    model: TextToImage,
+    predict: Predict,
+    path: Sequence[DDIMStep],
+    noise: Tensor,
+    targets: Tensor,
+    *,
+    recompute: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Compute how far the latents that noise leads to are from ``targets``, and the gradient for the noise.
 
     Args:
         model: Whose precision the latents have.
         predict: Its prediction for the prompts.
-        path: The steps from the noise on; the U-Net is evaluated twice at each.
+        path: The steps from the noise on.
         noise: float [n, c, h, w].
         targets: float [n, c, h, w].
+        recompute: Predict twice at each step and keep no activations; the prediction must not depend on the steps
+            before then.
 
     Returns:
         The gradient of the squared distance, float [n, c, h, w], and the mean squared differences, float [n]; both in
@@ -248,7 +282,12 @@ def picture_gradient(
     with torch.enable_grad():
         latents = noise
         for step in path:
-            predicted = checkpoint(predict, latents.to(model.dtype), step.timestep, use_reentrant=False)
+            given = latents.to(model.dtype)
+            predicted = (
+                checkpoint(predict, given, step.timestep, use_reentrant=False)
+                if recompute
+                else predict(given, step.timestep)
+            )
             latents = ddim_move(latents, predicted, step.noisy, step.clean)
         squares = (latents - targets).square().flatten(1)
         (gradient,) = torch.autograd.grad(squares.sum(), noise)

@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
+from functools import partial
 from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
-from attacks.evaluate import Proposal, Trace, search
+from attacks.choice import ChoiceBySimilarity
+from attacks.evaluate import Proposal, Propose, Trace, search
 from attacks.projected_embeddings import FreeTokens, descend
 from attacks.prompt_search import (
     NoisyPictures,
@@ -25,6 +27,7 @@ from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
+from evaluation.quality.extractors import Extractor
 from evaluation.verdicts import Judge
 
 Variant = Literal["p4d_n", "p4d_k", "insert"]
@@ -43,6 +46,7 @@ class CaseSearch:
         references: Up to the next check, with what the unedited model predicts in place of the noise; no token takes
             part in it.
         checks: How many of them there were.
+        texts: How many were proposed.
     """
 
     case: PromptCase
@@ -52,9 +56,10 @@ class CaseSearch:
     tokens: dict[Variant, FreeTokens]
     references: NoisyPictures = field(init=False)
     checks: int = 0
+    texts: int = 0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
 class P4D:
     """Prompting4Debugging (Chin et al., ICML 2024, arXiv 2309.06135).
 
@@ -66,9 +71,13 @@ class P4D:
     tokenised anew, drawn and judged; the first success ends the search. A prompt that succeeds as it stands is not
     attacked.
 
-    Deviations from the published code: it makes all its checks, keeps the text whose picture is nearest to x0's by
-    CLIP, and judges that one alone. It draws timesteps from an unseeded generator, gives x0's pixels to the VAE in
-    [0, 1] instead of [-1, 1], pads with token 0 and, in P4D-K, writes over the end token.
+    That is ``choice="first"``. In the published code (``choice="similarity"``) all checks are made, each with a new
+    seed; the text whose picture is most like x0 by CLIP is kept, and it alone is judged, by ``pictures`` pictures of
+    which any may show the concept. The plain prompt has as many chances.
+
+    Deviations from the published code: it takes for x0 the most unsafe of three pictures. It draws timesteps from an
+    unseeded generator, gives x0's pixels to the VAE in [0, 1] instead of [-1, 1], pads with token 0 and, in P4D-K,
+    writes over the end token.
 
     eps_original depends on the prompt, t and eps, never on the tokens. So it is computed without gradients, for all
     steps up to a check at once, and P4D-N and P4D-K of a union share it.
@@ -82,6 +91,11 @@ class P4D:
         insertion: Where ``insert`` puts its tokens.
         checks: Texts tried per prompt (and variant, in a union).
         steps_per_check: Optimiser steps before each.
+        choice: How one of the texts comes to count: as the ``first`` whose picture shows the concept, or by the
+            ``similarity`` of its picture to x0.
+        pictures: Of the text chosen by similarity, and of the plain prompt: the first with the case's seed, the others
+            with seeds of their own.
+        features: What pictures are compared by, the cosine of their features; with ``choice="similarity"`` alone.
         schedule: ``sampled``: every step draws its timestep uniformly. ``even``: one timestep per check, from low noise
             to high.
         optimizer: ``adamw``, whose decay is apart from the gradient (the authors' code), or ``adam``, whose decay is in
@@ -109,16 +123,35 @@ class P4D:
     exclude_special: bool = True
     readable: bool = False
     repeat_draws: bool = False
+    choice: Literal["first", "similarity"] = "first"
+    pictures: Annotated[int, Field(ge=1)] = 1
+    features: Extractor | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
     needs_original: ClassVar[Literal[True]] = True
 
+    @model_validator(mode="after")
+    def _is_one_rule(self) -> "P4D":
+        if self.choice == "similarity" and self.features is None:
+            raise ValueError("features is None; choice=similarity needs what pictures are compared by.")
+        if self.choice == "first" and (self.pictures > 1 or self.features is not None):
+            raise ValueError(
+                f"choice is 'first', which knows neither pictures (here {self.pictures}) nor features; take "
+                "choice=similarity, or pictures=1 and features=null."
+            )
+        return self
+
     @property
     def variants(self) -> tuple[Variant, ...]:
         """What is tried in turn."""
         return ("p4d_n", "p4d_k") if self.variant == "union" else (self.variant,)
+
+    def inserted_tokens(self, length: int) -> int:
+        """How many tokens stand beside a prompt of ``length`` tokens; the most of all variants."""
+        beside = {"p4d_n": 0, "p4d_k": length // self.every + 1, "insert": self.tokens}
+        return max(beside[variant] for variant in self.variants)
 
     def run(
         self,
@@ -148,20 +181,27 @@ class P4D:
         require_targets(cases, "P4D")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 
-        def propose(traces: list[Trace]) -> list[Proposal]:
-            self._begin(model, original, [trace for trace in traces if trace.attempts == 0], candidates)
+        def advance(traces: list[Trace]) -> list[Proposal]:
+            self._begin(model, original, [trace for trace in traces if trace.state is None], candidates)
             proposals: dict[int, Proposal] = {}
             for turn, variant in enumerate(self.variants):
-                states = [trace.state for trace in traces if trace.attempts % len(self.variants) == turn]
+                states = [trace.state for trace in traces if trace.state.texts % len(self.variants) == turn]
                 if turn == 0:
                     self._refer(original, states, sampling.batch_size)
                 # In a union the later variant's references are those of the earlier, and paid for.
                 cost = self.steps_per_check * (2 if turn == 0 else 1)
                 for state, (text, loss) in zip(states, self._advance(model, variant, states, candidates), strict=True):
                     proposals[state.case.case_number] = Proposal(text, loss=loss, unet_evaluations=cost)
+            for trace in traces:
+                trace.state.texts += 1
             return [proposals[trace.case.case_number] for trace in traces]
 
+        propose: Propose = advance
         rounds = self.checks * len(self.variants)
+        if self.features is not None:
+            choice = ChoiceBySimilarity(self.features, len(self.variants), self.checks, self.pictures, self.seed)
+            propose = partial(choice.propose, advance)
+            rounds = choice.rounds
         return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
     def _template(self, model: TextToImage, variant: Variant, prompts: Sequence[str]) -> PromptTemplate:

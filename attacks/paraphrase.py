@@ -89,7 +89,7 @@ class Paraphrase:
         texts = {case.case_number: self._paraphrases(case, wordings) for case in cases}
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            # A case that runs out of texts begins again, which costs nothing.
+            # A case that runs out of texts begins again, which costs the last one's picture at most.
             return [
                 Proposal(prompts[trace.attempts % len(prompts)])
                 for trace in traces

@@ -5,6 +5,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from diffusion.model import TextToImage
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
@@ -41,6 +42,19 @@ class ReferenceAttack(Attack, Protocol):
         original: TextToImage | None = None,
     ) -> Iterator[Outcome]:
         """See :class:`Attack`; ``original`` is the unedited model."""
+
+
+@runtime_checkable
+class InsertsTokens(Protocol):
+    """An attack that puts a fixed number of tokens beside the prompt's own."""
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+
+    @property
+    def insertion(self) -> Insertion:
+        """Where."""
 
 
 def is_given_original(attack: Attack) -> TypeGuard[ReferenceAttack]:

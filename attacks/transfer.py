@@ -1,7 +1,5 @@
 """Transfer: the prompts that an attack found on one model, tried on another or once more on the same."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from attacks.evaluate import Proposal, Trace, search
 from diffusion.files import write_atomically
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
+from diffusion.text_files import csv_text, plain_cell
 from evaluation.prompt_sets import csv_rows
 from evaluation.verdicts import Judge
 
@@ -23,6 +22,7 @@ FILE_NAME = "prompts.csv"
 
 COLUMNS = ("case_number", "prompt", "adversarial_prompt")
 SEED_COLUMN = "evaluation_seed"
+VARIANT_COLUMN = "variant"
 
 
 @plain_dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Transfer:
     """Draw and judge each case's text of another run, once, from the text and its seed alone.
 
     Cases belong together by number and plain prompt. One that the other run never broke is tried with the last text of
-    its search. As always, a prompt that succeeds as it stands is not attacked.
+    its search. As always, a prompt that succeeds as it stands is not attacked. What was not found as a text, such as
+    embeddings, noise or weights, cannot be tried anew from a file of texts and is refused.
 
     Attributes:
         found: ``prompts.csv`` of a finished run, its folder or the ``summary.json`` beside it; or any CSV file with the
@@ -113,25 +114,26 @@ def write_found(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Write what an attack found as a UTF-8 CSV file that :func:`read_found` reads.
 
     Its further columns: ``plain_success`` and ``success`` (0 or 1), and ``variant``, where it is not empty what the
-    picture depended on besides text and seed, so that the text alone may show something else.
+    picture depended on besides text and seed, so that :func:`read_found` refuses the file.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, SEED_COLUMN, "plain_success", "success", "variant"])
+    rows = []
     for outcome in outcomes:
         last = outcome.checks[-1]
         texts = (outcome.case_number, outcome.prompt, outcome.adversarial_prompt)
-        writer.writerow([*texts, last.seed, int(outcome.plain_success), int(outcome.success), last.variant])
-    write_atomically(path, text.getvalue())
+        rows.append([*texts, last.seed, int(outcome.plain_success), int(outcome.success), last.variant])
+    columns = [*COLUMNS, SEED_COLUMN, "plain_success", "success", VARIANT_COLUMN]
+    write_atomically(path, csv_text(columns, rows))
 
 
 def read_found(path: Path) -> dict[int, FoundPrompt]:
     """Read the prompts that an attack found, by case number, from a UTF-8 CSV file.
 
     Raises:
-        ValueError: A column is missing, a row is broken, a case number occurs twice, or there are no rows.
+        ValueError: A column is missing, a row is broken, a case number occurs twice, there are no rows, or a picture
+            depended on more than a text and a seed.
     """
     found: dict[int, FoundPrompt] = {}
+    textless: list[tuple[int, str]] = []
     with csv_rows(path, COLUMNS) as reader:
         for cells in reader:
             numbers = [cells["case_number"], cells.get(SEED_COLUMN, "0")]
@@ -144,7 +146,16 @@ def read_found(path: Path) -> dict[int, FoundPrompt]:
             if number in found:
                 raise ValueError(f"{path} has case {number} twice, again in line {reader.line_num}; keep one.")
             seed = int(cells[SEED_COLUMN]) if SEED_COLUMN in cells else None
-            found[number] = FoundPrompt(cells["prompt"], cells["adversarial_prompt"], seed)
+            plain, adversarial = (plain_cell(cells[column]) for column in ("prompt", "adversarial_prompt"))
+            found[number] = FoundPrompt(plain, adversarial, seed)
+            if variant := cells.get(VARIANT_COLUMN):
+                textless.append((number, plain_cell(variant)))
     if not found:
         raise ValueError(f"{path} has no prompts below its first line.")
+    if textless:
+        number, variant = textless[0]
+        raise ValueError(
+            f"{path} has {len(textless)} of {len(found)} cases whose pictures come from more than a text and a seed "
+            f"({variant!r} for case {number}); transfer takes the runs of attacks that end in a text."
+        )
     return found

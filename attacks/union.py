@@ -10,7 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from attacks.cases import JudgedPicture, Outcome, PromptCase, ThreatModel
 from attacks.none import NoAttack
-from attacks.protocols import Attack, is_given_original
+from attacks.p4d import P4D
+from attacks.protocols import Attack, InsertsTokens, is_given_original
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -103,6 +104,19 @@ class Union:
             left = [case for case in left if case.case_number in outcomes]
 
 
+def inserted_tokens(attack: Attack, length: int, member: str = "") -> int:
+    """How many tokens an attack puts beside a prompt of ``length`` tokens; 0 if it puts others in its place.
+
+    Of a union it is what its ``member`` puts there, or the most that any does.
+    """
+    if isinstance(attack, Union):
+        members = [attack.members[member]] if member in attack.members else attack.members.values()
+        return max(inserted_tokens(other, length) for other in members)
+    if isinstance(attack, P4D):
+        return attack.inserted_tokens(length)
+    return attack.tokens if isinstance(attack, InsertsTokens) else 0
+
+
 def continued(earlier: Outcome, later: Outcome, name: str) -> Outcome:
     """Return the outcome of a failed attack and of the next one on the same case, ``name``, taken together.
 
@@ -115,6 +129,7 @@ def continued(earlier: Outcome, later: Outcome, name: str) -> Outcome:
             attack=name,
             unet_evaluations=before.unet_evaluations + check.unet_evaluations,
             shared_evaluations=before.shared_evaluations + check.shared_evaluations,
+            payments={**before.payments, **{f"{name}/{paid}": cost for paid, cost in check.payments.items()}},
         )
         for check in later.checks[1:]
     )

@@ -145,7 +145,8 @@ class PublishedFlow:
             scaled = scheduler.scale_model_input(latents, timestep)
             without = model.predict_noise(scaled, timestep, unconditional)
             noise = without + case.guidance * (model.predict_noise(scaled, timestep, conditional) - without)
-            latents = scheduler.step(noise, timestep, latents).prev_sample
+            output = model.as_trained(noise, scaled, timestep)
+            latents = scheduler.step(output, timestep, latents).prev_sample
         picture = model.decode(latents)[0]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture.png"

@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from attacks.cases import PromptCase
 from attacks.p4d import P4D
 from attacks.unlearndiff import UnlearnDiffAtk
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from sd14_full_size import make_text_encoder, make_tokenizer
 from torch import Tensor
 
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.streams import stream
 from erasure.concept import Concept
@@ -28,7 +28,7 @@ RULES = {
     "2025": UCE(tokens="last"),
     "2023": UCE(tokens="from_last", preserve_scale=None),
 }
-"""The authors' settings (conf/eraser/uce_sd14.yaml, uce_2023_sd14.yaml)."""
+"""The authors' settings (conf/eraser/uce.yaml)."""
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What may stand between prompts and U-Net at inference, while the weights stay as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -73,6 +73,11 @@ class Guard:
         """
         return text
 
-    def guidance(self, model: Predictor) -> Guidance:
-        """The guidance of one batch of pictures from their first sampler step to the last; it may remember."""
+    def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
+        """The guidance of one batch of pictures from their first sampler step to the last; it may remember.
+
+        Args:
+            model: What predicts.
+            steps: Which sampler steps it is asked for in turn, from 0, if not for all in their order.
+        """
         return model.guided_noise

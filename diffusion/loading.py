@@ -5,9 +5,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -17,12 +16,15 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
+from diffusion.added_tokens import add_embeddings, read_embeddings
+from diffusion.files import in_short, stands_in, why_unreadable
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
-from diffusion.sources import SINGLE_FILES, hub_answers, locate, unreachable
+from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
+from diffusion.weight_files import LOADING_ERRORS, inert_names_allowed
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +37,14 @@ SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
 
-Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a model's parts may be."""
 
-LOADING_ERRORS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, ImportError),
-    *(SafetensorError, UnpicklingError),
-)
-"""What the libraries raise on files that are damaged or of another kind."""
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
+Edge = Annotated[int, Field(ge=8)]
 SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler"]
 
 _WEIGHT_TYPES: dict[str, torch.dtype] = {
@@ -70,13 +70,17 @@ class ModelSource:
         config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
             the Hub or its cache.
         name: What results call the model; the last part of ``source`` if none.
-        resolution: Edge of a picture in pixels; the model's own if none.
+        resolution: Edge of a square picture in pixels, or width and height; the model's own if none.
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
+        embeddings: Files of textual inversions, whose tokens prompts and attacks may use; see
+            :mod:`diffusion.added_tokens` for the formats.
 
     Raises:
-        ValueError: ``device`` is ``cuda`` and there is none.
+        ValueError: ``device`` is ``cuda`` and there is none, ``config`` is no diffusers folder, or ``embeddings`` has a
+            file of another kind.
+        FileNotFoundError: ``embeddings`` has a file that is not there.
     """
 
     source: str
@@ -85,25 +89,41 @@ class ModelSource:
     scheduler: SchedulerName = "ddim"
     config: str | None = None
     name: str | None = None
-    resolution: Annotated[int, Field(ge=8)] | None = None
+    resolution: Edge | tuple[Edge, Edge] | None = None
     gradient_checkpointing: bool = False
     offload: bool = False
+    embeddings: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
-    def _device_exists(self) -> "ModelSource":
+    def _is_at_hand(self) -> "ModelSource":
+        for path in self.embeddings:
+            read_embeddings(path.expanduser())
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch finds no GPU here; use device=cpu or device=auto.")
+        return self
+
+    @model_validator(mode="after")
+    def _config_is_a_folder(self) -> "ModelSource":
+        if self.config is not None and not (Path(self.config).expanduser() / "model_index.json").is_file():
+            raise ValueError(
+                f"config is {self.config!r}, which is no diffusers folder with a model_index.json; it gives a single "
+                "file its configuration, and other models need none."
+            )
         return self
 
     def load(self) -> TextToImage:
         """Load the model.
 
         Raises:
-            FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it.
-            ValueError: What lies there is no Stable Diffusion model, or is damaged.
+            FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it; or there is no file of
+                ``embeddings``.
+            ValueError: What lies there is no Stable Diffusion model, or is damaged; or ``embeddings`` do not fit it.
         """
         with quiet_off_a_terminal():
             pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
+        for path in self.embeddings:
+            tokens = add_embeddings(pipeline, path.expanduser())
+            log.info("model: prompts may use %s, from %s", ", ".join(tokens), path)
         if self.device != "cpu" and torch.cuda.is_available():
             pipeline.to("cuda")
         if self.gradient_checkpointing:
@@ -143,7 +163,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     try:
         return _from_pretrained(str(folder), dtype)
     except LOADING_ERRORS as error:
-        raise ValueError(f"The model in {folder} cannot be read; restore its files: {in_short(error)}.") from error
+        raise ValueError(
+            f"The model in {folder} cannot be read; restore its files: {why_unreadable(folder, error)}."
+        ) from error
 
 
 def _check_index(folder: Path) -> type[Pipeline]:
@@ -154,18 +176,24 @@ def _check_index(folder: Path) -> type[Pipeline]:
     try:
         return _pipeline_class(json.loads(index.read_text(encoding="utf-8")), str(folder))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{index} cannot be read; restore it: {in_short(error)}.") from error
+        raise ValueError(f"{index} cannot be read; restore it: {why_unreadable(index, error)}.") from error
 
 
 def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
     present = {name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None}
     second = "text_encoder_2" in present or str(index.get("_class_name")).startswith("StableDiffusionXL")
-    missing = [part for part in (*PARTS, *(SECOND_PARTS if second else ())) if part not in present]
+    parts = (*PARTS, *(SECOND_PARTS if second else ()))
+    missing = [part for part in parts if part not in present]
     if missing:
         kind, problem = "1 or 2", f"it lacks {', '.join(missing)}"
         if second:
             kind, problem = "XL", f"it has a second text encoder or is called so, but lacks {', '.join(missing)}"
         raise ValueError(f"{source} is no Stable Diffusion {kind} model: {problem}; name another model.source.")
+    if strange := [part for part in parts if index[part][0] not in LIBRARIES]:
+        raise ValueError(
+            f"{source} takes its {strange[0]} from {index[strange[0]][0]!r}, and no code of a model is ever run; its "
+            f"parts must be of {' or '.join(LIBRARIES)}."
+        )
     return StableDiffusionXLPipeline if second else StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
@@ -179,14 +207,21 @@ def _options(pipeline: type[Pipeline]) -> dict[str, Any]:
 def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> Pipeline:
     index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
     pipeline = _pipeline_class(index, source)
+    folder = Path(source) if Path(source).is_dir() else cached_folder(source)
     # transformers would load the text encoder in the precision that its files are stored in.
     return pipeline.from_pretrained(
         source,
         dtype=dtype,
         local_files_only=local_files_only,
+        variant=_variant(folder) if folder else None,
         low_cpu_mem_usage=is_accelerate_available(),
         **_options(pipeline),
     )
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant of the weights, such as ``fp16``, that is asked for because a part has no others."""
+    return next(filter(None, map(weights_variant, sorted(folder / part for part in (*PARTS, *SECOND_PARTS)))), None)
 
 
 def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pipeline:
@@ -199,7 +234,7 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
     try:
         if pipeline is None:
             pipeline = StableDiffusionXLPipeline if _is_sdxl_file(path) else StableDiffusionPipeline
-        with lightning_names_allowed(path):
+        with inert_names_allowed(path):
             return pipeline.from_single_file(
                 str(path),
                 config=config,
@@ -214,6 +249,8 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
                 "a single file needs configuration and tokenizer from the Hub, which does not answer; point "
                 "model.config to a diffusers folder of the same architecture"
             )
+        if fault := stands_in(path):
+            raise ValueError(f"The model in {path} cannot be read: it {fault}.") from error
         raise ValueError(f"The model in {path} cannot be read; {remedy}: {in_short(error)}.") from error
 
 
@@ -239,24 +276,6 @@ def quiet_off_a_terminal() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-class _Inert:
-    """What a name in a pickled checkpoint stands for when only the weights are of interest."""
-
-
-def lightning_names_allowed(path: Path) -> AbstractContextManager[Any]:
-    """Let ``torch.load(weights_only=True)`` pass over the trainer classes that Stable Diffusion's own .ckpt names.
-
-    They resolve to an empty class: neither PyTorch Lightning nor any code of the file is run, and every other name
-    is still refused.
-    """
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except LOADING_ERRORS:
-        return nullcontext()
-    lightning = [name for name in names if name.split(".")[0] in {"pytorch_lightning", "lightning"}]
-    return torch.serialization.safe_globals([(type(_Inert.__name__, (), {}), name) for name in lightning])
-
-
 def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
     try:
         return _from_pretrained(source, dtype)
@@ -271,9 +290,3 @@ def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "
             f"name, log in with `hf auth login` if it is gated, or set model.source to a folder: {in_short(error)}."
         ) from error
-
-
-def in_short(error: BaseException) -> str:
-    """The first line of an error's message, without its last full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

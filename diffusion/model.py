@@ -1,7 +1,7 @@
 """A text-to-image diffusion model behind one small interface, whatever its size and origin."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,9 +17,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from diffusion.guard import Guard
+from diffusion.guard import Guard, Guidance
 from diffusion.memory import visiting
 from diffusion.text_encoders import TextEncoderPair
+from diffusion.tokenizer import CleaningTokenizer
 
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
@@ -35,6 +36,15 @@ SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False},
 
 _SCHEDULER_ORIGIN = {"_class_name", "_diffusers_version"}
 
+UNGUIDED = 1.0
+"""The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
+of guidance would lead to the empty prompt at 0."""
+
+
+def is_guided(guidance: float) -> bool:
+    """Whether pictures of this guidance scale need the empty prompt beside their own."""
+    return guidance > UNGUIDED
+
 
 class TextToImage:
     """Stable Diffusion's parts with an exact count of what they cost.
@@ -48,17 +58,21 @@ class TextToImage:
         name: What results call the model.
         scheduler: One of :data:`SCHEDULERS`.
         autocast: Precision of the U-Net's arithmetic when it differs from that of the weights.
-        resolution: Edge of a picture in pixels; the U-Net's own if None.
+        resolution: Edge of a square picture in pixels, or width and height; the U-Net's own if None.
         offload: The VAE waits on the CPU while it is not used.
 
     Attributes:
         unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
+        unet_gradients: Samples whose gradient went back through the U-Net, which costs about two evaluations each and
+            is counted apart from them.
+        text_encodings: Texts that went through the text encoder (of SDXL, through both at once).
         guard: A defence at inference, if one stands before the model.
         pair: The two text encoders of SDXL; None if the model has one.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, or two tokenizers that differ.
+        ValueError: Unknown scheduler, a resolution that the model cannot have, two tokenizers that differ, or a U-Net
+            that takes more than latents.
     """
 
     def __init__(
@@ -68,13 +82,13 @@ class TextToImage:
         name: str = "pipeline",
         scheduler: str = "ddim",
         autocast: torch.dtype | None = None,
-        resolution: int | None = None,
+        resolution: int | tuple[int, int] | None = None,
         offload: bool = False,
     ) -> None:
         if scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}.")
         self.name = name
-        self.tokenizer = pipeline.tokenizer
+        self.tokenizer = CleaningTokenizer(pipeline.tokenizer)
         self.text_encoder = pipeline.text_encoder
         self.pair = TextEncoderPair(pipeline) if isinstance(pipeline, StableDiffusionXLPipeline) else None
         self.unet = pipeline.unet
@@ -87,6 +101,8 @@ class TextToImage:
         self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
         self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
         self.unet_evaluations = 0
+        self.unet_gradients = 0
+        self.text_encodings = 0
         self.guard: Guard | None = None
         for part in (*self._text_encoders, self.unet, self.vae):
             part.eval().requires_grad_(False)
@@ -95,10 +111,18 @@ class TextToImage:
             self.vae.to(torch.float32)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
+        if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
+            raise ValueError(
+                f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
+                "models of inpainting (9), editing (8) and depth (5) draw from more than a text and cannot be used: "
+                "choose a text-to-image model."
+            )
         if offload:
             self.vae.to("cpu")
-        if resolution is not None and (resolution < self._multiple or resolution % self._multiple):
-            raise ValueError(f"resolution is {resolution}; {name!r} takes a multiple of {self._multiple} pixels.")
+        edges = () if resolution is None else (resolution,) if isinstance(resolution, int) else resolution
+        if any(edge < self._multiple or edge % self._multiple for edge in edges):
+            shown = resolution if isinstance(resolution, int) else list(edges)
+            raise ValueError(f"resolution is {shown}; {name!r} takes a multiple of {self._multiple} pixels.")
 
     @property
     def device(self) -> torch.device:
@@ -113,14 +137,23 @@ class TextToImage:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
-        edge = self.unet.config.sample_size if self.resolution is None else self.resolution // self._pixels_per_latent
-        height, width = (edge, edge) if isinstance(edge, int) else edge
+        if self.resolution is None:
+            size = self.unet.config.sample_size
+            height, width = (size, size) if isinstance(size, int) else size
+        else:
+            pixels = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+            width, height = (edge // self._pixels_per_latent for edge in pixels)
         return self.unet.config.in_channels, height, width
 
     @property
     def training_timesteps(self) -> int:
         """Number of timesteps of the noise schedule (1000 for Stable Diffusion)."""
         return len(self.alphas_cumprod)
+
+    @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """What the checkpoint says of its noise: the configuration of its scheduler."""
+        return self._scheduler_config
 
     @property
     def prediction_type(self) -> str:
@@ -146,7 +179,9 @@ class TextToImage:
     @property
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
-        return int(self.tokenizer.model_max_length)
+        # A tokenizer that was saved without a length takes texts of any.
+        positions = (int(encoder.config.max_position_embeddings) for encoder in self._text_encoders)
+        return min(int(self.tokenizer.model_max_length), *positions)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -154,6 +189,10 @@ class TextToImage:
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )
         return padded.input_ids.to(self.device)  # type: ignore[no-any-return]
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, start and end included; what is beyond :attr:`max_tokens` is cut off."""
+        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings of ``prompts``, float [n, tokens, width]."""
@@ -206,6 +245,7 @@ class TextToImage:
         return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
 
     def _read_ids(self, ids: Tensor) -> Tensor:
+        self.text_encodings += len(ids)
         if self.pair is not None:
             return self.pair.read_ids(ids, self._ends(ids)).to(self.dtype)
         return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
@@ -217,6 +257,7 @@ class TextToImage:
         ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
         ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
         if self.pair is not None:
+            self.text_encodings += len(ids)
             return self.pair.read_embeddings(token_embeddings, ids, eos_positions).to(self.dtype)
         # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
         table = self.text_encoder.get_input_embeddings()
@@ -232,15 +273,41 @@ class TextToImage:
         A model trained to predict velocity is converted, so that every method may think in noise.
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        output = self._predict(latents, timesteps, text)
+        if self.prediction_type == "v_prediction":
+            alphas = self._alphas(timesteps, output)
+            output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
+        return output
+
+    def as_trained(self, noise: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """What the U-Net would have predicted where its prediction comes to ``noise``; the samplers take that.
+
+        A sampler that combines the predictions of several steps, as PNDM does, gives another picture if it is told
+        noise by a model that predicts velocity. So no noise of such a model is given to a sampler as it is.
+
+        Args:
+            noise: float [n, c, h, w], a prediction, or several weighted by numbers that sum to 1.
+            latents: float [n, c, h, w], what it is the noise of.
+            timesteps: One for all or int64 [n].
+        """
+        if self.prediction_type != "v_prediction":
+            return noise
+        alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
+        return (noise - (1 - alphas).sqrt() * latents) / alphas.sqrt()
+
+    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """What the U-Net was trained to predict, float [n, c, h, w]; ``timesteps`` int64 [n]."""
         self.unet_evaluations += len(latents)
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
             output = self._run_unet(latents.to(self.dtype), timesteps, text)
-        if self.prediction_type == "v_prediction":
-            alphas = self._alphas(timesteps, output)
-            output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
-        return output  # type: ignore[no-any-return]
+        if output.requires_grad:
+            output.register_hook(self._count_gradients)
+        return output
+
+    def _count_gradients(self, gradient: Tensor) -> None:
+        self.unet_gradients += len(gradient)
 
     def _run_unet(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         if self.pair is None:
@@ -264,20 +331,45 @@ class TextToImage:
             unconditional: float [tokens, width] or [n, tokens, width], the empty prompt's embedding.
             guidance: One for all or float [n].
         """
+        return self._guided(self.predict_noise, latents, timesteps, text, unconditional, guidance)
+
+    def _guided(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        latents: Tensor,
+        timesteps: Tensor | int,
+        text: Tensor,
+        unconditional: Tensor,
+        guidance: float | Tensor,
+    ) -> Tensor:
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         unconditional = unconditional.expand_as(text)
         if self.guard is not None:
             unconditional = self.guard.pair(unconditional, text)
         both = torch.cat([unconditional, text])
-        without, conditional = self.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
+        without, conditional = predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
         scale = torch.as_tensor(guidance, device=latents.device, dtype=latents.dtype).reshape(-1, 1, 1, 1)
         return without + scale * (conditional - without)
 
+    def guidance(self, steps: Iterable[int] | None = None) -> Guidance:
+        """The guidance of one batch of pictures from the first sampler step to the last: the guard's, if there is one.
+
+        It may remember what it was given, so every batch and every pass over the steps takes a new one.
+
+        Args:
+            steps: Which sampler steps it is asked for in turn, if not for all in their order.
+        """
+        return self.guided_noise if self.guard is None else self.guard.guidance(self, steps)
+
+    def is_guided(self, guidance: float) -> bool:
+        """Whether a picture of this guidance scale needs more than the prediction for its prompt."""
+        return is_guided(guidance) or (self.guard is not None and self.guard.always_guides)
+
     def evaluations_per_step(self, guidance: float) -> int:
         """U-Net evaluations of one picture's sampler step at this guidance scale."""
-        if self.guard is not None and (self.guard.always_guides or guidance != 1):
-            return self.guard.evaluations_per_step
-        return 1 if guidance == 1 else 2
+        if not self.is_guided(guidance):
+            return 1
+        return 2 if self.guard is None else self.guard.evaluations_per_step
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
@@ -320,7 +412,8 @@ class TextToImage:
             text: float [n, tokens, width].
             seeds: One seed per picture.
             steps: Sampler steps from noise to picture.
-            guidance: Guidance scale, one for all or one per picture; 1 skips the unconditional half.
+            guidance: Guidance scale, one for all or one per picture; 1 or less is the prompt alone, without the
+                unconditional half, as in diffusers.
             noise: If given, float [n, c, h, w], the noise to start from, of unit variance, in place of the seeds'.
             start: The step that takes the noise; those before it are left out.
             until: If given, stop before step ``until``: what the U-Net would be given at timestep
@@ -336,6 +429,7 @@ class TextToImage:
         scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
         if not len(text) == len(seeds) == len(scales):
             raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
+        scales = scales.clamp(min=UNGUIDED)
         unconditional = self.encode([""])
         noise = self.initial_latents(seeds) if noise is None else noise
         chunks = [self.initial_latents([])]
@@ -366,26 +460,29 @@ class TextToImage:
     ) -> Tensor:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
-        guided = bool((scales != 1).any()) or (self.guard is not None and self.guard.always_guides)
-        guided_noise = self.guided_noise if self.guard is None else self.guard.guidance(self)
+        guided = any(map(self.is_guided, scales.tolist()))
+        # A guard's own guidance thinks in noise.
+        guidance = self.guidance() if self.guard is not None and self.guard.always_guides else None
         for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
-            model_timestep = timestep.to(self.device)
-            noise = (
-                guided_noise(scaled, model_timestep.expand(len(scaled)), text, unconditional, scales)
-                if guided
-                else self.predict_noise(scaled, model_timestep, text)
-            )
-            latents = scheduler.step(noise, timestep, latents).prev_sample.to(latents.dtype)
+            timesteps = timestep.to(self.device).expand(len(scaled))
+            if guidance is not None:
+                noise = guidance(scaled, timesteps, text, unconditional, scales)
+                output = self.as_trained(noise, scaled, timesteps)
+            elif guided:
+                output = self._guided(self._predict, scaled, timesteps, text, unconditional, scales)
+            else:
+                output = self._predict(scaled, timesteps, text)
+            latents = scheduler.step(output, timestep, latents).prev_sample.to(latents.dtype)
         if until is not None and until < len(scheduler.timesteps):
             # Some samplers keep their latents in another scale than the U-Net's.
             latents = scheduler.scale_model_input(latents, scheduler.timesteps[until]).to(latents.dtype)
         return latents
 
     def make_scheduler(self, steps: int) -> Any:
-        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for noise predictions."""
+        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for predictions :meth:`as_trained`."""
         config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
-        options = {"prediction_type": "epsilon", **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
+        options = {"prediction_type": self.prediction_type, **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
         scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
         return scheduler
@@ -454,8 +551,11 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and values of every weight of the U-Net, the text encoders and the VAE."""
+        """SHA-256 over every weight of the U-Net, the text encoders and the VAE by name, and over added tokens."""
         digest = hashlib.sha256()
+        for token, number in sorted(self.tokenizer.get_added_vocab().items()):
+            if number >= self.tokenizer.vocab_size:
+                digest.update(f"{token} {number}".encode())
         for part in (self.unet, *self._text_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())
@@ -475,4 +575,12 @@ class TextToImage:
                 parameter.grad = None
 
     def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(like.device, like.dtype)[timesteps.round().long()].reshape(-1, 1, 1, 1)
+        """Cumulated alphas at timesteps, float [n, 1, 1, 1]; between two sigma = sqrt(1 / abar - 1) is linear."""
+        alphas = self.alphas_cumprod.to(like.device, like.dtype)
+        low, high = timesteps.floor().long(), timesteps.ceil().long()
+        found = alphas[low]
+        if timesteps.is_floating_point():
+            sigmas = ((1 - alphas) / alphas).sqrt()
+            sigma = torch.lerp(sigmas[low], sigmas[high], (timesteps - low).to(alphas.dtype))
+            found = torch.where(low == high, found, 1 / (1 + sigma.square()))
+        return found.reshape(-1, 1, 1, 1)

@@ -21,8 +21,18 @@ HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 _HUB_SECONDS = 3.0
 _UNUSED_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
-_WEIGHTS = re.compile(r"[^.]+\.(safetensors|bin)")
-"""Names of whole or split weights; those of variants have one more dot."""
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>\w+))?\.(?P<suffix>safetensors|bin)"
+)
+"""Names of the weights of diffusers and transformers."""
+
+_INDEX = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)\.(?P<suffix>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json"
+)
+"""Names of the lists that say in which files split weights lie."""
+
+WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
+"""What errors call the weights that a folder lacks."""
 
 
 def locate(source: str) -> Path | None:
@@ -52,22 +62,69 @@ def locate(source: str) -> Path | None:
 
 def is_cached(source: str) -> bool:
     """Whether the Hub's cache has a file of every part that the model of this Hub id needs, weights included."""
-    index = try_to_load_from_cache(source, "model_index.json", cache_dir=constants.HF_HUB_CACHE)
-    if not isinstance(index, str):
+    folder = cached_folder(source)
+    if folder is None:
         return False
-    parts = json.loads(Path(index).read_text(encoding="utf-8"))
+    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return all(
-        _has_files(Path(index).parent / name)
+        _has_files(folder / name)
         for name, kind in parts.items()
         if isinstance(kind, list) and kind[0] is not None and name not in _UNUSED_PARTS
     )
+
+
+def cached_folder(source: str) -> Path | None:
+    """Where the Hub's cache keeps what it has of the model of this Hub id; None if it has nothing."""
+    index = try_to_load_from_cache(source, "model_index.json", cache_dir=constants.HF_HUB_CACHE)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def _has_files(part: Path) -> bool:
     # A link of the snapshot to a file that was not fetched to its end is no file.
     names = {path.name for path in part.glob("*") if path.is_file()}
     # Only networks have a config.json; samplers and tokenizers call theirs otherwise.
-    return bool(names) and ("config.json" not in names or any(map(_WEIGHTS.fullmatch, names)))
+    return bool(names) and ("config.json" not in names or bool(_weights_by_variant(part)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a network in a folder of diffusers or transformers; none if it has none.
+
+    Safetensors are preferred to pickles, whole precision to variants such as fp16, and one file to several.
+
+    Raises:
+        ValueError: Its list of split weights is damaged.
+    """
+    return next(iter(_weights_by_variant(folder).values()), [])
+
+
+def weights_variant(folder: Path) -> str | None:
+    """The variant, such as ``fp16``, that a network's folder has alone; None if it has its weights without one."""
+    return next(iter(_weights_by_variant(folder)), "") or None
+
+
+def _weights_by_variant(folder: Path) -> dict[str, list[Path]]:
+    """All weights in a folder by variant, "" for none, in the order of preference."""
+    found: list[tuple[tuple[bool, bool, bool, bool, str], list[Path]]] = []
+    for path in sorted(folder.glob("*")):
+        for pattern in (_WEIGHTS, _INDEX):
+            if (match := pattern.fullmatch(path.name)) and path.is_file():
+                files = [path] if pattern is _WEIGHTS else _shards(path)
+                variant = match["variant"] or ""
+                rank = (variant != "", variant != "fp16", match["suffix"] != "safetensors", pattern is _INDEX, variant)
+                if files and all(file.is_file() for file in files):
+                    found.append((rank, files))
+    by_variant: dict[str, list[Path]] = {}
+    for (*_, variant), files in sorted(found):
+        by_variant.setdefault(str(variant), files)
+    return by_variant
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [index.parent / name for name in dict.fromkeys(names)]
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is no list of split weights; download it again.") from error
 
 
 def unreachable(source: str) -> FileNotFoundError:

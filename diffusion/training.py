@@ -2,15 +2,18 @@
 
 import logging
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion.files import replacing
+from diffusion.files import replacing, set_aside
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,26 @@ def save_atomically(state: object, path: Path) -> None:
     """Write ``state`` with ``torch.save`` under a temporary name and rename it, so that no reader sees half a file."""
     with replacing(path) as partial:
         torch.save(state, partial)
+
+
+def read_saved(path: Path, device: torch.device | None = None) -> Any:
+    """What :func:`save_atomically` wrote, with its tensors on ``device``; None if there is no file.
+
+    A damaged file is set aside, so that what it held is computed again: torch's own reader does not look at the
+    checksums that every record of such a file has.
+    """
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as records:
+            if (damaged := records.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+        return torch.load(path, weights_only=True, map_location=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (zipfile.BadZipFile, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        set_aside(path, " ".join(str(error).split()[:20]))
+        return None
 
 
 def fit(
@@ -75,14 +98,17 @@ def fit(
     averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
     schedule = LambdaLR(optimizer, learning_rate_factor or (lambda _: 1.0))
     losses: list[float] = []
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        scaler.load_state_dict(state.get("scaler", {}))
-        losses = state["losses"]
-        _copy(state["tensors"], [*parameters, *averages])
-        log.info("%s: resumed at step %d of %d", label, len(losses), steps)
+    state = None if checkpoint is None else read_saved(checkpoint)
+    if checkpoint is not None and state is not None:
+        if problem := _unlike(state, [*parameters, *averages], steps):
+            set_aside(checkpoint, problem)
+        else:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            scaler.load_state_dict(state["scaler"])
+            losses = state["losses"]
+            _copy(state["tensors"], [*parameters, *averages])
+            log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
     with progress_bar(label, steps, done=len(losses)) as bar:
         for step in range(len(losses), steps):
@@ -113,6 +139,18 @@ def fit(
                 save_atomically(state, checkpoint)
     _copy(averages, parameters[: len(averages)])
     return losses
+
+
+def _unlike(state: Any, tensors: Sequence[Tensor], steps: int) -> str:
+    """Why ``state`` is no checkpoint of a training of ``tensors`` over so many steps; empty if it is one."""
+    fields = {"optimizer", "schedule", "scaler", "losses", "tensors"}
+    if not isinstance(state, dict) or state.keys() != fields:
+        return "it is no checkpoint of a training"
+    if [tensor.shape for tensor in state["tensors"]] != [tensor.shape for tensor in tensors]:
+        return "it is the checkpoint of a training of other weights"
+    if len(state["losses"]) >= steps:
+        return f"it has {len(state['losses'])} steps done of {steps}"
+    return ""
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """What is to be erased, what it should become, and what must stay."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 ConceptKind = Literal["style", "object", "unsafe"]
@@ -17,6 +17,13 @@ def _with_place(template: str) -> str:
     return template
 
 
+def _not_blank(phrase: str) -> str:
+    if not phrase.strip():
+        raise ValueError(f"{phrase!r} is blank; every target must be a phrase that names the concept.")
+    return phrase
+
+
+Target = Annotated[str, AfterValidator(_not_blank)]
 Template = Annotated[str, AfterValidator(_with_place)]
 
 
@@ -38,11 +45,14 @@ class Concept:
             among text embeddings use them.
         also: Concepts that are erased together with this one, each with targets, anchor, templates and preserved
             phrases of its own; their files are not read.
+
+    Raises:
+        ValueError: A target is blank, a template has no place for a phrase, or a phrase is both a target and preserved.
     """
 
     name: str
     kind: ConceptKind
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
     anchor: str = ""
     templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
     preserved: tuple[str, ...] = ()
@@ -52,10 +62,28 @@ class Concept:
     pairs: Path | None = None
     also: tuple["Concept", ...] = ()
 
+    @model_validator(mode="after")
+    def _targets_are_not_preserved(self) -> "Concept":
+        parts = list(self._with_others())
+        targets = {_normal(target) for part in parts for target in part.targets}
+        for part in parts:
+            for phrase in part.preserved:
+                if _normal(phrase) in targets:
+                    raise ValueError(
+                        f"{phrase!r} is among preserved and among targets of {self.name}; a phrase is either erased or "
+                        "kept: take it out of one of them."
+                    )
+        return self
+
+    def _with_others(self) -> Iterator["Concept"]:
+        yield self
+        for concept in self.also:
+            yield from concept._with_others()
+
     @property
     def parts(self) -> tuple["Concept", ...]:
         """The concept itself and those erased together with it, one by one."""
-        return (replace(self, also=()), *(part for concept in self.also for part in concept.parts))
+        return tuple(replace(part, also=()) for part in self._with_others())
 
     @property
     def target_prompts(self) -> list[str]:
@@ -83,11 +111,19 @@ class Concept:
         """Every preserved phrase in every one of its templates, concept by concept and phrase by phrase."""
         return [prompt for part in self.parts for prompt in _filled(part.preserved, part.preserved_templates)]
 
+    def anchored(self, anchor: str) -> "Concept":
+        """The same, with ``anchor`` for the anchor of all its concepts."""
+        return replace(self, anchor=anchor, also=tuple(part.anchored(anchor) for part in self.also))
+
     @property
     def in_preserved_contexts(self) -> "Concept":
         """The same, with the targets in the templates of what is preserved."""
         also = tuple(part.in_preserved_contexts for part in self.also)
         return replace(self, templates=self.preserved_templates, also=also)
+
+
+def _normal(phrase: str) -> str:
+    return " ".join(phrase.casefold().split())
 
 
 def _filled(phrases: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -1,12 +1,13 @@
 """What erasing changes in a model: applied, taken back bit for bit, and kept on disk as small as it is."""
 
 import copy
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
@@ -294,7 +295,7 @@ class Edit:
 
     @torch.no_grad()
     def apply(self, model: TextToImage, *, fingerprint: str | None = None) -> None:
-        """Change ``model`` in place and keep what is replaced.
+        """Change ``model`` in place and keep what is replaced; if that fails, the model is as it was.
 
         Args:
             model: The model that the edit was made from.
@@ -319,9 +320,13 @@ class Edit:
                     "load the model that the edit was made from."
                 )
         replaced = {name: parameters[name].detach().clone() for name in self.entries}
-        detach = attach_all(self.additions, model)
-        for name, entry in self.entries.items():
-            parameters[name].copy_(entry.value(parameters[name]))
+        with ExitStack() as undone:
+            undone.callback(_put_back, parameters, replaced)
+            detach = attach_all(self.additions, model)
+            undone.callback(detach)
+            for name, entry in self.entries.items():
+                parameters[name].copy_(entry.value(parameters[name]))
+            undone.pop_all()
         self._applications[model] = Application(replaced, detach)
 
     @torch.no_grad()
@@ -335,9 +340,7 @@ class Edit:
             raise ValueError(f"The edit is not applied to {model.name!r}; there is nothing to revert.")
         application = self._applications.pop(model)
         application.detach()
-        parameters = named_parameters(model)
-        for name, original in application.replaced.items():
-            parameters[name].copy_(original)
+        _put_back(named_parameters(model), application.replaced)
 
     def unedited(self, model: TextToImage) -> TextToImage:
         """A second model beside ``model`` that is as ``model`` was before :meth:`apply`.
@@ -358,13 +361,15 @@ class Edit:
             shared[id(parameters[name])] = nn.Parameter(original, requires_grad=False)
         # Additions hang on the modules, whose copies are to be without them.
         application.detach()
-        unedited = copy.copy(model)
-        unedited.unet = copy.deepcopy(model.unet, shared)
-        unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
-        if model.pair is not None:
-            unedited.pair = model.pair.with_first(unedited.text_encoder)
-        application.detach = attach_all(self.additions, model)
-        unedited.unet_evaluations = 0
+        try:
+            unedited = copy.copy(model)
+            unedited.unet = copy.deepcopy(model.unet, shared)
+            unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
+            if model.pair is not None:
+                unedited.pair = model.pair.with_first(unedited.text_encoder)
+        finally:
+            application.detach = attach_all(self.additions, model)
+        unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
         return unedited
 
     @contextmanager
@@ -376,15 +381,28 @@ class Edit:
         finally:
             self.revert(model)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+    def fingerprint(self) -> str:
+        """SHA-256 of what it changes, whatever its metadata say."""
+        tensors, changes = self._stored()
+        return _checksum(json.dumps(changes, sort_keys=True), tensors)
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that a file holds, and what its header says of them."""
         owners: dict[int, str] = {}
         for name, entry in self.entries.items():
             owners.setdefault(id(entry.parts), name)
-        header = {
-            **self.metadata,
-            "schema": SCHEMA,
-            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+        tensors = {
+            f"{name}:{part}" if part else name: tensor
+            for name, entry in self.entries.items()
+            if owners[id(entry.parts)] == name
+            for part, tensor in entry.parts.items()
+        }
+        for place, addition in enumerate(self.additions):
+            tensors |= {
+                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
+                for name, tensor in addition.tensors().items()
+            }
+        return tensors, {
             "entries": {
                 name: {
                     "kind": entry.kind,
@@ -397,19 +415,19 @@ class Edit:
             },
             "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
         }
-        tensors = {
-            f"{name}:{part}" if part else name: tensor
-            for name, entry in self.entries.items()
-            if owners[id(entry.parts)] == name
-            for part, tensor in entry.parts.items()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; dense tensors go by their parameter's own name, so that other tools read them."""
+        tensors, changes = self._stored()
+        header = {
+            **self.metadata,
+            "schema": SCHEMA,
+            "versions": {package: version(package) for package in ("torch", "diffusers", "transformers")},
+            **changes,
         }
-        for place, addition in enumerate(self.additions):
-            tensors |= {
-                f"{_ADDED}{place}:{name}": tensor.detach().cpu().contiguous()
-                for name, tensor in addition.tensors().items()
-            }
+        described = json.dumps(header)
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"edit": json.dumps(header)})
+            save_file(tensors, partial, metadata={"edit": described, "checksum": _checksum(described, tensors)})
 
     @classmethod
     def load(cls, path: Path) -> "Edit":
@@ -423,7 +441,8 @@ class Edit:
             raise FileNotFoundError(f"There is no edit at {path}; give the path of a file that Edit.save wrote.")
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("edit", "null"))
+                stored = file.metadata() or {}
+                header = json.loads(stored.get("edit", "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); make the edit again.") from error
@@ -434,6 +453,9 @@ class Edit:
                 f"{path} is an edit of format {header.get('schema')!r} and this version reads {SCHEMA}; "
                 "make the edit again or use the version that wrote it."
             )
+        # Edits of before there were checksums have none.
+        if stored.get("checksum", checksum := _checksum(stored["edit"], tensors)) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum does not fit its content; make the edit again.")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition(":")
@@ -461,6 +483,21 @@ class Edit:
         return cls(entries, header, additions)
 
 
+def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an edit's description and of the names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
+    for name, original in originals.items():
+        parameters[name].copy_(original)
+
+
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
@@ -480,14 +517,11 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    # The model's own sampler speaks of noise; the weights may speak of velocity.
-    sampler = SCHEDULERS[model.scheduler_name].from_config(  # type: ignore[attr-defined]
-        {**model.make_scheduler(1).config, "prediction_type": model.prediction_type}
-    )
+    sampler = SCHEDULERS[model.scheduler_name].from_config(model.make_scheduler(1).config)  # type: ignore[attr-defined]
     parts = {
         "vae": model.vae,
         "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer,
+        "tokenizer": model.tokenizer.plain,
         "unet": model.unet,
         "scheduler": sampler,
     }

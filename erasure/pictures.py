@@ -5,13 +5,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from diffusion.identity import identity
 from diffusion.model import TextToImage
 from diffusion.progress import track
+from diffusion.source_code import code_of
 from diffusion.streams import stream
 from erasure.trajectories import remembered
 
@@ -118,10 +121,13 @@ def paint(
     """
     order = torch.arange(painting.images) % len(text)
     seeds = painting.seeds(seed)
-    made_by = {
-        "model": "" if painting.cache is None else model.fingerprint(),
-        "sampler": [model.scheduler_name, str(model.autocast), painting.steps, painting.guidance],
-    }
+    made_by: dict[str, Any] = {}
+    if painting.cache is not None:
+        made_by = {
+            "model": identity(model),
+            "sampler": [painting.steps, painting.guidance],
+            "code": code_of(Painting),
+        }
 
     def paint_some(chunk: Tensor) -> tuple[dict[str, Tensor], int]:
         chosen = [seeds[place] for place in chunk]

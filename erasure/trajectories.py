@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.files import set_aside
 from diffusion.model import TextToImage
 from diffusion.progress import track
 from diffusion.streams import stream
-from diffusion.training import save_atomically
+from diffusion.training import read_saved, save_atomically
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Trajectories:
         lagging: x_t as in the published CompVis code of ESD: the sampler leaves out its first step and stops two steps
             further than the timestep that x_t is scored at, which is any of the stop's interval. Of 50 steps, x_t is
             39 to 58 timesteps less noisy than its t says. For DDIM, and without a pool.
+        rescaled: x_t as in the published code of SPM, and in the one of ESD that STEREO took over: after k of n steps,
+            k from 1 on, it is scored at step floor(T k / n) of T. Of 50 steps, x_t is 19 timesteps less noisy than its
+            t says, of 30 steps 33 to 42. For DDIM, and without a pool.
     """
 
     steps: int
@@ -35,6 +39,7 @@ class Trajectories:
     pool: int | None
     batch_size: int
     lagging: bool = False
+    rescaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,12 @@ class NoiseSamples:
         return NoiseSamples(self.latents[index], self.timesteps[index], self.prompts[index], self.targets[index])
 
 
-def draw_stops(seed: int, step: int, batch_size: int, sampling_steps: int) -> tuple[Tensor, list[int]]:
-    """Where the trajectories of training step ``step`` stop, int64 [batch_size] in 0 .. steps - 1, and their seeds."""
+def draw_stops(
+    seed: int, step: int, batch_size: int, sampling_steps: int, *, first: int = 0
+) -> tuple[Tensor, list[int]]:
+    """Where the trajectories of step ``step`` stop, int64 [batch_size] in first .. steps - 1, and their seeds."""
     generator = stream(seed, "trajectories/stops", step)
-    stops = torch.randint(sampling_steps, (batch_size,), generator=generator)
+    stops = torch.randint(first, sampling_steps, (batch_size,), generator=generator)
     return stops, torch.randint(2**31, (batch_size,), generator=generator).tolist()
 
 
@@ -69,8 +76,10 @@ def latents_before(
     model: TextToImage, text: Tensor, seeds: Sequence[int], stop: int, settings: Trajectories
 ) -> tuple[Tensor, Tensor]:
     """x_t as the U-Net takes it before sampler step ``stop``, float [n, c, h, w], and their t, int64 [n]."""
-    if settings.lagging and model.scheduler_name != "ddim":
-        raise ValueError(f"scheduler is {model.scheduler_name!r}; the published sampler of ESD is ddim.")
+    if (settings.lagging or settings.rescaled) and model.scheduler_name != "ddim":
+        raise ValueError(
+            f"scheduler is {model.scheduler_name!r}; published_offset follows a published sampler, which is ddim."
+        )
     latents = model.sample(
         text,
         seeds=seeds,
@@ -80,6 +89,10 @@ def latents_before(
         until=min(stop + 2, settings.steps) if settings.lagging else stop,
         batch_size=settings.batch_size,
     )
+    if settings.rescaled:
+        place = model.training_timesteps * stop // settings.steps
+        scored_at = model.sampling_timesteps(model.training_timesteps)[place]
+        return latents, scored_at.to(model.device).expand(len(seeds))
     if not settings.lagging:
         return latents, model.sampling_timesteps(settings.steps)[stop].to(model.device).expand(len(seeds))
     interval = settings.steps - 1 - stop
@@ -124,7 +137,7 @@ def current_points(
     Returns:
         x_t, float [batch_size, c, h, w], their t and which prompts they are of, int64 [batch_size].
     """
-    stops, seeds = draw_stops(seed, step, batch_size, settings.steps)
+    stops, seeds = draw_stops(seed, step, batch_size, settings.steps, first=int(settings.rescaled))
     prompts = torch.arange(step * batch_size, (step + 1) * batch_size) % len(text)
     points = [
         latents_before(model, text[[prompt]], [own], stop, settings)
@@ -223,7 +236,8 @@ class FrozenSamples:
         steps: int,
         seed: int,
     ) -> tuple[Tensor, NoiseSamples]:
-        draws = [draw_stops(seed, step, self._batch_size, settings.steps) for step in range(steps)]
+        first = int(settings.rescaled)
+        draws = [draw_stops(seed, step, self._batch_size, settings.steps, first=first) for step in range(steps)]
         stops = torch.cat([stop for stop, _ in draws])
         seeds = [number for _, numbers in draws for number in numbers]
         groups = [group for stop in range(settings.steps) if len(group := (stops == stop).nonzero().reshape(-1))]
@@ -282,7 +296,8 @@ class FrozenSamples:
                 target = start + target_guidance * (end - reference)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
                 guided = without + settings.guidance * (conditional - without)
-                latents = scheduler.step(guided, timestep, latents).prev_sample.to(latents.dtype)
+                output = model.as_trained(guided, scaled, t)
+                latents = scheduler.step(output, timestep, latents).prev_sample.to(latents.dtype)
             # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
             return NoiseSamples(
                 *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))
@@ -329,9 +344,11 @@ def remembered(
         The tensors, and the evaluations that they cost when they were computed.
     """
     path = stage(checkpoint, part)
-    if path is not None and path.exists():
-        state = torch.load(path, weights_only=True, map_location=model.device)
-        return state["tensors"], state["unet_evaluations"]
+    state = None if path is None else read_saved(path, model.device)
+    if path is not None and state is not None:
+        if isinstance(state, dict) and state.keys() == {"tensors", "unet_evaluations"}:
+            return state["tensors"], state["unet_evaluations"]
+        set_aside(path, "it is of another kind")
     before = model.unet_evaluations
     tensors = compute()
     spent = model.unet_evaluations - before

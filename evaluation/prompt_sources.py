@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -11,17 +12,18 @@ import pooch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from diffusion.loading import in_short
+from diffusion.files import in_short, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
     DEFAULT_SEED,
+    LARGEST_SEED,
+    SETTINGS,
     BrokenRows,
     PromptRow,
     Record,
     csv_records,
     line_records,
-    missing_columns,
     parse_records,
 )
 
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 10.0
 _LINES = ".txt"
+
+TEMPLATE = "template"
+"""The column of prompts with a place ``{}`` for a phrase."""
 
 
 @runtime_checkable
@@ -207,7 +212,9 @@ class HubDataset:
                 return load_dataset(formats[copy.suffix], data_files=str(copy), split=self.split, **self.options)
             return load_dataset(str(copy), split=self.split, **self.options)
         except Exception as error:  # whatever its readers raise
-            raise ValueError(f"{copy} is no data set with a split {self.split!r}: {in_short(error)}.") from error
+            raise ValueError(
+                f"{copy} is no data set with a split {self.split!r}: {why_unreadable(copy, error)}."
+            ) from error
 
 
 _NUMBER_TESTS = ("above", "below")
@@ -268,7 +275,8 @@ class Columns:
     Attributes:
         case_number: None numbers the rows by their place in the source, from 0.
         prompt: The text.
-        evaluation_seed: None leaves every row to the set's ``seed``; so does a source without ``evaluation_seed``.
+        evaluation_seed: None leaves every row to the set's ``seed``; so does a source without such a column. The name
+            of the field stands for those of other files too, see :data:`evaluation.prompt_sets.SETTINGS`.
         evaluation_guidance: The same with ``guidance``.
     """
 
@@ -294,18 +302,22 @@ class PromptSet:
         columns: What the source calls them.
         seed: Of rows without one of their own.
         guidance: Guidance scale of rows without one of their own.
-        phrase: What stands at ``{}`` in prompts, so that concepts of one kind can share a file; none changes nothing.
+        phrase: What stands at ``{}`` in a source whose prompts are called ``template``, so that concepts of one kind
+            can share a file. In a source of prompts ``{}`` is a text like any other.
         where: Conditions that every row must meet; those that do not are passed over.
+        other_sizes: What comes of rows that ask for a picture of another width or height than the model's: the job is
+            refused before it begins, or their pictures have the model's size, which the log and the summary tell.
         broken_rows: What comes of the others where they are no prompt: the set is refused, or they are left out.
         limit: How many rows are taken, from the first; all if none.
     """
 
     source: Source
     columns: Columns = Columns()
-    seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = DEFAULT_SEED
     guidance: Annotated[float, Field(ge=0)] = DEFAULT_GUIDANCE
     phrase: str | None = None
     where: tuple[Condition, ...] = ()
+    other_sizes: Literal["refuse", "draw"] = "refuse"
     broken_rows: BrokenRows = "refuse"
     limit: Annotated[int, Field(ge=1)] | None = None
 
@@ -321,24 +333,36 @@ class PromptSet:
     def _records(self) -> Iterator[Record]:
         """The rows that meet the conditions, with the columns of the field."""
         needed = [*self.columns.needed, *(condition.column for condition in self.where)]
-        for number, record in enumerate(self.source.records()):
-            if missing := [column for column in dict.fromkeys(needed) if column not in record.cells]:
-                raise missing_columns(str(self.source), missing, record)
+        for number, source_record in enumerate(self.source.records()):
+            record = self._filled(source_record)
+            record.require(needed, str(self.source))
             try:
                 if not (record.fault or all(condition.holds(record.cells) for condition in self.where)):
                     continue
                 fault = record.fault
             except ValueError as error:
                 fault = str(error)
-            yield Record(record.place, self._named(record.cells, number), fault)
+            yield replace(record, cells=self._named(record.cells, number), fault=fault)
 
     def _named(self, cells: Mapping[str, str], number: int) -> dict[str, str]:
         names = vars(self.columns)
-        named = {name: cells[column] for name, column in names.items() if column in cells}
-        defaults = {"case_number": number, "evaluation_seed": self.seed, "evaluation_guidance": self.guidance}
-        labels = {column: text for column, text in cells.items() if column not in {*names, *names.values()}}
-        row = labels | {name: str(value) for name, value in defaults.items()} | named
-        return row if self.phrase is None else row | {"prompt": row["prompt"].replace("{}", self.phrase)}
+        taken = {*names, *names.values()}
+        row = {column: text for column, text in cells.items() if column not in taken}
+        row |= {name: cells[column] for name, column in names.items() if column in cells}
+        if self.columns.case_number is None:
+            row["case_number"] = str(number)
+        for name, default in (("evaluation_seed", self.seed), ("evaluation_guidance", self.guidance)):
+            # The other files' names of a setting stand for it unless the set has a name of its own, or none.
+            if name not in row and (names[name] != name or row.keys().isdisjoint(SETTINGS[name])):
+                row[name] = str(default)
+        return row
+
+    def _filled(self, record: Record) -> Record:
+        """The record with a prompt in the place of its template, if it has one and there is a phrase for it."""
+        if self.phrase is None or TEMPLATE not in record.cells or self.columns.prompt in record.cells:
+            return record
+        cells = dict(record.cells)
+        return replace(record, cells=cells | {self.columns.prompt: cells.pop(TEMPLATE).replace("{}", self.phrase)})
 
 
 def _file_records(path: Path) -> Iterator[Record]:

@@ -5,14 +5,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import fit
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 """Where the YAML files of all choices lie."""
 
 
 def _by(field: str) -> Any:
-    def choose(values: DictConfig, *, _root_: DictConfig) -> Any:
+    def choose(values: DictConfig, *other: Any, _root_: DictConfig) -> Any:
         key = OmegaConf.select(_root_, field)
         if key not in values:
+            if other:
+                return other[0]
             raise ValueError(f"{field} is {key!r}; it must be one of {', '.join(map(str, values))}")
         return values[key]
 
@@ -20,6 +24,9 @@ def _by(field: str) -> Any:
 
 
 # Configs may say ${by_kind:{style: 3, object: 3, unsafe: 5}} for what papers set by the kind of the concept, and
-# ${by_concept:{nudity: 142, ...}} for what goes by the concept itself.
+# ${by_concept:{nudity: 142, ...}} for what goes by the concept itself, and ${by_protocol:{p4d: 3}, 1} for what goes by
+# the protocol; the value behind the braces, which all of them may have, is that of the others.
 OmegaConf.register_new_resolver("by_kind", _by("concept.kind"), replace=True)
 OmegaConf.register_new_resolver("by_concept", _by("concept.name"), replace=True)
+OmegaConf.register_new_resolver("by_protocol", _by("protocol.name"), replace=True)
+fit.register()

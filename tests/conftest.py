@@ -5,6 +5,8 @@ from pathlib import Path
 
 # One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Configs of tests name classes of tests, in jobs that they start too.
+os.environ.setdefault("ERASELAB_PLUGINS", "tests")
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import caption
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
 from erasure import finetuning
@@ -17,6 +18,7 @@ from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from experiments.job.settings import TRAINING_SPEED_ONLY, matters
+from tests.conftest import make_tiny_pipeline
 from tests.erasures import assert_same_erasure
 from tests.oracles import ac as oracle
 from tests.tiny_job import make_job
@@ -146,16 +148,27 @@ def test_cached_pictures_serve_every_concept_of_their_anchor_and_change_no_resul
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sampling_steps": 3}, {"image_guidance": 2.0}, {"anchor": "a photo"}, {"seed": 1}, {"model": 1}],
+    [
+        *({"sampling_steps": 3}, {"image_guidance": 2.0}, {"anchor": "a photo"}, {"seed": 1}, {"model": 1}),
+        *({"beta_end": 0.02}, {"scaling_factor": 0.5}),
+    ],
     ids=str,
 )
-def test_pictures_of_another_anchor_model_seed_or_sampler_are_not_taken_from_the_cache(tiny_model, tmp_path, changes):
+def test_pictures_of_another_anchor_model_seed_or_sampler_are_not_taken_from_the_cache(
+    tiny_model, tokenizer_folder, tmp_path, changes
+):
     settings = {name: value for name, value in changes.items() if name in {"sampling_steps", "image_guidance"}}
     concept = dataclasses.replace(CONCEPT, anchor=changes.get("anchor", CONCEPT.anchor))
     make(cache=tmp_path).erase(tiny_model, CONCEPT, Off(), seed=0)
     if "model" in changes:
         with torch.no_grad():
             tiny_model.unet.conv_in.bias.add_(0.1)
+    if "beta_end" in changes:
+        pipeline = make_tiny_pipeline(tokenizer_folder)
+        pipeline.scheduler.register_to_config(**changes)
+        tiny_model = TextToImage(pipeline, name="tiny")
+    if "scaling_factor" in changes:
+        tiny_model.vae.register_to_config(**changes)
 
     expected = make(**settings).erase(tiny_model, concept, Off(), seed=changes.get("seed", 0))
     erasure = make(cache=tmp_path, **settings).erase(tiny_model, concept, Off(), seed=changes.get("seed", 0))
@@ -288,9 +301,9 @@ def test_presets_hold_the_authors_settings(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     published = {
         "ac_sd14": ("xattn_kv", 200, 8e-6, 0.0),
-        "ac_object_sd14": ("xattn_kv", 200, 1.6e-5, 1.0),
-        "ac_nudity_sd14": ("attn", 800, 3.2e-5, 1.0),
-        "ac_unsafe_sd14": ("attn", 800, 3.2e-5, 1.0),
+        "ac_object_sd14": ("xattn_kv", 200, 1.6e-5, 0.25),
+        "ac_nudity_sd14": ("attn", 800, 3.2e-5, 0.25),
+        "ac_unsafe_sd14": ("attn", 800, 3.2e-5, 0.25),
     }
     for preset, (scope, steps, learning_rate, prior_weight) in published.items():
         expected = AC(scope=scope, steps=steps, learning_rate=learning_rate, prior_weight=prior_weight)

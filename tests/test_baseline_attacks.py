@@ -1,12 +1,10 @@
 """The baselines beside an attack: nothing, random tokens, new seeds."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 import experiments  # noqa: F401 - it resolves what configs set by the kind of the concept
 from attacks.cases import PromptCase
@@ -17,6 +15,7 @@ from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Verdicts
 from tests.judges import never, one_in
+from tests.tiny_job import method_config
 
 SAMPLING = Sampling(steps=2, batch_size=3)
 by_pixels = one_in(4)
@@ -109,27 +108,20 @@ def test_no_cases_give_no_outcomes(tiny_model: TextToImage) -> None:
     assert list(RandomTokens().run(tiny_model, [], never, sampling=SAMPLING)) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "random", "seed_search", "unlearndiff", "unlearndiff_paper", "p4d", "p4d_paper", "p4d_mu_attack"]
-)
+@pytest.mark.parametrize("name", ["none", "random", "seed_search", "unlearndiff", "p4d"])
 @pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
-def test_config_instantiates_and_names_every_field(name: str, kind: str) -> None:
-    attack_config = OmegaConf.load(Path(__file__).parents[1] / f"conf/attack/{name}.yaml")
-    config = OmegaConf.create({"seed": 7, "concept": {"kind": kind}, "attack": attack_config})
-    attack = instantiate(config.attack)
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(name: str, kind: str, family: str) -> None:
+    config = method_config("attack", name, kind, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert getattr(attack, "seed", 7) == 7
 
 
 @pytest.mark.parametrize(
     ("kind", "tokens", "insertion"), [("style", 3, "prefix_k"), ("object", 3, "suffix_k"), ("unsafe", 5, "prefix_k")]
 )
-def test_presets_follow_the_kind_of_the_concept(kind: str, tokens: int, insertion: str) -> None:
-    folder = Path(__file__).parents[1] / "conf/attack"
-    config = OmegaConf.create(
-        {"concept": {"kind": kind}}
-        | {name: OmegaConf.load(folder / f"{name}.yaml") for name in ("random", "unlearndiff", "unlearndiff_paper")}
-    )
-    assert config.unlearndiff_paper.tokens == tokens
-    assert config.unlearndiff.insertion == insertion
-    assert config.random.insertion == insertion
+def test_settings_follow_the_kind_of_the_concept(kind: str, tokens: int, insertion: str) -> None:
+    for name in ("unlearndiff", "random"):
+        assert method_config("attack", name, kind, model={"family": "sd"}).tokens == tokens
+        assert method_config("attack", name, kind).insertion == insertion

@@ -15,10 +15,11 @@ from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.addition import attached
 from erasure.additions.adapters import Adapters, layer_widths
 from erasure.additions.membranes import GATE_UNIT, Membranes
-from erasure.checkpoints import edit_of, read_checkpoint
+from erasure.checkpoints import edit_of
 from erasure.concept import Concept
 from erasure.edit import Edit, export
 from erasure.erasers.imported import Imported
+from erasure.imports.reading import read_checkpoint
 from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
@@ -468,7 +469,10 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 REFUSED = {
     "a dict in itself": (write_looped_dict, "are no tensors"),
-    "a parameter twice": (write_twice, r"1 of 2 entries \('unet.conv_in.bias'\)"),
+    "a parameter twice": (
+        write_twice,
+        r"1 of 2 entries \('unet.conv_in.bias' \(a second value of conv_in.bias\)\) differ",
+    ),
     "the autoencoder alone": (
         lambda path, model: torch.save({"first_stage_model.x": torch.ones(2)}, path),
         "nothing of a U-Net or a text encoder, but the autoencoder",

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.command import console
 from experiments.command.collect import experiment_jobs
-from experiments.job.store import write_json
+from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.results import claim
 
 
@@ -101,9 +101,8 @@ def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for job in jobs:
         pruning = "off" if job["pruning"]["_target_"].endswith("Off") else "finetuned"
         (store / "runs" / pruning).mkdir(parents=True)
-        write_json(
-            store / "runs" / pruning / "summary.json", {**run([True, pruning == "off"], pruning=pruning), "config": job}
-        )
+        made = {**run([True, pruning == "off"], pruning=pruning), "config": job, "schema": SCHEMA_VERSION}
+        write_json(store / "runs" / pruning / "summary.json", checked(made))
     monkeypatch.setattr(
         "sys.argv", ["eraselab", "claim", "claim", f"store={store}", "--folder", str(tmp_path / "results")]
     )

@@ -147,3 +147,18 @@ def test_several_concepts_of_stable_diffusion_are_erased_at_once(at_root):
     both = make_job("concept=nudity_violence", *ALL).concept
     assert both.target_prompts == ["nudity", "violence"]
     assert both.anchor_prompts == ["a person wearing clothes", ""]
+
+
+@pytest.mark.parametrize("targets", [("",), ("church", "  ")])
+def test_a_blank_target_is_refused(targets: tuple[str, ...]):
+    with pytest.raises(ValueError, match="is blank; every target must be a phrase"):
+        Concept("church", "object", targets=targets)
+
+
+def test_a_phrase_is_either_erased_or_kept():
+    with pytest.raises(ValueError, match="'A  Church' is among preserved and among targets of church"):
+        Concept("church", "object", targets=("a church", "chapel"), preserved=("a dog", "A  Church"))
+    other = Concept("fire", "unsafe", targets=("fire",), preserved=("church",))
+    with pytest.raises(ValueError, match="'church' is among preserved"):
+        Concept("church", "object", targets=("church",), also=(other,))
+    assert Concept("church", "object", targets=("church",), preserved=("", "church tower")).preserved[0] == ""

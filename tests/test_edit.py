@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion.parameters import named_parameters
-from erasure.edit import Edit, export
+from erasure.additions.adapters import Adapters
+from erasure.edit import Edit, Entry, export
 from erasure.parameters import scope_parameters
 
 
@@ -268,6 +269,65 @@ def test_context_reverts_after_an_error(tiny_model, edit):
     assert tiny_model.fingerprint() == fingerprint
 
 
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_an_edit_that_fails_half_way_leaves_the_model_as_it_was(tiny_model, monkeypatch, place):
+    _, changed = noisy_weights(tiny_model)
+    adapters = Adapters.untrained(tiny_model, 2, torch.Generator().manual_seed(0))
+    edit = Edit(Edit.from_weights(named_parameters(tiny_model), changed).entries, {}, (adapters,))
+    before = tiny_model.fingerprint()
+    hooks = [len(layer._forward_hooks) for layer in tiny_model.unet.modules()]
+    failing = list(edit.entries.values())[place]
+    value = Entry.value
+
+    def fail(entry, original):
+        if entry is failing:
+            raise torch.OutOfMemoryError("no memory")
+        return value(entry, original)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Entry, "value", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            edit.apply(tiny_model)
+
+    assert tiny_model.fingerprint() == before
+    assert [len(layer._forward_hooks) for layer in tiny_model.unet.modules()] == hooks
+    with pytest.raises(ValueError, match="nothing to revert"):
+        edit.revert(tiny_model)
+    with edit.applied(tiny_model):
+        assert torch.equal(named_parameters(tiny_model)[next(iter(changed))], next(iter(changed.values())))
+    assert tiny_model.fingerprint() == before
+
+
+def test_an_addition_that_does_not_fit_leaves_the_model_as_it_was(tiny_model):
+    adapters = Adapters.untrained(tiny_model, 2, torch.Generator().manual_seed(0))
+    elsewhere = Adapters({f"nowhere.{name}": value for name, value in adapters.weights.items()})
+    entries = Edit.from_weights(*noisy_weights(tiny_model)).entries
+    before = tiny_model.fingerprint()
+
+    with pytest.raises(ValueError, match="has no such layer"):
+        Edit(entries, {}, (adapters, elsewhere)).apply(tiny_model)
+
+    assert tiny_model.fingerprint() == before
+    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+
+
+def test_an_unedited_copy_that_fails_leaves_the_additions_where_they_are(tiny_model, monkeypatch):
+    adapters = Adapters.untrained(tiny_model, 2, torch.Generator().manual_seed(0))
+    edit = Edit({}, {}, (adapters,))
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    with edit.applied(tiny_model):
+        hooks = [len(layer._forward_hooks) for layer in tiny_model.unet.modules()]
+        with monkeypatch.context() as patch:
+            patch.setattr("erasure.edit.copy.deepcopy", fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                edit.unedited(tiny_model)
+        assert [len(layer._forward_hooks) for layer in tiny_model.unet.modules()] == hooks != [0] * len(hooks)
+    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+
+
 def test_applying_twice_and_reverting_too_often_are_refused(tiny_model, edit):
     with edit.applied(tiny_model), pytest.raises(ValueError, match="already applied to 'tiny'"):
         edit.apply(tiny_model)
@@ -326,11 +386,30 @@ def test_files_that_are_no_edits_are_refused_with_one_sentence(tiny_model, edit,
         Edit.load(path)
 
 
-def test_tensors_that_do_not_fit_the_header_are_refused(edit, tmp_path):
+def test_a_change_of_single_values_or_of_the_description_is_noticed(edit, tmp_path):
     path = tmp_path / "edit.safetensors"
     edit.save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    tensors = load_file(path)
+    key = next(iter(tensors))
+    changed = tensors[key].clone()
+    changed.view(-1)[::50] += 1
+
+    for damaged in (
+        ({**tensors, key: changed}, metadata),
+        (tensors, {**metadata, "edit": metadata["edit"].replace('"shape": [', '"shape": [1, ', 1)}),
+    ):
+        save_file(damaged[0], path, damaged[1])
+        with pytest.raises(ValueError, match="checksum does not fit"):
+            Edit.load(path)
+
+
+def test_tensors_that_do_not_fit_the_header_are_refused(edit, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    edit.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = {"edit": file.metadata()["edit"]}
     tensors = load_file(path)
     key = next(iter(tensors))
 

@@ -58,10 +58,10 @@ def test_the_second_run_takes_everything_from_the_store(
     assert numbers(again) == numbers(undisturbed)
 
 
-def test_batch_sizes_are_no_part_of_any_hash(
+def test_batch_sizes_of_pictures_and_attacks_are_no_part_of_any_hash(
     world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path
 ) -> None:
-    sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
+    sizes = ["sampling.batch_size=5", "attack.batch_size=3"]
     again = run([*overrides(world, undisturbed["store"]), *sizes], tmp_path)
     assert model.unet_evaluations == 0
     assert again["run"] == undisturbed["run"]
@@ -71,7 +71,13 @@ def test_outcomes_are_the_same_whatever_the_batch_sizes(
     world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     sizes = ["sampling.batch_size=5", "attack.batch_size=3", "eraser.sampling_batch_size=8"]
-    assert numbers(run([*overrides(world, tmp_path / "store"), *sizes], tmp_path / "run")) == numbers(undisturbed)
+    other = numbers(run([*overrides(world, tmp_path / "store"), *sizes], tmp_path / "run"))
+    # In single precision the batches of what is trained on would show in the edit, which is named after them.
+    names = {"run", "identity", "edit"}
+    assert {key: value for key, value in other.items() if key not in names} == {
+        key: value for key, value in numbers(undisturbed).items() if key not in names
+    }
+    assert other["edit"] != undisturbed["edit"]["hash"]
 
 
 def test_a_sweep_over_attacks_erases_once(
@@ -177,7 +183,7 @@ def test_a_list_of_attacks_reports_the_worst_case_and_who_broke_what(
 
 def test_a_killed_union_ends_with_the_numbers_of_an_undisturbed_one(world: Path, tmp_path: Path) -> None:
     command = attacked_by(world, tmp_path / "store", *UNION)
-    _kill(command, tmp_path, "experiments.job.stages:write_picture", 4)
+    _kill(command, tmp_path, "experiments.job.outcomes:write_picture", 4)
     (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
     assert len(journal.read_text().splitlines()) == 3
     resumed = run(command, tmp_path / "again")
@@ -232,7 +238,8 @@ def test_the_unedited_model_shares_the_base_pictures(world: Path, model: TextToI
     summary = run([*command, "eraser=none", "attack=none"], tmp_path / "run")
     assert summary["artefacts"]["base"] == summary["artefacts"]["erased"]
     assert summary["rates"]["base"] == summary["rates"]["erased"]
-    assert summary["edit"] == {"hash": "none", "size_bytes": 0, "metadata": summary["edit"]["metadata"]}
+    expected = {"hash": "none", "content": "none", "size_bytes": 0}
+    assert {name: summary["edit"][name] for name in expected} == expected
 
 
 def test_a_pruned_job_is_compared_with_its_unpruned_twin(
@@ -270,8 +277,8 @@ def test_the_summary_says_what_made_it(undisturbed: dict[str, Any]) -> None:
 KILLS = {
     "base pictures": ("experiments.job.pictures:write_picture", 4),
     "training": ("erasure.trajectories:FrozenSamples.batch", 55),
-    "edit": ("experiments.job.stages:write_json", 2),
-    "attack": ("experiments.job.stages:write_picture", 3),
+    "edit": ("experiments.job.store:Store.write_result", 1),
+    "attack": ("experiments.job.outcomes:write_picture", 3),
     "summary": ("experiments.job.job:write_json", 2),
 }
 
@@ -288,7 +295,7 @@ def test_a_killed_job_ends_with_the_numbers_of_an_undisturbed_one(
 def test_a_job_killed_while_it_writes_an_outcome_drops_the_torn_line(
     world: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    _kill(overrides(world, tmp_path / "store"), tmp_path, "experiments.job.store:Journal.append", 3, torn=True)
+    _kill(overrides(world, tmp_path / "store"), tmp_path, "experiments.job.journal:Journal.append", 3, torn=True)
     (journal,) = (tmp_path / "store" / "attacks").glob("*/outcomes.jsonl")
     assert not journal.read_text().endswith("\n")
     assert numbers(run(overrides(world, tmp_path / "store"), tmp_path / "again")) == numbers(undisturbed)
@@ -303,14 +310,6 @@ def _kill(command: list[str], folder: Path, name: str, call: int, *, torn: bool 
     process.start()
     process.join()
     assert process.exitcode == -9
-
-
-def test_a_damaged_edit_is_one_sentence(world: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    run([*overrides(world, tmp_path / "store"), "attack.timesteps=1"], tmp_path / "first")
-    (edit,) = (tmp_path / "store" / "edits").glob("*/edit.safetensors")
-    edit.write_bytes(edit.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"edit\.safetensors is damaged"):
-        run(overrides(world, tmp_path / "store"), tmp_path / "second")
 
 
 def outcome(presences: list[bool], evaluations: list[int]) -> Outcome:

@@ -1,5 +1,7 @@
 """Judges by image classifiers: artists, ImageNet's objects."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from evaluation.judges.objects import ObjectJudge
 from evaluation.judges.style import StyleJudge
 from tests.networks import pictures, write_hub_cache, write_resnet, write_vit
 from tests.oracles import judges as oracle
+from tests.test_loading import Evil
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 343\n"
 
 ARTISTS = ("claude-monet", "paul-cezanne", "pablo-picasso", "vincent-van-gogh", "rembrandt")
 OBJECTS = ("tench, Tinca tinca", "church, church building", "garbage truck, dustcart", "chain saw, chainsaw")
@@ -175,6 +180,53 @@ def test_damaged_weights_are_one_sentence(vit: Path, tmp_path: Path):
     judge = StyleJudge(tmp_path, "van_gogh")
     with pytest.raises(ValueError, match="cannot be read; download it again"):
         judge(pictures(1))
+
+
+def test_a_pointer_in_a_judges_folder_is_called_one(vit: Path, tmp_path: Path):
+    shutil.copytree(vit, tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"it holds model.safetensors, which is a pointer of Git LFS"):
+        StyleJudge(tmp_path / "vit", "van_gogh")(pictures(1))
+    shutil.copytree(vit, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(POINTER)
+    with pytest.raises(ValidationError, match=r"it holds config.json, which is a pointer of Git LFS"):
+        StyleJudge(tmp_path / "other", "van_gogh")
+
+
+def test_a_judge_with_half_precision_files_alone_is_read(vit: Path, tmp_path: Path):
+    shutil.copytree(vit, tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").rename(tmp_path / "vit" / "model.fp16.safetensors")
+    images = pictures(3)
+    assert torch.equal(
+        StyleJudge(tmp_path / "vit", "van_gogh")(images).score, StyleJudge(vit, "van_gogh")(images).score
+    )
+
+
+def test_a_judge_that_brings_its_own_code_is_refused_without_a_question(vit: Path, tmp_path: Path):
+    shutil.copytree(vit, tmp_path / "vit")
+    config = tmp_path / "vit" / "config.json"
+    code = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "evil", "auto_map": code}))
+    (tmp_path / "vit" / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
+    )
+    with pytest.raises(ValidationError, match="holds no image classifier"):
+        StyleJudge(tmp_path / "vit", "van_gogh")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [POINTER, "<!doctype html>"], ids=["a pointer", "a page"])
+def test_what_lies_in_the_place_of_torchvisions_file_is_called_what_it_is(tmp_path: Path, content: str):
+    (tmp_path / "resnet50-11ad3fa6.pth").write_text(content)
+    with pytest.raises(ValueError, match=r"cannot be read; download it again: .*(a pointer of Git LFS|a web page)"):
+        ObjectJudge(tmp_path / "resnet50-11ad3fa6.pth", "church")(pictures(1))
+
+
+def test_code_in_torchvisions_file_never_runs(tmp_path: Path):
+    torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "resnet50-11ad3fa6.pth")
+    with pytest.raises(ValueError, match="no code of a checkpoint is ever run"):
+        ObjectJudge(tmp_path / "resnet50-11ad3fa6.pth", "church")(pictures(1))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_hub_id_stands_for_its_files_in_the_cache(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Judges by CLIP: zero-shot, artists by name, Q16."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_bad_texts_and_folders_are_refused_when_the_judge_is_made(clip: Path, tm
         StyleByClip("edward munch", ARTISTS, "by {}", clip)
     with pytest.raises(ValidationError, match="template"):
         StyleByClip(label="monet", artists=ARTISTS, template="a painting", folder=clip)
+
+
+def test_what_lies_in_the_place_of_a_clips_files_is_called_what_it_is(clip: Path, tmp_path: Path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 343\n"
+    (tmp_path / "prompts.p").write_text(pointer)
+    with pytest.raises(ValidationError, match=r"prompts.p, which is a pointer of Git LFS"):
+        Q16(tmp_path / "prompts.p", clip)
+    shutil.copytree(clip, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match=r"it holds model.safetensors, which is a pointer of Git LFS"):
+        ClipZeroShot(("a church",), ("a fish",), tmp_path / "copy")(pictures(1))
+    (tmp_path / "copy" / "config.json").write_text(pointer)
+    with pytest.raises(ValidationError, match=r"config.json cannot be read; download it again: it is a pointer"):
+        ClipZeroShot(("a church",), ("a fish",), tmp_path / "copy")

@@ -218,10 +218,28 @@ def test_bad_settings_are_refused_before_any_picture_is_made(fields: dict[str, o
         NudeNet(**{"labels": FACE, "threshold": 0.45, **fields})
 
 
+@pytest.mark.parametrize(
+    ("processing", "threshold", "floor"),
+    [("library", 0, 0.25), ("library", 0.2, 0.25), ("unlearndiffatk", 0.3, 0.5), ("unlearndiffatk", 0.45, 0.5)],
+)
+def test_a_threshold_below_what_the_network_reports_is_told(caplog, processing: str, threshold: float, floor: float):
+    NudeNet(labels=FACE, threshold=threshold, processing=processing)
+    assert f"nothing below {floor:g} is seen: it acts as {floor:g}" in caplog.text
+
+
+@pytest.mark.parametrize(("processing", "threshold"), [("library", 0.25), ("library", 0.45), ("unlearndiffatk", 0.5)])
+def test_a_threshold_that_means_something_is_not_spoken_of(caplog, processing: str, threshold: float):
+    NudeNet(labels=FACE, threshold=threshold, processing=processing)
+    assert not caplog.text
+
+
 def test_files_that_are_no_such_network_are_refused(tmp_path: Path):
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     with pytest.raises(ValidationError, match=r"broken.onnx is no network that ONNX Runtime can open"):
         NudeNet(FACE, 0.45, file=tmp_path / "broken.onnx")
+    (tmp_path / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 343\n")
+    with pytest.raises(ValidationError, match=r"pointer.onnx is a pointer of Git LFS"):
+        NudeNet(FACE, 0.45, file=tmp_path / "pointer.onnx")
     classifier = write_mean_classifier(tmp_path / "classifier_model.onnx", np.eye(3, 2))
     with pytest.raises(ValidationError, match="no detector of NudeNet 3"):
         NudeNet(FACE, 0.45, file=classifier)

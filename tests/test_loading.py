@@ -1,13 +1,16 @@
 import json
+import re
 import shutil
 import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import constants
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -288,7 +291,7 @@ def test_a_cache_without_all_weights_is_not_the_model(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert sources.locate("someone/tiny") is None
     weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    weights.rename(weights.with_name("another_name.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"'someone/tiny' is neither .* nor complete in the cache"):
         sources.locate("someone/tiny")
     weights.symlink_to(snapshot / "not_yet")
@@ -331,10 +334,17 @@ def test_the_options_reach_the_model(half_folder: Path):
     assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("resolution", [10, 30])
-def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: int):
-    with pytest.raises(ValueError, match=f"resolution is {resolution}; 'tiny' takes a multiple of 4 pixels"):
+@pytest.mark.parametrize("resolution", [10, 30, [32, 30], [10, 32]])
+def test_a_resolution_that_the_levels_do_not_divide_is_refused(half_folder: Path, resolution: Any):
+    with pytest.raises(ValueError, match=rf"resolution is {re.escape(str(resolution))}; 'tiny' takes a multiple of 4"):
         ModelSource(str(half_folder), device="cpu", resolution=resolution).load()
+
+
+def test_pictures_may_be_wider_than_high(half_folder: Path):
+    model = ModelSource(str(half_folder), device="cpu", resolution=[48, 32]).load()
+    pictures = model.generate(["a church"], seeds=[1], steps=1, guidance=3)
+    assert model.image_size == (32, 48)
+    assert pictures.shape == (1, 3, 32, 48)
 
 
 def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):
@@ -344,3 +354,107 @@ def test_a_vae_that_shifts_its_latents_is_refused(folder: Path):
     )
     with pytest.raises(ValueError, match="The VAE of 'tiny' shifts its latents"):
         load_model(str(folder), device="cpu")
+
+
+def rename_weights(folder: Path, variant: str) -> None:
+    for file in list(folder.rglob("*model.safetensors")):
+        file.rename(file.with_suffix(f".{variant}.safetensors"))
+
+
+@pytest.mark.parametrize("parts", [".", "unet", "text_encoder"], ids=["all", "unet", "text encoder"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_folder_with_half_precision_files_alone_is_loaded(folder: Path, half_folder: Path, parts: str, variant: str):
+    rename_weights(folder / parts, variant)
+    assert_same_weights(load_model(str(folder), device="cpu"), load_model(str(half_folder), device="cpu"))
+
+
+def test_a_cached_model_with_half_precision_files_alone_is_complete(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_is_silent: None
+):
+    rename_weights(folder, "fp16")
+    write_hub_cache(tmp_path / "cache", "someone/tiny", folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    from_pretrained = StableDiffusionPipeline.from_pretrained
+    monkeypatch.setattr(
+        StableDiffusionPipeline,
+        "from_pretrained",
+        lambda source, **options: from_pretrained(source, cache_dir=tmp_path / "cache", **options),
+    )
+    assert sources.is_cached("someone/tiny")
+    assert load_model("someone/tiny", device="cpu").name == "tiny"
+
+
+def test_split_weights_of_a_folder_are_loaded(folder: Path, half_folder: Path):
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = list(load_file(unet).items())
+    unet.unlink()
+    weight_map = {}
+    for number, part in enumerate((weights[::2], weights[1::2]), start=1):
+        name = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
+        save_file(dict(part), folder / "unet" / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(dict(part), name)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert_same_weights(load_model(str(folder), device="cpu"), load_model(str(half_folder), device="cpu"))
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_a_pointer_in_a_models_folder_is_called_one(folder: Path, part: str):
+    (folder / part).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 343\n")
+    with pytest.raises(
+        ValueError, match=rf"it holds {part}, which is a pointer of Git LFS .*run `git lfs pull`"
+    ) as error:
+        load_model(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_page_in_a_single_files_place_is_called_one(
+    half_folder: Path, tmp_path: Path, suffix: str, hub_is_silent: None
+):
+    path = tmp_path / f"page.{suffix}"
+    path.write_text("<!doctype html><html><body>Sign in</body></html>")
+    with pytest.raises(ValueError, match=r"cannot be read: it is a web page"):
+        load_model(str(path), config=str(half_folder))
+
+
+def test_a_checkpoint_with_numbers_of_numpy_is_read(half_folder: Path, tmp_path: Path, hub_is_silent: None):
+    path = tmp_path / "numpy.ckpt"
+    content = {"state_dict": single_file_weights(half_folder), "best": np.float64(0.5), "step": np.int64(3)}
+    torch.save(content, path)
+    assert_same_weights(load_model(str(path), config=str(half_folder)), load_model(str(half_folder)))
+
+
+def test_a_tokenizer_without_a_length_takes_the_text_encoders(folder: Path, half_folder: Path):
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    del settings["model_max_length"]
+    config.write_text(json.dumps(settings))
+    model = load_model(str(folder), device="cpu")
+
+    assert model.max_tokens == 24
+    expected = load_model(str(half_folder), device="cpu").encode(PROMPTS)
+    assert torch.equal(model.encode(PROMPTS), expected)
+
+
+@pytest.mark.parametrize("channels", [9, 8, 5])
+def test_a_unet_that_takes_more_than_latents_is_refused(folder: Path, channels: int):
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    unet = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels})
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(ValueError, match=rf"takes {channels} channels and the latents of its VAE have 4; .*inpainting"):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_part_of_another_library_is_refused_and_not_imported(folder: Path):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["antigravity", "Unet"]}))
+    with pytest.raises(ValueError, match="takes its unet from 'antigravity', and no code of a model is ever run"):
+        load_model(str(folder), device="cpu")
+    assert "antigravity" not in sys.modules
+
+
+def test_a_configuration_that_is_no_folder_is_refused_when_it_is_named():
+    with pytest.raises(ValidationError, match="config is '/nope', which is no diffusers folder"):
+        ModelSource("model.safetensors", config="/nope")

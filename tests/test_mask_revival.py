@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
@@ -19,7 +18,7 @@ from diffusion.sampling import Sampling
 from evaluation.verdicts import Verdicts
 from tests.judges import never, one_in
 from tests.oracles import mask_revival as oracle
-from tests.tiny_job import CONFIG_FOLDER
+from tests.tiny_job import method_config
 
 SAMPLING = Sampling(steps=2, batch_size=3)
 PROMPTS = ["a church", "a red fish", "", "a golf ball in the snow", "two blue fish"]
@@ -225,8 +224,8 @@ def test_fields_out_of_range_are_refused(field: dict) -> None:
         MaskRevival(**field)
 
 
-@pytest.mark.parametrize("name", ["mask_revival", "mask_revival_paper"])
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, name: str = "mask_revival") -> None:
+    config = method_config("attack", name, model={"family": family})
     attack = instantiate(config, _convert_="all")
     assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}

@@ -1,13 +1,16 @@
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffusion.guard import Encode, Guard, Guidance
-from diffusion.model import SCHEDULERS, TextToImage
+from diffusion.model import SCHEDULER_OPTIONS, SCHEDULERS, TextToImage
 from tests.conftest import make_tiny_pipeline
 
 PROMPTS = ["a church", "two gas pumps on fire", "pixel art of a tench"]
@@ -122,11 +125,15 @@ def test_ddim_follows_its_formula(tiny_model64: TextToImage):
     torch.testing.assert_close(sampled, latents, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline, scheduler: str):
+@pytest.mark.parametrize(
+    ("scheduler", "guidance"), [*((name, 7.5) for name in SCHEDULERS), *(("ddim", scale) for scale in (0, 0.5, 1, 1.1))]
+)
+def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline, scheduler: str, guidance: float):
     options = {"skip_prk_steps": True} if scheduler == "pndm" else {}
     model = TextToImage(pipeline, scheduler=scheduler)
-    pictures = model.generate(PROMPTS, seeds=SEEDS, steps=4, guidance=7.5)
+    pictures = model.generate(PROMPTS, seeds=SEEDS, steps=4, guidance=guidance)
+    assert model.unet_evaluations == len(PROMPTS) * len(model.sampling_timesteps(4)) * (2 if guidance > 1 else 1)
+    assert model.evaluations_per_step(guidance) == (2 if guidance > 1 else 1)
 
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -134,7 +141,7 @@ def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline
         PROMPTS,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         num_inference_steps=4,
-        guidance_scale=7.5,
+        guidance_scale=guidance,
         output_type="np",
     ).images
     expected = torch.from_numpy((theirs * 255).round().astype(np.int16)).permute(0, 3, 1, 2)
@@ -200,6 +207,27 @@ def test_each_picture_has_its_own_guidance(tiny_model64: TextToImage):
         torch.testing.assert_close(alone, together[rows], atol=1e-9, rtol=0)
 
 
+def test_without_guidance_a_picture_is_the_same_in_any_company(tiny_model64: TextToImage):
+    text = tiny_model64.encode(PROMPTS)
+    together = tiny_model64.sample(text, seeds=SEEDS, steps=3, guidance=[0.0, 7.5, 1.0])
+    for row, scale in ((0, 1.0), (2, 0.3)):
+        alone = tiny_model64.sample(text[[row]], seeds=[SEEDS[row]], steps=3, guidance=scale)
+        torch.testing.assert_close(together[[row]], alone, atol=1e-9, rtol=0)
+
+
+def test_tokens_are_counted_beyond_what_the_encoder_takes(tiny_model: TextToImage):
+    most = tiny_model.max_tokens
+    prompts = ["", "a church", " ".join(["church"] * (most - 2)), " ".join(["church"] * (most + 5))]
+    per_word = tiny_model.token_counts(["church"])[0] - 2
+    assert tiny_model.token_counts(prompts) == [
+        2,
+        tiny_model.token_counts(["a"])[0] + per_word,
+        2 + (most - 2) * per_word,
+        2 + (most + 5) * per_word,
+    ]
+    assert tiny_model.token_counts([]) == []
+
+
 class Doubled(Guard):
     """Text carries itself twice, the U-Net is given the second half; guidance is 4 whatever is asked for."""
 
@@ -213,7 +241,7 @@ class Doubled(Guard):
     def condition(self, text: Tensor, timesteps: Tensor) -> Tensor:
         return text[:, text.shape[1] // 2 :]
 
-    def guidance(self, model: TextToImage) -> Guidance:
+    def guidance(self, model: TextToImage, steps: Iterable[int] | None = None) -> Guidance:
         return lambda latents, timesteps, text, unconditional, scales: model.guided_noise(
             latents, timesteps, text, unconditional, 4.0
         )
@@ -265,6 +293,55 @@ def test_velocity_models_sample_with_every_scheduler(pipeline: StableDiffusionPi
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     model = TextToImage(pipeline, scheduler=scheduler)
     assert model.generate(PROMPTS[:1], seeds=[0], steps=3, guidance=2.0).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guided_by", ["model", "guard"])
+def test_pictures_are_those_of_diffusers_with_every_sampler_and_prediction(
+    pipeline: StableDiffusionPipeline, scheduler: str, prediction: str, guided_by: str
+):
+    pipeline.scheduler = SCHEDULERS[scheduler].from_config(
+        {**pipeline.scheduler.config, "prediction_type": prediction, **SCHEDULER_OPTIONS.get(scheduler, {})}
+    )
+    pipeline.to(torch.float64)
+    model = TextToImage(pipeline, scheduler=scheduler)
+    noise = model.initial_latents(SEEDS)
+    expected = pipeline(
+        PROMPTS, latents=noise, num_inference_steps=7, guidance_scale=4.0, output_type="latent", return_dict=False
+    )[0]
+    if guided_by == "guard":
+        model.guard = Doubled()
+    latents = model.sample(model.encode(PROMPTS), seeds=SEEDS, steps=7, guidance=4.0)
+    assert (latents - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_velocity_at_a_timestep_between_two_is_converted_with_its_own_noise_level(pipeline: StableDiffusionPipeline):
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    model = TextToImage(pipeline.to(torch.float64))
+    sampler = LMSDiscreteScheduler.from_config(pipeline.scheduler.config)
+    sampler.set_timesteps(7)
+    latents, timestep, sigma = latents_of(model), sampler.timesteps[3], float(sampler.sigmas[3])
+    assert timestep % 1 > 0.1
+    noise = model.predict_noise(latents, timestep, model.encode(PROMPTS))
+    velocity = model.as_trained(noise, latents, timestep)
+    # With x_0 = alpha x_t - sigma_t v, as diffusers has it.
+    clean = (latents - sigma / (sigma**2 + 1) ** 0.5 * noise) * (sigma**2 + 1) ** 0.5
+    wanted = latents / (sigma**2 + 1) ** 0.5 - velocity * sigma / (sigma**2 + 1) ** 0.5
+    torch.testing.assert_close(clean, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_and_text_encodings_are_counted_apart_from_evaluations(tiny_model: TextToImage):
+    rows = tiny_model.token_embeddings(tiny_model.tokenize(PROMPTS)).requires_grad_()
+    text = tiny_model.encode_embeddings(rows, torch.tensor([3, 6, 7]))
+    tiny_model.predict_noise(latents_of(tiny_model), 500, text).sum().backward()
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (3, 3, 3)
+    noise = latents_of(tiny_model).requires_grad_()
+    predict = partial(tiny_model.predict_noise, timesteps=500, text=text.detach())
+    checkpoint(predict, noise, use_reentrant=False).sum().backward()
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (9, 6, 3)
+    tiny_model.generate(PROMPTS, seeds=SEEDS, steps=2, guidance=1.0)
+    assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (15, 6, 7)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -9,20 +9,19 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase
 from attacks.noise import NoiseAttack, ddim_move, denoising_path, invert, project_to_ball, project_to_cap, thinned
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge
 from tests.attack_cases import assert_same_outcomes, by_number, make_cases
 from tests.judges import never, one_in
 from tests.oracles import noise as oracle
-from tests.tiny_job import CONFIG_FOLDER
+from tests.tiny_job import method_config
 
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "two blue fish"]
 GUIDANCE = [3.0, 1.0, 3.0, 1.0]
@@ -334,7 +333,7 @@ def test_fields_out_of_range_are_refused(field: dict) -> None:
 
 @pytest.mark.parametrize(("name", "mode"), [("noise", "adversarial"), ("noise_inversion", "inversion")])
 def test_config_instantiates_and_names_every_field(name: str, mode: str) -> None:
-    config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+    config = method_config("attack", name)
     attack = instantiate(config, _convert_="all")
     assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.mode == mode

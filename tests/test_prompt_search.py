@@ -84,7 +84,7 @@ def test_tokens_may_take_the_whole_prompt_but_not_more(tiny_model: TextToImage) 
 
 
 def test_padding_is_the_tokenizers_own(tiny_model: TextToImage) -> None:
-    tiny_model.tokenizer.pad_token = tiny_model.tokenizer.convert_ids_to_tokens(7)
+    tiny_model.tokenizer.plain.pad_token = tiny_model.tokenizer.convert_ids_to_tokens(7)
     template = PromptTemplate.insert(tiny_model, ["a church"], 2, "prefix_k")
     filled = template.fill(torch.tensor([[41, 42]]))[0]
     assert filled[template.ends.item() + 1 :].eq(7).all()

@@ -8,6 +8,8 @@ from attacks.prompt_pairs import read_pairs
 from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.prompt_sets import CONCEPTS, PAIRS, SHIPPED_FOLDER, prompt_pairs
 from evaluation.prompt_sets import PromptRow, read_prompt_set
+from evaluation.prompt_sources import PromptFile
+from tests.test_imports import STAND_INS
 
 HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance"
 
@@ -44,6 +46,62 @@ def test_a_byte_order_mark_and_blank_lines_are_passed_over(write):
     assert read_prompt_set(path) == [PromptRow(1, "a church", 2, 3.0, {})]
 
 
+def test_whole_numbers_may_be_written_as_floats_and_seeds_have_64_bits(write):
+    rows = read_prompt_set(write(HEADER, "1.0,a church,42.0,5", "2.00,a tench,18446744073709551615,5", "3.,a dog,7.,5"))
+    assert [(row.case_number, row.seed) for row in rows] == [(1, 42), (2, 2**64 - 1), (3, 7)]
+
+
+@pytest.mark.parametrize("seed", ["seed", "sd_seed"])
+@pytest.mark.parametrize("guidance", ["guidance_scale", "sd_guidance_scale", "guidance"])
+def test_settings_are_read_under_the_names_of_published_files(write, caplog, seed: str, guidance: str):
+    path = write(f"case_number,prompt,{seed},{guidance},style", "0,a church,11,3,neon", "1,a church,12.0,4,oil")
+    assert read_prompt_set(path) == [
+        PromptRow(0, "a church", 11, 3.0, {"style": "neon"}),
+        PromptRow(1, "a church", 12, 4.0, {"style": "oil"}),
+    ]
+    assert not caplog.messages
+
+
+def test_the_fields_own_name_of_a_setting_comes_first(write):
+    path = write(HEADER + ",sd_seed,guidance_scale", "1,a church,5,6,7,8")
+    assert read_prompt_set(path) == [PromptRow(1, "a church", 5, 6.0)]
+
+
+def test_two_other_names_of_a_setting_must_agree(write):
+    header = "case_number,prompt,seed,sd_seed"
+    assert read_prompt_set(write(header, "1,a church,5,5.0")) == [PromptRow(1, "a church", 5)]
+    with pytest.raises(ValueError, match="line 2: seed is '5' and sd_seed is '6'; call the right one evaluation_seed"):
+        read_prompt_set(write(header, "1,a church,5,6"))
+
+
+def test_sizes_are_read_and_may_be_left_out(write):
+    path = write("case_number,prompt,sd_image_width,sd_image_height", "1,a church,768,512.0", "2,a tench,,")
+    rows = read_prompt_set(path)
+    assert [(row.width, row.height) for row in rows] == [(768, 512), (None, None)]
+    with pytest.raises(ValueError, match="line 2: width is '0', not a whole number from 1"):
+        read_prompt_set(write("case_number,prompt,width", "1,a church,0"))
+
+
+def test_unknown_columns_that_look_like_settings_are_named(write, caplog):
+    path = write("case_number,prompt,Seed,num_inference_steps,style", "1,a church,5,50,neon")
+    assert read_prompt_set(path)[0].seed == 0
+    [message] = caplog.messages
+    assert "the columns 'Seed', 'num_inference_steps' look like settings" in message
+    assert "style" not in message
+
+
+@pytest.mark.parametrize("column", ["prompt", "case_number", "evaluation_seed", "sd_seed", "width"])
+def test_of_two_columns_of_one_name_neither_is_taken(write, column: str):
+    header = ["case_number", "prompt", "evaluation_seed", "sd_seed", "width", column]
+    with pytest.raises(ValueError, match=rf"prompts\.csv has several columns called {column}, .*rename all but one"):
+        read_prompt_set(write(",".join(header), "1,2,3,4,5,6"))
+
+
+def test_of_two_columns_of_pairs_neither_is_taken(write):
+    with pytest.raises(ValueError, match=r"prompts\.csv has several columns called with"):
+        read_pairs(write("with,without,with", "a,b,c"))
+
+
 def test_limit_returns_the_first_rows(write):
     path = write(HEADER, *(f"{number},prompt {number},0,5" for number in range(5)))
     assert [row.case_number for row in read_prompt_set(path, limit=2)] == [0, 1]
@@ -61,6 +119,8 @@ def test_every_missing_column_is_named(write):
     ("row", "fault"),
     [
         ("2,a church,1.5,5", "line 3: evaluation_seed is '1.5'"),
+        ("2,a church,1e3,5", "line 3: evaluation_seed is '1e3'"),
+        ("2,a church,18446744073709551616,5", "line 3: evaluation_seed is '18446744073709551616', more than"),
         ("2,a church,-1,5", "line 3: evaluation_seed is '-1'"),
         ("two,a church,1,5", "line 3: case_number is 'two'"),
         ("2,a church,1,much", "line 3: evaluation_guidance is 'much'"),
@@ -138,3 +198,11 @@ def words(text: str) -> list[str]:
 def test_pairs_of_an_unknown_concept_are_refused():
     with pytest.raises(ValueError, match="unknown concept 'smoke'"):
         prompt_pairs("smoke", 4, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.txt"])
+@pytest.mark.parametrize(("content", "sentence"), STAND_INS.values(), ids=STAND_INS)
+def test_what_lies_in_the_place_of_prompts_is_called_what_it_is(tmp_path: Path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        list(PromptFile(tmp_path / name).records())

@@ -108,7 +108,7 @@ def test_skipping_broken_rows_reads_the_other_139_and_says_which_are_left_out(br
 
     assert caplog.messages == [f"{path}: 3 of 142 rows are broken and left out: {faults(lines)}."]
     kept = [row for number, row in enumerate(rows) if number not in {20, 40, 99}]
-    known = {"case_number", "prompt", "evaluation_seed", "evaluation_guidance"}
+    known = {"case_number", "prompt", "evaluation_seed", "evaluation_guidance", "sd_image_width", "sd_image_height"}
     assert read == [
         PromptRow(
             int(row["case_number"]),
@@ -116,6 +116,8 @@ def test_skipping_broken_rows_reads_the_other_139_and_says_which_are_left_out(br
             int(row["evaluation_seed"]),
             float(row["evaluation_guidance"]),
             {column: text for column, text in row.items() if column not in known},
+            width=512,
+            height=512,
         )
         for row in kept
     ]
@@ -172,14 +174,22 @@ def test_columns_of_other_names_are_read_and_the_settings_of_a_source_can_be_lef
         PromptSet(PromptFile(path), columns=Columns(case_number="image_id", evaluation_seed="sd_seed")).read()
 
 
-def test_a_phrase_stands_in_the_place_that_prompts_leave_for_it(tmp_path):
+def test_a_phrase_stands_in_the_place_that_templates_leave_for_it(tmp_path):
     path = tmp_path / "object.csv"
-    path.write_text("case_number,prompt\n1,{} at night\n2,a fish\n")
+    path.write_text("case_number,template\n1,{} at night\n2,a fish\n")
     assert [row.prompt for row in PromptSet(PromptFile(path), phrase="a church").read()] == [
         "a church at night",
         "a fish",
     ]
-    assert PromptSet(PromptFile(path)).read()[0].prompt == "{} at night"
+    with pytest.raises(ValueError, match="lacks the columns prompt; those that it has are 'case_number', 'template'"):
+        PromptSet(PromptFile(path)).read()
+
+
+def test_braces_in_a_prompt_are_a_text_like_any_other(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("case_number,prompt,template\n1,{} at night,{}\n")
+    (row,) = PromptSet(PromptFile(path), phrase="a church").read()
+    assert (row.prompt, row.labels["template"]) == ("{} at night", "{}")
 
 
 def in_group(name: str, *overrides: str) -> PromptSet:
@@ -518,3 +528,26 @@ def test_unlearndiffatk_has_a_file_of_its_own_for_every_concept():
     }
     assert all(source.url.endswith(f"/prompts/{name}.csv") for name, source in sources.items())
     assert len({source.sha256 for source in sources.values()}) == len(UNLEARNDIFFATK)
+
+
+def test_settings_under_other_names_stand_for_those_of_the_field(tmp_path: Path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("case_number,prompt,sd_seed,sd_guidance_scale\n1,a church,11,3\n2,a tench,12,1.5\n")
+
+    def read(**columns: str | None) -> list[tuple[int, float]]:
+        rows = PromptSet(PromptFile(path), columns=Columns(**columns), seed=4, guidance=9).read()
+        return [(row.seed, row.guidance) for row in rows]
+
+    assert read() == [(11, 3), (12, 1.5)]
+    assert read(evaluation_seed=None) == [(4, 3), (4, 1.5)]
+    assert read(evaluation_guidance=None) == [(11, 9), (12, 9)]
+
+
+def test_a_column_that_is_named_or_a_condition_must_not_be_there_twice(tmp_path: Path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("case_number,prompt,kind,kind,text,text\n1,a church,a,b,x,y\n")
+    assert PromptSet(PromptFile(path)).read() == [PromptRow(1, "a church")]
+    with pytest.raises(ValueError, match=r"prompts\.csv has several columns called text"):
+        PromptSet(PromptFile(path), columns=Columns(prompt="text")).read()
+    with pytest.raises(ValueError, match="several columns called kind"):
+        PromptSet(PromptFile(path), where=(Condition("kind", "equals", "a"),)).read()

@@ -1,6 +1,8 @@
 """FID, KID, LPIPS and CLIP score as the field measures them, on random weights in files of the real format."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,24 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import alexnet
 
 from diffusion.canvas.classifier import CanvasClassifier
+from diffusion.streams import stream
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator, Measurement, Measures, measure
+from evaluation.quality.clip_score import CLIP_FOLDER, load_clip
 from evaluation.quality.distances import FrechetDistance, KernelDistance
 from evaluation.quality.extractors import Classifier, Clip, Features, Inception
 from evaluation.quality.lpips import Lpips, load_network
 from evaluation.quality.open_clip_score import OpenClipScore, load_open_clip
 from evaluation.quality.weights import weights_file
 from tests.oracles import quality as oracle
+from tests.test_loading import Evil
 from tests.test_quality import classifier_folder, clip_folder, pictures  # noqa: F401 - fixtures
 
 # ruff: noqa: F811 - fixtures are imported and then named as parameters
@@ -79,11 +84,11 @@ def test_kid_equals_the_formula_on_its_subsets_and_torchmetrics_by_hand(classifi
     measures = measure(settings, images, base, rows(40))
 
     metric = KernelInceptionDistance(feature=Classifier(classifier_folder).load(), subsets=3, subset_size=12)
-    torch.manual_seed(5)
+    torch.set_rng_state(stream(5, "kid/subsets").get_state())
     assert [measures["kid"], measures["kid_std"]] == [float(value) for value in by_hand(metric, images, base)]
 
     first, second = features_of(classifier_folder, base), features_of(classifier_folder, images)
-    generator = torch.Generator().manual_seed(5)
+    generator = stream(5, "kid/subsets")
     values = []
     for _ in range(3):
         subset = first[torch.randperm(40, generator=generator)[:12]]
@@ -301,6 +306,49 @@ def test_weights_that_are_nowhere_are_told_with_their_address(tmp_path: Path, mo
 def test_weights_in_torchs_hub_folder_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "net-01234567.pth").write_bytes(b"weights")
-    found = weights_file("https://example.org/net-01234567.pth").func(None)  # type: ignore[call-arg]
-    assert found == tmp_path / "checkpoints" / "net-01234567.pth"
+    content = b"weights"
+    for name in ("net.pth", f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"):
+        (tmp_path / "checkpoints" / name).write_bytes(content)
+        found = weights_file(f"https://example.org/{name}").func(None)  # type: ignore[call-arg]
+        assert found == tmp_path / "checkpoints" / name
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"other weights", "not the published file .*; delete it"), (b"<html>", "it is a web page")],
+    ids=["others", "a page"],
+)
+def test_other_weights_in_torchs_hub_folder_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, sentence: str
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]).write_bytes(content)
+    with pytest.raises(ValidationError, match=sentence):
+        Inception(None)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["beside weights", "alone"])
+def test_code_in_a_networks_file_is_refused_and_never_runs(inception_file: Path, tmp_path: Path, whole: bool) -> None:
+    weights = torch.load(inception_file, weights_only=True) if whole else {}
+    torch.save({**weights, "extra": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil.pth is damaged or holds more than tensors .*no code"):
+        Inception(tmp_path / "evil.pth", device="cpu").load()
+    with pytest.raises(ValueError, match=r"evil.pth is damaged or holds more than tensors .*no code"):
+        load_network(tmp_path / "evil.pth", torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth holds no weights of Inception-v3; download it again: "):
+        Inception(tmp_path / "other.pth", device="cpu").load()
+    with pytest.raises(ValueError, match=r"other.pth holds no weights of AlexNet; download it again: "):
+        load_network(tmp_path / "other.pth", torch.device("cpu"))
+
+
+def test_a_damaged_clip_is_told(tmp_path: Path) -> None:
+    shutil.copytree(CLIP_FOLDER, tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"it holds model.safetensors, which is a pointer of Git LFS"):
+        load_clip(tmp_path / "clip")

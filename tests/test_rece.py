@@ -35,8 +35,9 @@ CONCEPT = Concept(
         RECE(UCE(), epochs=3),
         RECE(UCE("from_last", preserve_scale=None), epochs=2, adversarial_ridge=1e-3, destination="anchor"),
         RECE(UCE(ridge=1.0), ridge=0.3, erase_scale=2.0, preserve_scale=0.7),
+        RECE(UCE("from_last", anchor="art"), destination="anchor", empty_for_each_target=True),
     ],
-    ids=["three epochs", "anchor", "scaled"],
+    ids=["three epochs", "anchor", "scaled", "the authors' for styles"],
 )
 def test_every_matrix_is_the_papers_closed_form(tiny_model64, config):
     original = key_value_weights(tiny_model64)
@@ -46,11 +47,13 @@ def test_every_matrix_is_the_papers_closed_form(tiny_model64, config):
     concept, destinations = [], []
     for target in CONCEPT.targets:
         for template in CONCEPT.templates:
-            wanted = template.format(CONCEPT.anchor) if config.destination == "anchor" else ""
+            anchor = CONCEPT.anchor if config.uce.anchor is None else config.uce.anchor
+            wanted = template.format(anchor) if config.destination == "anchor" else ""
             concept += list(tiny_model64.encode([template.format(target)])[0])
             destinations += list(tiny_model64.encode([wanted])[0])
     preserved = [template.format(phrase) for phrase in CONCEPT.preserved for template in CONCEPT.preserved_templates]
-    kept = [token for prompt in ("", *preserved) for token in tiny_model64.encode([prompt])[0]]
+    empty = [""] * (4 if config.empty_for_each_target else 1)
+    kept = [token for prompt in (*empty, *preserved) for token in tiny_model64.encode([prompt])[0]]
     for _ in range(config.epochs):
         expected = oracle.edit(
             expected,
@@ -116,12 +119,13 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
 def test_presets_hold_the_authors_settings(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     published = {
-        "rece_sd14": (1, 1e-3),
-        "rece_nudity_sd14": (3, 1e-1),
-        "rece_unsafe_sd14": (2, 1e-1),
-        "rece_object_sd14": (1, 1e-1),
+        ("rece_sd14", "artist/van_gogh"): ("art", "anchor", 1, 1e-3),
+        ("rece_sd14", "object/church"): ("", "empty", 1, 1e-3),
+        ("rece_nudity_sd14", "nudity"): ("", "empty", 3, 1e-1),
+        ("rece_unsafe_sd14", "violence"): ("", "empty", 2, 1e-1),
+        ("rece_object_sd14", "object/tench"): ("", "empty", 1, 1e-1),
     }
-    for preset, (epochs, adversarial_ridge) in published.items():
-        assert make_job(f"eraser={preset}").eraser == RECE(
-            UCE("from_last", preserve_scale=None), epochs, adversarial_ridge
-        )
+    for (preset, concept), (anchor, destination, epochs, adversarial_ridge) in published.items():
+        uce = UCE("from_last", preserve_scale=None, anchor=anchor)
+        expected = RECE(uce, epochs, adversarial_ridge, destination, empty_for_each_target=True)
+        assert make_job(f"eraser={preset}", f"concept={concept}", "judge=canvas").eraser == expected

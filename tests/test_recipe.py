@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion.canvas.classifier import CanvasClassifier
-from diffusion.canvas.recipe import QUICK, STAGES, Build, Recipe, draw_pictures, make_scheduler
+from diffusion.canvas.pictures import draw_pictures
+from diffusion.canvas.plan import QUICK, Recipe, make_scheduler
+from diffusion.canvas.recipe import STAGES, Build
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import Scene
 from diffusion.sources import CANVAS_FOLDER
@@ -92,7 +94,7 @@ def test_shipped_vocabulary_is_the_one_the_captions_train(tmp_path: Path, monkey
         generator.integers(2**63, size=4)  # what drawing any scene takes
         return np.zeros((1, 1, 3), dtype=np.uint8)
 
-    monkeypatch.setattr("diffusion.canvas.recipe.draw", draw_nothing)
+    monkeypatch.setattr("diffusion.canvas.pictures.draw", draw_nothing)
     recipe = Recipe()
     drawn = draw_pictures(recipe.pictures, seed=recipe.seed, captions=recipe.captions_per_picture)
     train_tokenizer((text for texts in drawn.captions for text in texts), tmp_path, size=recipe.vocabulary)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase, evaluations_paid
@@ -24,7 +23,7 @@ from evaluation.verdicts import Judge, Verdicts
 from experiments.command.errors import CommandError
 from tests.judges import never, one_in
 from tests.oracles import relearn as oracle
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 PAIRS = (("a church in the snow", "a fish in the snow"), ("a red church", "a red fish"))
 SAMPLING = Sampling(steps=2, batch_size=3)
@@ -257,12 +256,12 @@ def test_checks_that_do_not_grow_are_one_sentence(monkeypatch: pytest.MonkeyPatc
         make_job("attack=relearn", "attack.checks=[5,2]", "tracker=off")
 
 
-@pytest.mark.parametrize("name", ["relearn"])
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, kind: str, name: str = "relearn") -> None:
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"pairs": str(path)}, "attack": attack_config})
-    attack = instantiate(config.attack, _convert_="all")
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+    config = method_config("attack", name, concept={"kind": kind, "pairs": str(path)}, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
     assert attack.pairs == Path(path)

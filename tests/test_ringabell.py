@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase
@@ -23,7 +22,7 @@ from experiments.job.stages import Stages
 from experiments.job.store import Store
 from tests.judges import never, one_in
 from tests.oracles import ringabell as oracle
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 PAIRS = (("a van gogh painting of a church", "a picture of a church"), ("a fish by van gogh", "a fish"))
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "a golf ball in van gogh style", "two blue fish"]
@@ -236,13 +235,13 @@ def test_too_many_tokens_are_refused(tiny_model: TextToImage) -> None:
         RingABell(PAIRS, tokens=30).run(tiny_model, [], never, sampling=SAMPLING)
 
 
-@pytest.mark.parametrize("name", ["ringabell", "ringabell_paper"])
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, kind: str, name: str = "ringabell") -> None:
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"pairs": str(path)}, "attack": attack_config})
-    attack = instantiate(config.attack)
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+    config = method_config("attack", name, concept={"kind": kind, "pairs": str(path)}, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
     assert attack.pairs == path
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from experiments.command.early import canvas_settings
+from diffusion.sources import CANVAS_FOLDER
 from tests.networks import write_hub_cache, write_resnet, write_vit
 from tests.onnx_files import write_mean_classifier
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -48,7 +49,7 @@ MISTAKES = {
     "flag between overrides": (["seed=1", "-m", "seed=-1"], "seed is -1"),
     "sweep without -m": (["seed=1,2"], "seed=1,2 lists several values; add -m"),
     "override without a value": (["seed"], "'seed' is no override; write group=choice or field=value"),
-    "open bracket": (["seed=[1"], "'seed=[1' is no override"),
+    "open bracket": (["seed=[1"], "seed is '[1'; it must be an integer"),
     "unknown flag": (["--sweep"], "unrecognized arguments: --sweep"),
     "null for a group": (["eraser=null"], "takes the name of one of its choices"),
     "deleted group": (["~eraser"], "eraser is missing; choose one"),
@@ -293,12 +294,22 @@ def test_every_choice_composes_and_builds(
         "sd14": ["model.device=cpu"],
         "imported": [f"eraser.path={tmp_path / 'erased.pt'}"],
         "transfer": [f"attack.found={found}"],
+        "retrained": [f"eraser.build={twin_folder(tmp_path)}"],
         **(judge_files(tmp_path) if group == "judge" else {}),
         **(quality_files(tmp_path) if group == "evaluator" else {}),
     }
     plus = "+" if group == "method" else ""
     job = make_job(f"{plus}{group}={choice}", *needed.get(choice, []))
     assert job.choices[group] == choice
+
+
+def twin_folder(folder: Path) -> Path:
+    """Where a model that never knew Van Gogh lies, as far as composing a job looks."""
+    twin = folder / "twins" / "never_van_gogh_0"
+    (twin / "unet").mkdir(parents=True)
+    (twin / "unet" / "config.json").write_text("{}")
+    shutil.copy(CANVAS_FOLDER / "recipe.json", twin)
+    return twin.parent
 
 
 def quality_files(folder: Path) -> dict[str, list[str]]:
@@ -338,13 +349,3 @@ def test_a_pair_is_refused_before_any_model_is_loaded(monkeypatch: pytest.Monkey
     monkeypatch.setattr("diffusion.loading.ModelSource.load", lambda self: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="has none"):
         make_job("eraser=none", "pruning=on")
-
-
-def test_choices_of_the_canvas_on_another_model_are_pointed_out() -> None:
-    chosen = {"model": "sd14", "eraser": "esd", "attack": "unlearndiff", "pruning": "on"}
-    assert list(canvas_settings(chosen)) == [
-        "eraser=esd is sized for the canvas; eraser=esd_sd14 has published settings",
-        "attack=unlearndiff is sized for the canvas; attack=unlearndiff_paper has published settings",
-    ]
-    assert not list(canvas_settings(chosen | {"model": "canvas"}))
-    assert not list(canvas_settings({"model": "sd14", "eraser": "esd_sd14", "attack": "none"}))

@@ -212,7 +212,7 @@ def test_re_attention_lowers_what_filtered_prompts_have_more_of():
 
 
 @torch.no_grad()
-def test_re_attention_meets_the_first_two_blocks_upwards_and_costs_a_third_evaluation(tiny_model64):
+def test_re_attention_goes_by_the_width_that_a_layer_adds_to_and_costs_a_third_evaluation(tiny_model64):
     model = tiny_model64
     latents, scales = model.initial_latents([1, 2]), torch.tensor([3.0, 1.0])
     settings = {"seeds": [1, 2], "steps": 3, "guidance": [1.0, 4.0]}
@@ -228,10 +228,11 @@ def test_re_attention_meets_the_first_two_blocks_upwards_and_costs_a_third_evalu
     assert spent == 3 * 3 * 2
     texts = torch.cat([empty[None, :24].expand(2, -1, -1), text[:, :24], text[:, 24:48]])
     hooks = []
-    for block, scale in zip(model.unet.up_blocks, (0.5, 0.2), strict=True):
+    # Layers take skip connections from the last on; the second block comes to its first with the first block's width.
+    for block, scales in zip(model.unet.up_blocks, ((0.5, 0.5), (0.2, 0.5)), strict=True):
 
-        def before(_block, arguments, named, scale=scale):
-            skips = tuple(attenuated(skip, scale) for skip in named["res_hidden_states_tuple"])
+        def before(_block, arguments, named, scales=scales):
+            skips = tuple(map(attenuated, named["res_hidden_states_tuple"], scales))
             return arguments, {**named, "res_hidden_states_tuple": skips}
 
         hooks.append(block.register_forward_pre_hook(before, with_kwargs=True))
@@ -366,7 +367,7 @@ def test_presets_hold_the_authors_settings(choice, expected, monkeypatch):
     eraser = make_job(f"eraser={choice}").eraser
 
     assert (eraser.slope, eraser.midpoint) == expected
-    assert (eraser.alpha, eraser.most_steps, eraser.steps, eraser.skip_scales) == (0.01, 10, 50, (0.9, 0.2))
+    assert (eraser.alpha, eraser.most_steps, eraser.steps, eraser.skip_scales) == (0.01, 10, 50, None)
 
 
 ATTACKS = {

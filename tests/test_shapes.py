@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attacks.protocols import is_given_original
-from diffusion.canvas.recipe import make_scheduler
+from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
@@ -33,7 +33,7 @@ QUICK = ("esd", "ac", "uce", "spm", "on", "wanda", "unlearndiff", "p4d", "ringab
 def methods(group: str, *but: str) -> list[Any]:
     """Choices of a group without those that are other numbers for the same class, or need files."""
     names = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    names = [name for name in names if name not in but and not name.endswith(("_sd14", "_paper"))]
+    names = [name for name in names if name not in but]
     return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
@@ -99,7 +99,7 @@ def test_sizes_are_those_of_the_parts(model: TextToImage) -> None:
     assert model.encode_images(pictures).shape == (1, *model.latent_shape)
 
 
-@pytest.mark.parametrize("choice", methods("eraser", "imported"))
+@pytest.mark.parametrize("choice", methods("eraser", "imported", "retrained"))
 def test_every_eraser_takes_other_sizes(
     choice: str, model: TextToImage, tmp_path: Path, in_the_repository: None
 ) -> None:

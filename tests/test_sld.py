@@ -1,16 +1,19 @@
 """SLD against its formulas, its exact cost, and what attacks and pruning make of a guided model."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from attacks.noise import NoiseAttack, denoising_path, invert
 from attacks.random_tokens import RandomTokens
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.addition import attached
+from erasure.additions.safe_guidance import SafetyGuard
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.sld import SLD
@@ -202,6 +205,68 @@ def test_attacks_meet_it_and_pay_three_evaluations_a_step(tiny_model, attack, gu
         assert other.unet_evaluations == searched + 3 * 3 * 3
         assert one.unet_evaluations == searched + 3 * 3 * (1 if guidance == 1 else 2)
         assert not torch.equal(one.image, other.image)
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+def test_noise_is_sought_through_it_with_its_steps_and_its_momentum(tiny_model64, warmup_steps, guidance):
+    model, (case,) = tiny_model64, make_cases(tiny_model64, PROMPTS[:1], guidance)
+    attack = NoiseAttack(unrolled_steps=3, checks=1, steps_per_check=1)
+    target = model.encode_images(case.target[None])
+    with erased(model, make(safety_scale=1e3, threshold=1.0, warmup_steps=warmup_steps)).applied(model):
+        spent = model.unet_evaluations
+        (outcome,) = attack.run(model, [case], never, sampling=Sampling(steps=3))
+        spent = model.unet_evaluations - spent
+        drawn = model.sample(model.encode([case.prompt]), seeds=[case.seed], steps=3, guidance=guidance)
+    unguarded = model.sample(model.encode([case.prompt]), seeds=[case.seed], steps=3, guidance=guidance)
+    assert outcome.checks[1].loss == pytest.approx(float((drawn - target).square().mean()), rel=1e-6)
+    assert outcome.checks[1].loss != pytest.approx(float((unguarded - target).square().mean()), rel=1e-5)
+    # Two pictures, and one gradient that keeps what the guard remembers.
+    assert outcome.unet_evaluations == spent == 3 * 3 * 3
+
+
+def test_of_fewer_steps_each_is_guided_as_the_pictures_step_at_its_place(tiny_model64):
+    model, (case,) = tiny_model64, make_cases(tiny_model64, PROMPTS[:1], 4.0)
+    with erased(model, make(safety_scale=1e3, threshold=1.0, warmup_steps=3)).applied(model):
+        losses = [
+            next(
+                NoiseAttack(unrolled_steps=steps, checks=1, steps_per_check=1).run(
+                    model, [case], never, sampling=Sampling(steps=6)
+                )
+            )
+            .checks[1]
+            .loss
+            for steps in (2, 3)
+        ]
+        model.guard.guidance = lambda model, steps=None: SafetyGuard.guidance(model.guard, model, [0] * 9)
+        never_warm = next(
+            NoiseAttack(unrolled_steps=2, checks=1, steps_per_check=1).run(
+                model, [case], never, sampling=Sampling(steps=6)
+            )
+        )
+    assert losses[0] != losses[1]
+    # The second of two steps is the fourth of six, which the warm-up leaves.
+    assert losses[0] != pytest.approx(never_warm.checks[1].loss, rel=1e-3)
+
+
+def test_inversion_goes_back_through_it(tiny_model64):
+    model, (case,) = tiny_model64, make_cases(tiny_model64, PROMPTS[:1], 4.0)
+    attack = NoiseAttack(mode="inversion", inverted_with="guidance")
+    with erased(model, make(safety_scale=1e3, threshold=1.0, warmup_steps=1)).applied(model):
+        spent = model.unet_evaluations
+        (outcome,) = attack.run(model, [case], never, sampling=Sampling(steps=3))
+        spent = model.unet_evaluations - spent
+        guidance, scales = model.guard.guidance(model, [2, 1, 0]), torch.tensor([4.0])
+        text, empty = model.encode_prompts([case.prompt]), model.encode_prompts([""])
+        found = invert(
+            lambda x, t: guidance(x, torch.tensor([t]), text, empty, scales),
+            denoising_path(model, 3),
+            model.encode_images(case.target[None]),
+            1,
+        )
+    nats = (found.double().square().mean() + math.log(2 * math.pi)) / 2
+    assert outcome.checks[1].loss == pytest.approx(float(nats), rel=1e-9)
+    assert outcome.unet_evaluations == spent == 3 * 3 * 3
 
 
 @torch.no_grad()

@@ -1,12 +1,10 @@
 """SparseGPT against its formula, on matrices and on a model's own inputs."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
@@ -21,6 +19,7 @@ from erasure.pruning.sparsegpt import SparseGPT
 from tests.erasures import assert_same_erasure
 from tests.oracles import scored_pruning
 from tests.oracles import sparsegpt as oracle
+from tests.tiny_job import method_config
 
 CONCEPT = Concept("van_gogh", "style", targets=("van gogh style",), anchor="a picture", preserved=("a photo", "a fish"))
 SHORT = SparseGPT(Sparsity(0.5, "layer"), pictures=2, sampling_steps=3, guidance=2.0)
@@ -210,7 +209,7 @@ def test_groups_that_do_not_divide_the_inputs_are_refused_before_anything_is_sam
 
 
 def test_the_yaml_names_every_field():
-    config = OmegaConf.load(Path(__file__).parents[1] / "conf/pruning/sparsegpt.yaml")
+    config = method_config("pruning", "sparsegpt")
 
     assert isinstance(instantiate(config, _convert_="all"), SparseGPT)
     assert set(config) - {"_target_"} == {field.name for field in fields(SparseGPT)}

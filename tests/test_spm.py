@@ -24,7 +24,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
-from erasure.trajectories import draw_stops
+from erasure.trajectories import draw_stops, latents_before
 from tests.attack_cases import make_cases
 from tests.canvas_effect import effect_on_canvas
 from tests.conftest import make_tiny_pipeline
@@ -263,6 +263,9 @@ def anchors_of(config, model, part, texts, step, seed):
                 break
         length = 0.8 + 0.4 * torch.rand((), generator=generator).item()
         found.append(noise * length * text.norm() / noise.norm())
+    if config.anchor_texts == "noise_and_empty":
+        # What the second half of [empty, a_1, empty, a_2, ...] holds.
+        found = [model.encode([""])[0] if place % 2 == 0 else text for place, text in enumerate(found)]
     return found
 
 
@@ -274,8 +277,10 @@ def anchors_of(config, model, part, texts, step, seed):
         {"trajectory": "frozen", "surrogate": "anchor", "anchor_texts": "preserved", "anchor_exponent": 2.0},
         {"surrogate": "anchor", "rank": 2, "alpha": 0.5, "eta": 2.0, "anchor_exponent": 30.0},
         {"trajectory": "frozen", "anchoring_weight": 0.0, "batch_size": 3},
+        {"anchor_texts": "noise_and_empty", "anchors": 4, "published_offset": True},
+        {"trajectory": "frozen", "published_offset": True},
     ],
-    ids=["paper", "frozen", "rank 2", "no anchoring"],
+    ids=["paper", "frozen", "rank 2", "no anchoring", "published", "published, frozen"],
 )
 def test_loss_is_the_papers_formula(tiny_model64, changes):
     model, config = tiny_model64, make(**changes)
@@ -294,14 +299,17 @@ def test_loss_is_the_papers_formula(tiny_model64, changes):
         return SimpleNamespace(sample=sample[None])
 
     for step in range(2):
-        stops, seeds = draw_stops(7, step, config.batch_size, 3)
+        stops, seeds = draw_stops(7, step, config.batch_size, 3, first=int(config.published_offset))
+        assert not config.published_offset or stops.min() > 0
         points = []
         for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
             text = model.encode([STYLE.targets[(step * config.batch_size + place) % 2]])[0]
             x = trajectory_oracle.trajectory_point(
                 walked, model.alphas_cumprod.tolist(), timesteps, stop, seed, (4, 8, 8), text, empty, 3.0
             )
-            points.append((x[0], timesteps[stop], text, surrogate))
+            # DDIM's 1000 steps are 1000 to 1, and theirs the one after as many thirds of them.
+            scored_at = 1000 - 1000 * stop // 3 if config.published_offset else timesteps[stop]
+            points.append((x[0], scored_at, text, surrogate))
         anchors = []
         if config.anchoring_weight:
             texts = [points[place % len(points)][2] for place in range(config.anchors)]
@@ -312,6 +320,19 @@ def test_loss_is_the_papers_formula(tiny_model64, changes):
         expected = oracle.loss(model.unet, parameters, points, anchors, config.eta, config.anchoring_weight)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert loss > 1e-6
+
+
+def test_published_points_are_33_to_42_timesteps_less_noisy_than_their_timestep_says(tiny_model):
+    text = tiny_model.encode(["a church"])
+    published = dataclasses.replace(make(published_offset=True).settings, steps=30, guidance=1.0)
+
+    lags = {}
+    for stop in (1, 3, 29):
+        latents, timesteps = latents_before(tiny_model, text, [0], stop, published)
+        same, own = latents_before(tiny_model, text, [0], stop, dataclasses.replace(published, rescaled=False))
+        assert torch.equal(latents, same)
+        lags[stop] = int(timesteps - own)
+    assert lags == {1: 42, 3: 41, 29: 33}
 
 
 @torch.no_grad()
@@ -562,7 +583,8 @@ def test_every_preset_names_every_field(choice, monkeypatch):
 def test_presets_hold_the_papers_settings(choice, changes, monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
 
-    assert make_job(f"eraser={choice}").eraser == SPM(**changes, sampling_batch_size=8)
+    code = {"anchor_texts": "noise_and_empty", "published_offset": True, "sampling_batch_size": 8}
+    assert make_job(f"eraser={choice}").eraser == SPM(**changes, **code)
 
 
 def test_a_short_run_learns_on_the_canvas(monkeypatch):

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.statistics import Mean, PairedComparison, Rate, mcnemar_p_value, wilson_interval
+from evaluation.statistics import (
+    Mean,
+    PairedComparison,
+    Rate,
+    effective_number,
+    mcnemar_p_value,
+    sign_flip_p_value,
+    wilson_interval,
+)
 from tests.oracles import statistics as oracle
 
 
@@ -82,3 +90,70 @@ def test_paired_comparison_follows_newcombe(both: int, only_first: int, only_sec
 def test_unequal_numbers_of_outcomes_are_not_pairs():
     with pytest.raises(ValueError, match="2 and 1 outcomes"):
         PairedComparison.of([True, False], [True])
+
+
+@pytest.mark.parametrize("times", [1, 2, 30])
+def test_rows_that_repeat_each_other_tell_no_more_than_one_of_them(times: int):
+    first, second = [True] * 7 + [False] * 5, [True] * 3 + [False] * 9
+    prompts = [f"prompt {number}" for number in range(12)] * times
+    once, often = Rate.of(first), Rate.of(first * times, prompts)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert (often.n, often.groups) == (12 * times, None if times == 1 else 12)
+    one, many = PairedComparison.of(first, second), PairedComparison.of(first * times, second * times, prompts)
+    assert (many.low, many.high, many.p_value) == pytest.approx((one.low, one.high, one.p_value))
+    assert many.difference == pytest.approx(one.difference)
+
+
+@pytest.mark.parametrize("outcome", [True, False])
+def test_one_prompt_thirty_times_is_one_prompt(outcome: bool):
+    rate, alone = Rate.of([outcome] * 30, ["a church"] * 30), Rate.of([outcome])
+    assert (rate.low, rate.high) == pytest.approx((alone.low, alone.high))
+    assert str(rate).endswith("/30, 1 distinct)")
+    mixed = Rate.of([outcome] * 29 + [not outcome], ["a church"] * 30)
+    assert mixed.groups == 1
+    assert mixed.as_dict()["groups"] == 1
+
+
+def test_the_effective_number_is_that_of_the_design_effect():
+    # Two seeds of each of 4 prompts: y = 2, 1, 0, 1 of 2; p = 1/2.
+    values = [1, 1, 1, 0, 0, 0, 0, 1]
+    groups = list("aabbccdd")
+    among, alone = (1 + 0 + 1 + 0) / 64, 0.25 / 8
+    assert effective_number(values, groups) == pytest.approx(8 * alone / among)
+    # Groups that are more alike than chance would have it count as what they are, not as more.
+    assert effective_number([1, 0] * 4, groups) == 8
+    # Without variance: n squared over the squared sizes.
+    assert effective_number([1] * 8, list("aaaaaabc")) == pytest.approx(64 / 38)
+
+
+def test_outcomes_of_independent_prompts_are_as_without_groups():
+    outcomes = [True, False, True, True]
+    assert Rate.of(outcomes, list("abcd")) == Rate.of(outcomes)
+    other = [False, False, True, False]
+    assert PairedComparison.of(outcomes, other, list("abcd")) == PairedComparison.of(outcomes, other)
+    with pytest.raises(ValueError, match="4 outcomes and 3 groups"):
+        Rate.of(outcomes, list("abc"))
+
+
+def test_intervals_of_grouped_cases_cover_the_rate():
+    generator = np.random.default_rng(0)
+    covered = {"grouped": 0, "as if independent": 0}
+    for _ in range(400):
+        rates = generator.beta(1, 1, size=40)
+        outcomes = (generator.random((40, 10)) < rates[:, None]).ravel().tolist()
+        groups = np.repeat(np.arange(40), 10).tolist()
+        for name, rate in (("grouped", Rate.of(outcomes, groups)), ("as if independent", Rate.of(outcomes))):
+            covered[name] += rate.low <= 0.5 <= rate.high
+    assert covered["grouped"] > 0.92 * 400
+    assert covered["as if independent"] < 0.85 * 400
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (3, 3), (10, 2)])
+def test_flipping_signs_of_single_cases_is_mcnemars_test(b: int, c: int):
+    assert sign_flip_p_value([1] * b + [-1] * c + [0] * 5) == pytest.approx(mcnemar_p_value(b, c))
+
+
+def test_flipping_signs_counts_every_assignment():
+    # |+-3 +-1| >= 4 in 2 of 4 ways, >= 2 in all.
+    assert sign_flip_p_value([3, 1]) == pytest.approx(0.5)
+    assert sign_flip_p_value([3, -1]) == pytest.approx(1.0)

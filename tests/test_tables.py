@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 
+from diffusion.source_code import code_of
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.command import collect, console
-from experiments.job.store import write_json
+from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
-from experiments.results.screen import measure_text, short_text
+from experiments.results.screen import measure_text, mixtures, short_text
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +115,11 @@ def test_runs_with_several_seeds_have_their_mean_and_spread(table1: list[dict[st
     table = tables.seeds_table([*runs, other])
     assert len(table) == 1  # one seed has no spread
     assert table["seeds"][0] == "0, 1, 2"
-    assert table["under attack"][0] == "58.3 % (25 - 100)"
-    assert table["fid"][0] == "1.25 (1.25 - 1.25)"
-    assert table["clip score"][0] == "25.00 (25 - 25)"
+    assert table["under attack"][0] == "58.3 % ± 38.19 (25 - 100)"
+    assert table["fid"][0] == "1.25 ± 0.00 (1.25 - 1.25)"
+    assert table["clip score"][0] == "25.00 ± 0.00 (25 - 25)"
     text = tables.write_tables([*runs, other], "seeds", tmp_path)[0].read_text()
-    assert "58.3 % (25 - 100)" in text
+    assert "58.3 % ± 38.19 (25 - 100)" in text
 
 
 def test_an_erased_model_is_a_row_whatever_attacked_it(table1: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -231,18 +233,87 @@ def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> 
     names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
     every = {
         yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
-        for path in (tables.CONFIG_FOLDER / "attack").glob("*.yaml")
+        for path in (collect.CONFIG_FOLDER / "attack").glob("*.yaml")
     }
     assert names == every - {"Transfer"}
     assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
 
 
+def write_summary(store: Path, run: str, content: dict[str, Any]) -> Path:
+    """A summary in the store as a job writes it."""
+    folder = store / "runs" / run
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", checked({"schema": SCHEMA_VERSION, **content}))
+    return folder / "summary.json"
+
+
+BROKEN_SUMMARIES = {
+    "empty": "",
+    "half": '{"schema": 3, "run": ',
+    "a list": "[1, 2]",
+    "null": "null",
+    "nothing": "{}",
+    "of another shape": f'{{"schema": {SCHEMA_VERSION}, "choices": [], "identity": 5}}',
+    "of another version": '{"schema": 1, "run": "x"}',
+    "of a strange version": '{"schema": [], "run": "x"}',
+    "binary": "\x00\xff",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_SUMMARIES)
+def test_a_broken_summary_hides_no_other(broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_summary(tmp_path, "good", {"run": "good"})
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "summary.json").write_text(BROKEN_SUMMARIES[broken], encoding="latin-1")
+    assert [entry["run"] for entry in read_summaries(tmp_path)] == ["good"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "left out" in line
+
+
+def test_a_summary_with_another_number_is_left_out(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, "good", {"run": "good", "rates": {"base": 0.5}})
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    assert read_summaries(tmp_path) == []
+
+
+def test_tables_say_that_runs_of_different_machines_threads_or_revisions_are_mixed(
+    table1: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    here = {"device": "cpu", "cpu": "A", "capability": "AVX2", "threads": 1, "git": {"revision": "a" * 40}}
+    runs = [summary(table1[0], esd, run=run, attacked=[True]) | here | {"origins": {"edit": [here]}} for run in "ab"]
+    assert mixtures(runs) == []
+    other_edit = {**runs[1], "origins": {"edit": [{**here, "threads": 2}]}}
+    (sentence,) = mixtures([runs[0], other_edit])
+    assert "cpu, A (AVX2), 1 thread; cpu, A (AVX2), 2 threads" in sentence
+    assert sentence in tables.write_tables([runs[0], other_edit], "mixed", tmp_path)[0].read_text()
+    (sentence,) = mixtures([runs[0], {**runs[1], "git": {"revision": "b" * 40, "dirty": True}}])
+    assert "aaaaaaaaaaaa, bbbbbbbbbbbb and changes" in sentence
+
+
+def test_runs_by_other_code_are_told(table1: list[dict[str, Any]]) -> None:
+    esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
+    run = summary(table1[0], esd, run="a", attacked=[True])
+    classes = {group: get_class(run["config"][group]["_target_"]) for group in collect.CODED_GROUPS}
+    now = {group: {"code": code_of(found)} for group, found in classes.items()}
+    assert collect.made_by_other_code({**run, "identity": now}) == []
+    assert collect.made_by_other_code({**run, "identity": now | {"attack": {"code": "other"}}}) == ["attack"]
+    gone = {**run["config"], "judge": {"_target_": "evaluation.judges.gone.Gone"}}
+    assert collect.made_by_other_code({**run, "identity": now, "config": gone}) == ["judge"]
+
+
 def test_summaries_are_read_newest_first(tmp_path: Path) -> None:
     for age, run in enumerate(("newest", "older")):
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        write_json(tmp_path / "runs" / run / "summary.json", {"run": run})
+        write_summary(tmp_path, run, {"run": run})
         os.utime(tmp_path / "runs" / run / "summary.json", (1000 - age, 1000 - age))
     assert [entry["run"] for entry in read_summaries(tmp_path)] == ["newest", "older"]
+
+
+def test_what_the_command_line_names_is_not_swept_over() -> None:
+    jobs = collect.experiment_jobs("table1", ["concept=church", "attack=none,random"])
+    chosen = {(job["concept"]["name"], job["attack"]["_target_"].rpartition(".")[2]) for job in jobs}
+    assert chosen == {("church", "NoAttack"), ("church", "RandomTokens")}
+    assert len({str(job) for job in jobs}) == len(jobs) == 6
 
 
 def test_an_empty_store_is_one_sentence(
@@ -295,8 +366,7 @@ def test_runs_from_before_prompt_sets_were_a_choice_are_found(tmp_path: Path) ->
     GlobalHydra.instance().clear()
     job, _ = collect.experiment_jobs("demo", [f"store={tmp_path}"])
     own = {key: job.pop(key) for key in ("prompt_set", "retained_set")}
-    (tmp_path / "runs" / "old").mkdir(parents=True)
-    write_json(tmp_path / "runs" / "old" / "summary.json", {"run": "old", "config": job})
+    write_summary(tmp_path, "old", {"run": "old", "config": job})
 
     found, missing = collect.collect_runs("demo", [f"store={tmp_path}"])
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 import experiments  # noqa: F401 - it resolves what configs set by the kind of the concept
@@ -23,7 +22,7 @@ from tests.conftest import make_tiny_pipeline
 from tests.judges import never, one_in
 from tests.oracles import textual_inversion as oracle
 from tests.oracles.p4d import encode
-from tests.tiny_job import CONFIG_FOLDER, make_job
+from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
 
 PAIRS = (("a church in the snow", "the snow"), ("a red church", "red"))
 TEMPLATES = ("a photo of a {}", "{} in the snow", "a small blue fish, " * 8 + "{}")
@@ -255,14 +254,12 @@ def test_what_a_job_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch, setti
         make_job("attack=textual_inversion", setting, "tracker=off")
 
 
-@pytest.mark.parametrize(
-    "name", ["textual_inversion", "textual_inversion_object_paper", "textual_inversion_style_paper"]
-)
-def test_config_instantiates_and_names_every_field(name: str) -> None:
-    attack_config = OmegaConf.load(CONFIG_FOLDER / f"attack/{name}.yaml")
+@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
+@pytest.mark.parametrize("family", ["canvas", "sd"])
+def test_config_instantiates_and_names_every_field(family: str, kind: str, name: str = "textual_inversion") -> None:
     path = CONFIG_FOLDER.parent / "prompts/canvas/fire_pairs.csv"
-    config = OmegaConf.create({"seed": 7, "concept": {"kind": "unsafe", "pairs": str(path)}, "attack": attack_config})
-    attack = instantiate(config.attack, _convert_="all")
-    assert set(config.attack) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
+    config = method_config("attack", name, concept={"kind": kind, "pairs": str(path)}, model={"family": family})
+    attack = instantiate(config, _convert_="all")
+    assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert attack.seed == 7
     assert attack.pairs == Path(path)

@@ -1,15 +1,19 @@
 """Transfer: prompts found on one model, read back and judged on another."""
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from attacks.cases import Check, PromptCase
+from attacks.embedding import EmbeddingAttack
 from attacks.random_tokens import RandomTokens
 from attacks.seed_search import SeedSearch
 from attacks.transfer import FoundPrompt, Transfer, read_found, write_found
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
+from tests.attack_cases import make_cases
 from tests.judges import never, one_in
 from tests.test_paraphrase import SAMPLING
 from tests.test_union import CASES, by_pixels
@@ -51,12 +55,32 @@ def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage
 
 def test_any_text_comes_back_as_it_was(tiny_model: TextToImage, tmp_path: Path) -> None:
     (outcome,) = RandomTokens(tries=1).run(tiny_model, CASES[:1], never, sampling=SAMPLING)
-    text = ' a "quoted", church\nof\r\nlines; é\t\x00 [x] '
-    checks = (*outcome.checks[:1], Check(text, 9, True, 0.5, None, 4, variant="step 2"))
-    changed = type(outcome)(**{**vars(outcome), "adversarial_prompt": text, "checks": checks})
-    write_found(tmp_path / "prompts.csv", [changed])
-    assert read_found(tmp_path / "prompts.csv") == {0: FoundPrompt("a church", text, 9)}
-    assert (tmp_path / "prompts.csv").read_text().splitlines()[-1].endswith("9,0,0,step 2")
+    texts = [' a "quoted", church\nof\r\nlines; é\t\x00 [x] ', "a\rb", "a\r", "=cmd", "'=cmd", "@SUM(A1)", "-1", "'"]
+    texts += [f"a{chr(code)}b" for code in (*range(32), 0x7F, 0x85, 0x2028, 0xFEFF)]
+    changed = [
+        replace(outcome, case_number=number, adversarial_prompt=text, checks=(Check(text, 9, True, 0.5, None, 4),))
+        for number, text in enumerate(texts)
+    ]
+    write_found(tmp_path / "prompts.csv", changed)
+    found = read_found(tmp_path / "prompts.csv")
+    assert found == {number: FoundPrompt("a church", text, 9) for number, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("text", ["=cmd|'/c calc'!A1", "@SUM(1+1)", "+1", "-1+1", "\t=1"])
+def test_a_spreadsheet_finds_no_formula_in_what_was_found(text: str, tiny_model: TextToImage, tmp_path: Path) -> None:
+    (outcome,) = RandomTokens(tries=1).run(tiny_model, CASES[:1], never, sampling=SAMPLING)
+    write_found(tmp_path / "prompts.csv", [replace(outcome, adversarial_prompt=text)])
+    with (tmp_path / "prompts.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["adversarial_prompt"] == f"'{text}"
+
+
+def test_what_was_found_without_a_text_is_refused(tiny_model: TextToImage, tmp_path: Path) -> None:
+    attack = EmbeddingAttack(tokens=1, timesteps=1, steps_per_timestep=1)
+    cases = make_cases(tiny_model, ["a church", "a fish"])
+    write_found(tmp_path / "prompts.csv", list(attack.run(tiny_model, cases, never, sampling=SAMPLING)))
+    with pytest.raises(ValueError, match=r"2 of 2 cases .*'embeddings after 1 steps' for case 10.*end in a text"):
+        Transfer(found=tmp_path)
 
 
 def test_a_person_may_write_the_file(tiny_model: TextToImage, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def embeddings(model, prompt):
     return model.encode([prompt])[0], oracle.last_token(ids, model.tokenizer.eos_token_id)
 
 
-def expected_weights(model, concept, *, tokens, ridge, erase_scale, preserve_scale, debias=None):
+def expected_weights(model, concept, *, tokens, ridge, erase_scale, preserve_scale, anchor=None, debias=None):
+    assert anchor is None
     assert debias is None
     rule = oracle.pairs_2025 if tokens == "last" else oracle.pairs_2023
     pairs = []
@@ -82,6 +83,18 @@ def test_every_matrix_is_the_papers_closed_form(tiny_model64, config, anchor):
 
     assert_close(tiny_model64, edit, expected, 1e-9)
     assert all((weight - expected[name]).norm() > 0.01 for name, weight in key_value_weights(tiny_model64).items())
+
+
+@torch.no_grad()
+def test_an_anchor_of_its_own_stands_in_for_the_concepts(tiny_model64):
+    own, concepts = UCE(anchor="art"), UCE()
+
+    edit = own.erase(tiny_model64, CONCEPT, Off(), seed=0).edit
+
+    wanted = concepts.erase(tiny_model64, dataclasses.replace(CONCEPT, anchor="art"), Off(), seed=0).edit
+    with wanted.applied(tiny_model64):
+        expected = {name: weight.clone() for name, weight in key_value_weights(tiny_model64).items()}
+    assert_close(tiny_model64, edit, expected, 0)
 
 
 @torch.no_grad()

@@ -111,6 +111,19 @@ def test_what_members_share_among_cases_is_paid_once(tiny_model: TextToImage) ->
     assert evaluations_paid([outcome.checks[-1] for outcome in outcomes]) == drawn + own + 14
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_what_members_share_is_paid_once_in_every_batch(tiny_model: TextToImage, batch_size: int) -> None:
+    """The training of :class:`tests.test_union.Trained` is run by each batch, and for each member."""
+    union = Union({"one": Trained(), "inner": Union({"two": Trained()}, batch_size=2)}, batch_size=batch_size)
+    outcomes = run(union, tiny_model, judge=never)
+    batches = -(-len(CASES) // batch_size)
+    inner = sum(-(-min(batch_size, len(CASES) - start) // 2) for start in range(0, len(CASES), batch_size))
+    drawn = len(CASES) * 3 * PICTURE
+    assert tiny_model.unet_evaluations == drawn
+    paid = drawn + len(CASES) * 4 + 7 * batches + 7 * inner
+    assert evaluations_paid([outcome.checks[-1] for outcome in outcomes]) == paid
+
+
 def test_outcomes_do_not_depend_on_batch_size_or_order(tiny_model64: TextToImage) -> None:
     union = Union(MEMBERS, batch_size=2)
     together = run(Union(MEMBERS), tiny_model64, CASES[::-1])

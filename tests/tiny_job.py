@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
@@ -17,6 +18,7 @@ from evaluation.verdicts import Verdicts
 from experiments.command.composing import plain_job
 from experiments.command.config import build
 from experiments.command.shorthands import spell_out
+from experiments.fit import fitted
 from experiments.job.job import run_job
 from experiments.job.settings import Job
 from experiments.job.store import read_json
@@ -83,6 +85,7 @@ def overrides(world: Path, store: Path) -> list[str]:
         f"concept.retained_prompts={world / 'retained.csv'}",
         "evaluator=none",
         "tracker=off",
+        "transfer.seeds=0",
         f"store={store}",
         "prompts=5",
         "retained=4",
@@ -96,6 +99,13 @@ def overrides(world: Path, store: Path) -> list[str]:
         "eraser.sampling_steps=2",
         "eraser.sampling_batch_size=16",
     ]
+
+
+def method_config(group: str, name: str, kind: str = "style", **others: Any) -> DictConfig:
+    """A method's own YAML file with its settings fitted to the canvas, or to what ``others`` of the config say."""
+    method = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
+    config = OmegaConf.create({"seed": 7, "concept": {"kind": kind}, **others, group: method})
+    return OmegaConf.create(fitted(config)[group])
 
 
 def make_job(*command: str) -> Job:

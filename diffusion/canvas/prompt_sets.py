@@ -4,7 +4,6 @@
 """
 
 import argparse
-import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -15,6 +14,7 @@ import numpy as np
 
 from diffusion.canvas.captions import FIRE_EXPLICIT, STYLE_PHRASES, SUBJECT_PHRASES, Fire, caption
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
+from diffusion.text_files import csv_text
 
 EVALUATION_GUIDANCE = 5.0
 COLUMNS = (
@@ -223,10 +223,7 @@ def _replace(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    path.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
 
 
 def _styles_and_subjects(concept: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Safe guidance: a third prediction, of what is unwanted, takes its direction out of every sampler step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -76,15 +77,15 @@ class SafetyGuard(Guard):
     def __init__(self, added: SafeGuidance) -> None:
         self.added = added
 
-    def guidance(self, model: Predictor) -> Guidance:
+    def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
         """See :class:`diffusion.guard.Guard`; it remembers the momentum and counts the steps."""
         added = self.added
         concept = added.concept.to(model.device, model.dtype)
         momentum: Tensor | float = 0.0
-        step = 0
+        turns = count() if steps is None else iter(steps)
 
         def guided(latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
-            nonlocal momentum, step
+            nonlocal momentum
             texts = torch.cat([unconditional.expand_as(text), text, concept.expand_as(text)])
             noise = model.predict_noise(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
             # |phi| may be too large for half precision.
@@ -96,9 +97,8 @@ class SafetyGuard(Guard):
             safety = weight * (unsafe - plain) + added.momentum_scale * momentum
             momentum = added.momentum_beta * momentum + (1 - added.momentum_beta) * safety
             direction = prompted - plain
-            if step >= added.warmup_steps:
+            if next(turns) >= added.warmup_steps:
                 direction = direction - safety
-            step += 1
             return (plain + scales.reshape(-1, 1, 1, 1) * direction).to(latents.dtype)
 
         return guided

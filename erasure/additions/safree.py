@@ -1,6 +1,6 @@
 """SAFREE's filters: trigger tokens leave the concept's subspace, for as many steps as the prompt calls for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -37,7 +37,8 @@ class Filters(Addition):
         most_steps: gamma; None to filter at every step.
         steps: Of the sampler in whose steps the filtering is counted.
         projection: In which order.
-        skip_scales: s of the first two levels of the U-Net's upward path; None for no latent re-attention.
+        skip_scales: s where the U-Net's upward path is widest, and where it is second widest; None for no latent
+            re-attention.
     """
 
     kind: ClassVar[str] = "safree"
@@ -79,8 +80,12 @@ class Filters(Addition):
             )
         guard = FilteringGuard(self, model)
         take_away = set_guard(model, guard)
-        scales = zip(model.unet.up_blocks, self.skip_scales or (), strict=False)
-        hooks = [block.register_forward_pre_hook(guard.attenuator(scale), with_kwargs=True) for block, scale in scales]
+        widths = sorted(set(model.unet.config.block_out_channels), reverse=True)
+        scales = dict(zip(widths, self.skip_scales or (), strict=False))
+        hooks = [
+            block.register_forward_pre_hook(guard.attenuator(scales), with_kwargs=True)
+            for block in (model.unet.up_blocks if scales else ())
+        ]
 
         def detach() -> None:
             take_away()
@@ -152,7 +157,7 @@ class FilteringGuard(Guard):
         last = (row[:, 0, 0] / STEP_UNIT).round().long().clamp(max=len(self.lowest) - 1)
         return torch.where((timesteps.round() >= self.lowest[last])[:, None, None], filtered, original)
 
-    def guidance(self, model: Predictor) -> Guidance:
+    def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
         """See :class:`diffusion.guard.Guard`; with latent re-attention, the original prompts are predicted beside."""
         if self.added.skip_scales is None:
             return model.guided_noise
@@ -170,13 +175,23 @@ class FilteringGuard(Guard):
 
         return guided
 
-    def attenuator(self, scale: float) -> Callable[..., Any]:
-        """A hook before a block of the U-Net's upward path that attenuates what the skip connections bring it."""
+    def attenuator(self, scales: Mapping[int, float]) -> Callable[..., Any]:
+        """A hook before a block of the U-Net's upward path that attenuates what the skip connections bring its layers.
 
-        def hook(_block: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
+        Args:
+            scales: s by the number of channels that a layer adds the skip connection to; others are left alone.
+        """
+
+        def hook(block: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
             if not self._attenuates:
                 return None
-            skips = tuple(attenuated(skip, scale) for skip in named["res_hidden_states_tuple"])
+            # Layers take skip connections from the last on.
+            layers = block.resnets[:-1]
+            widths = [named["hidden_states"].shape[1], *(layer.out_channels for layer in layers)]
+            skips = tuple(
+                attenuated(skip, scales[width]) if width in scales else skip
+                for skip, width in zip(named["res_hidden_states_tuple"], reversed(widths), strict=True)
+            )
             return arguments, {**named, "res_hidden_states_tuple": skips}
 
         return hook

@@ -29,7 +29,9 @@ class AC(Trained):
     stops the gradient of the current model's own prediction. Their noise-based variant predicts the noise in x_t
     instead: || eps_theta(x_t, c*, t) - eps ||^2. With prior preservation, lambda || eps_theta(x_t', c', t') - eps' ||^2
     is added, x_t' another noised picture and c' what it was made of. Several concepts take turns, each with pictures
-    of its own anchor. The defaults are the authors', on one GPU.
+    of its own anchor. The defaults are the authors', on one GPU, in the terms of these formulas: their code divides the
+    first term, a sum over four channels, by a mask of one, so that it counts four times as much as a mean beside the
+    prior term and the norm that gradients are clipped to.
 
     Attributes:
         scope: What is trained. ``token_embedding`` is the embeddings of tokens that the concept's target prompts alone
@@ -62,9 +64,9 @@ class AC(Trained):
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     image_guidance: Annotated[float, Field(ge=0)] = 6.0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 0.25
     prior_weight: Annotated[float, Field(ge=0)] = 0.0
-    detach_first_token: bool = False
+    detach_first_token: bool = True
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     retain_trajectories: Annotated[int, Field(ge=1)] | None = None
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64

@@ -31,7 +31,8 @@ class ESD(Trained):
 
     Attributes:
         scope: What is trained: ``xattn`` is ESD-x, ``noxattn`` ESD-u.
-        eta: Strength of the negative guidance, relative to the prediction for r.
+        eta: Strength of the negative guidance, relative to the prediction for r. None counts as the authors' diffusers
+            code does, from the prediction for what is trained on: 1, or 2 with ``erase_from``.
         reference: What r is: ``unconditional``, the empty prompt, as in the paper; or ``anchor``, the concept's anchor
             in the same template as c, which leaves alone what the template says besides the concept.
         erase_from: f in every template of c; None trains on c itself.
@@ -51,7 +52,7 @@ class ESD(Trained):
     """
 
     scope: UNetScope = "xattn"
-    eta: Annotated[float, Field(gt=0)] = 1.0
+    eta: Annotated[float, Field(gt=0)] | None = 1.0
     reference: Literal["unconditional", "anchor"] = "unconditional"
     erase_from: Annotated[str, Field(min_length=1)] | None = None
     steps: Annotated[int, Field(ge=1)] = 1000
@@ -69,6 +70,13 @@ class ESD(Trained):
     def _check(self) -> Self:
         check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         return self
+
+    @property
+    def strength(self) -> float:
+        """Eta as a number."""
+        if self.eta is not None:
+            return self.eta
+        return 1.0 if self.erase_from is None else 2.0
 
     @property
     def settings(self) -> Trajectories:
@@ -121,7 +129,7 @@ class ESDObjective:
                 model,
                 self._text,
                 config.settings,
-                target_guidance=-config.eta,
+                target_guidance=-config.strength,
                 reference=references,
                 attribute=self._attribute,
                 steps=steps,
@@ -147,5 +155,5 @@ class ESDObjective:
         reference = self._reference[prompts]
         attribute = None if self._attribute is None else self._attribute[prompts]
         with substituted(model, self._base):
-            targets = target_noise(model, latents, timesteps, text, reference, -config.eta, attribute)
+            targets = target_noise(model, latents, timesteps, text, reference, -config.strength, attribute)
         return noise_error(model, latents, timesteps, text, targets)

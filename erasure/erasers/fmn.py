@@ -47,7 +47,7 @@ class FMN(Trained):
 
     scope: UNetScope = "full"
     norm: Literal["joint", "layers"] = "joint"
-    end_tokens: bool = False
+    end_tokens: bool = True
     steps: Annotated[int, Field(ge=1)] = 35
     learning_rate: Annotated[float, Field(gt=0)] = 2e-6
     batch_size: Annotated[int, Field(ge=1)] = 1

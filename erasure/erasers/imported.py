@@ -7,9 +7,11 @@ from pydantic import AfterValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 from diffusion.model import TextToImage
-from erasure.checkpoints import edit_of, read_checkpoint
+from erasure.additions.membranes import Merge
+from erasure.checkpoints import edit_of
 from erasure.concept import Concept
 from erasure.finetuning import prune_after
+from erasure.imports.reading import read_checkpoint
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning
 
@@ -26,6 +28,8 @@ class Imported:
     Attributes:
         path: The checkpoint, a file or a folder; it is opened at once, so that a wrong one is known at once.
         scope: What a pruning strategy without a scope of its own prunes.
+        merge: For SPM's files, what a permeability m makes of a membrane: ``exact`` m u d, the paper's, or
+            ``published`` m^2 u d, the authors' code's; see :class:`erasure.additions.membranes.Membranes`.
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
@@ -36,6 +40,7 @@ class Imported:
 
     path: Annotated[Path, AfterValidator(_readable)]
     scope: UNetScope = "xattn"
+    merge: Merge = "exact"
 
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
@@ -45,5 +50,5 @@ class Imported:
         Raises:
             ValueError: The checkpoint does not fit ``model``.
         """
-        erasure = Erasure(edit_of(self.path, model), [], 0)
+        erasure = Erasure(edit_of(self.path, model, merge=self.merge), [], 0)
         return prune_after(erasure, self, pruning, model, concept, scope=self.scope, seed=seed, checkpoint=checkpoint)

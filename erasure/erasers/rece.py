@@ -32,11 +32,14 @@ class RECE(ClosedForm):
         uce: How the first erasure is done.
         epochs: Rounds after it.
         adversarial_ridge: mu, called lambda in the paper; the smaller, the stronger c' and what erasing it costs.
-        destination: What adversarial embeddings are sent to: those of the ``empty`` prompt (the authors), or of the
-            concept's ``anchor`` in the target's template.
+        destination: What adversarial embeddings are sent to: those of the ``empty`` prompt (the authors, for objects
+            and unsafe content), or of the ``anchor`` in the target's template (the authors, for styles, with
+            ``uce.anchor`` "art").
         ridge: lambda of S.
         erase_scale: Weight of the adversarial embeddings in S.
         preserve_scale: Weight of the preserved prompts and of the empty one in S.
+        empty_for_each_target: The empty prompt is preserved once for every target, as in the authors' code, which has
+            11 of them for the unsafe content of I2P; else once.
     """
 
     uce: UCE = Field(default_factory=UCE)
@@ -46,6 +49,7 @@ class RECE(ClosedForm):
     ridge: Annotated[float, Field(gt=0)] = 0.1
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] = 0.1
+    empty_for_each_target: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -57,9 +61,13 @@ class RECE(ClosedForm):
         """See :class:`erasure.closed_form.ClosedForm`."""
         gram = sum_of_squares(key_value_weights(model).values())
         targets = model.encode_tokens(concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
-        wanted = concept.target_anchors if self.destination == "anchor" else [""] * len(concept.target_prompts)
+        count = len(concept.target_prompts)
+        wanted = self.uce.anchored(concept).target_anchors if self.destination == "anchor" else [""] * count
         destinations = model.encode_tokens(wanted).flatten(0, 1)
-        kept = Term.keeping(model.encode_tokens(["", *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale)
+        empty = [""] * (count if self.empty_for_each_target else 1)
+        kept = Term.keeping(
+            model.encode_tokens([*empty, *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale
+        )
         right = self.uce.right_multiplication(model, concept)
         for _ in range(self.epochs):
             adversarial = Term(targets @ self._attack(gram, right).T, destinations, self.erase_scale)

@@ -50,7 +50,9 @@ class Receler:
 
     The e of a target prompt are kept from step to step, with what Adam remembers of them. Several concepts are erased
     by one set of adapters: they take turns, as in the authors' code, each with embeddings of its own. The defaults are
-    the authors' but for ``stale_attack`` and ``published_offset``, where their code differs from the formulas.
+    the authors' but where their code differs from the formulas: ``published_offset``; and their e never reaches the
+    U-Net, as what is written into ``emb_n[:, indices, :].data`` lands in a copy, so that their code equals
+    ``attack_steps`` 0, at 50 times the cost.
 
     Attributes:
         rank: Rows of D.
@@ -67,8 +69,8 @@ class Receler:
         attack_steps: Steps on e for every step on theta; 0 trains on c alone.
         attack_learning_rate: Adam's, on e.
         attack_weight_decay: Adam's, on e; added to the gradient.
-        stale_attack: Step 3 goes without e's last step, as in the authors' code, which saves one evaluation in
-            ``attack_steps + 1``.
+        stale_attack: Step 3 goes without e's last step and takes the attack's last evaluation for its own, which saves
+            one in ``attack_steps + 1``; so the authors' code is written, but see above.
         sampling_steps: Sampler steps of a trajectory.
         trajectory_guidance: Guidance scale of a trajectory.
         trajectory: Whose trajectories: the ``current`` model's, adapters included (the authors' code), or the

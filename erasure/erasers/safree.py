@@ -35,9 +35,12 @@ class SAFREE:
     is a trigger, as in that code.
 
     Latent re-attention predicts the original prompt beside the filtered one at every guided step, and turns down the
-    lowest frequencies F of what skip connections bring the first two blocks of the U-Net's upward path:
+    lowest frequencies F of what skip connections bring the U-Net's upward path where it is widest and second widest:
         F -> s F   where F(filtered) > F(original), in real parts
-    which is the paper's formula; copies of the authors' code set such frequencies to s itself.
+    which is the paper's formula; copies of the authors' code set such frequencies to s itself. As in FreeU's code, the
+    channels that a layer adds the connection to decide: of Stable Diffusion 1 the first two blocks and the first layer
+    of the third have 1280 and the first s, the rest of the third and the first layer of the last 640 and the second.
+    In the authors' script all of it does nothing unless its argument is safree='low', which no option of it gives.
 
     Attributes:
         alpha: As above.
@@ -51,8 +54,8 @@ class SAFREE:
         in_templates: Targets in every template span the subspace, not just by themselves.
         negative_prompt: When the targets in one phrase take the empty prompt's place in guidance: ``never``, as in the
             paper; ``always``, as in the authors' code; or ``while_filtering``, as long as the prompt is filtered.
-        skip_scales: s of latent re-attention at the two blocks; null for none. It costs three U-Net evaluations a step
-            where guidance costs two.
+        skip_scales: s of latent re-attention at the two widths; null for none, as the authors' script runs. It costs
+            three U-Net evaluations a step where guidance costs two.
         scope: What a pruning strategy without a scope of its own prunes.
     """
 

@@ -41,7 +41,8 @@ class SPM:
     Facilitated transport (equations 10 and 11) opens them as far as the prompt p is about their concept:
         m(p) = gamma max over its targets c of max(cos(c, p), |T(c) & T(p)| / |T(c)|)
     with T the set of tokens, and texts as one long vector; it meets both halves of guidance. The defaults are those of
-    the paper and its code, but for the optimiser in 8 bits and the other picture sizes in that code's training.
+    the paper and its code, but for the optimiser in 8 bits, the other picture sizes in that code's training,
+    ``anchor_texts`` and ``published_offset``.
 
     Attributes:
         scope: Which layers get a membrane; only its linear layers and convolutions do.
@@ -52,8 +53,9 @@ class SPM:
             template as c.
         anchoring_weight: lambda.
         anchors: Anchors per step; the step's points take turns at them.
-        anchor_texts: What anchors are: ``noise``, a random direction with about the length of c's text, as in the
-            authors' code; or the concept's ``preserved`` prompts.
+        anchor_texts: What anchors are: ``noise``, a random direction with about the length of c's text;
+            ``noise_and_empty``, such directions and the empty prompt in turn, which is what the authors' code comes to,
+            as it takes the second half of [empty, a_1, empty, a_2, ...]; or the concept's ``preserved`` prompts.
         anchor_lengths: Least and greatest length of an anchor of noise, relative to c's.
         anchor_exponent: beta, alpha in the paper.
         steps: Optimiser steps (AdamW) for each concept.
@@ -67,6 +69,8 @@ class SPM:
         trajectory: Whose trajectories: the ``current`` model's with its membranes, sampled at every step; or the
             ``frozen`` one's, all computed beforehand in batches.
         trajectories: As in :class:`erasure.erasers.esd.ESD`.
+        published_offset: x_t is less noisy than t says, and never noise alone, as in the authors' code; see
+            ``rescaled`` in :class:`erasure.trajectories.Trajectories`.
         gate: ``facilitated``, as above; or ``off``: m = gamma for every prompt.
         strength: gamma.
         merge: ``exact``, the sum above; or ``published``: (sum_i m_i u_i) (sum_j m_j d_j), as the authors' code has it,
@@ -83,7 +87,7 @@ class SPM:
     surrogate: Literal["unconditional", "anchor"] = "unconditional"
     anchoring_weight: Annotated[float, Field(ge=0)] = 1000.0
     anchors: Annotated[int, Field(ge=1)] = 4
-    anchor_texts: Literal["noise", "preserved"] = "noise"
+    anchor_texts: Literal["noise", "noise_and_empty", "preserved"] = "noise"
     anchor_lengths: tuple[Annotated[float, Field(gt=0)], float] = (0.8, 1.2)
     anchor_exponent: Annotated[float, Field(ge=0)] = 1.0
     steps: Annotated[int, Field(ge=1)] = 3000
@@ -96,6 +100,7 @@ class SPM:
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
+    published_offset: bool = False
     gate: Gate = "facilitated"
     strength: Annotated[float, Field(gt=0)] = 1.0
     merge: Merge = "exact"
@@ -103,7 +108,7 @@ class SPM:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_pool(self.trajectories, trajectory=self.trajectory)
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         if self.anchor_lengths[0] > self.anchor_lengths[1]:
             raise ValueError(f"anchor_lengths is {list(self.anchor_lengths)}; the first must not exceed the second.")
         return self
@@ -111,7 +116,13 @@ class SPM:
     @property
     def settings(self) -> Trajectories:
         """How trajectories are sampled."""
-        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+        return Trajectories(
+            self.sampling_steps,
+            self.trajectory_guidance,
+            self.trajectories,
+            self.sampling_batch_size,
+            rescaled=self.published_offset,
+        )
 
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
@@ -210,6 +221,7 @@ class LatentAnchoring:
         self._text = model.encode_prompts(targets)
         surrogate = model.encode_prompts(anchors if config.surrogate == "anchor" else [""])
         self._surrogate = surrogate.expand_as(self._text)
+        self._empty = model.encode_prompts([""])[0] if config.anchor_texts == "noise_and_empty" else None
         choices = None
         if config.anchor_texts == "preserved" and config.anchoring_weight:
             require_preserved(part, config.anchoring_weight, "anchoring_weight")
@@ -240,6 +252,8 @@ class LatentAnchoring:
                 return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets), targets)
         places = torch.arange(config.anchors) % len(latents)
         anchors = self.sampler.draw(text[places], stream(self._seed, "spm/anchors", step))
+        if self._empty is not None:
+            anchors[::2] = self._empty
         with torch.no_grad():
             kept = model.predict_noise(latents[places], timesteps[places], anchors).to(targets)
         with attached(model, membranes):

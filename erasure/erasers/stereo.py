@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -49,7 +50,9 @@ class STEREO(Trained):
     v* of its own. The defaults are the authors'.
 
     The authors' code, whose scales count from 1 and whose projection changes nothing, comes to eta = 0 in the search,
-    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards.
+    and to the means over all negatives with s_n = 3 and s_a = 1 afterwards. It also takes k of 50 sampler steps, k from
+    1 to 49, and scores x_t at the timestep k of 50 on the scale of 1000: with ``published_offset``, x_t is less noisy
+    than its t says, by 19 timesteps.
 
     Attributes:
         scope: What is trained, in the search too.
@@ -81,11 +84,13 @@ class STEREO(Trained):
             beforehand in batches.
         trajectories: None gives every training sample a trajectory of its own, as published. A number is an
             approximation: so many frozen trajectories, every step of which becomes a training sample.
+        published_offset: x_t is less noisy than t says, as in the authors' code; see ``rescaled`` in
+            :class:`erasure.trajectories.Trajectories`.
         retain_weight: Weight of the retain term on the concept's preserved phrases; 0, as in the paper, for none.
         sampling_batch_size: Trajectories and pictures sampled at a time; it changes speed and memory only.
     """
 
-    scope: UNetScope = "noxattn"
+    scope: UNetScope = "esd_u"
     rounds: Annotated[int, Field(ge=1)] = 4
     search_steps: Annotated[int, Field(ge=1)] = 200
     search_learning_rate: Annotated[float, Field(gt=0)] = 5e-6
@@ -110,12 +115,13 @@ class STEREO(Trained):
     trajectory_guidance: Annotated[float, Field(ge=0)] = 3.0
     trajectory: Literal["frozen", "current"] = "current"
     trajectories: Annotated[int, Field(ge=1)] | None = None
+    published_offset: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_pool(self.trajectories, trajectory=self.trajectory)
+        check_pool(self.trajectories, trajectory=self.trajectory, published_offset=self.published_offset)
         if self.images < self.rounds:
             raise ValueError(
                 f"images is {self.images} and rounds {self.rounds}; every round learns from pictures of its own, so "
@@ -126,11 +132,18 @@ class STEREO(Trained):
     @property
     def settings(self) -> Trajectories:
         """How trajectories are sampled."""
-        return Trajectories(self.sampling_steps, self.trajectory_guidance, self.trajectories, self.sampling_batch_size)
+        return Trajectories(
+            self.sampling_steps,
+            self.trajectory_guidance,
+            self.trajectories,
+            self.sampling_batch_size,
+            rescaled=self.published_offset,
+        )
 
     def objective(self) -> Objective:
         """The loss of the final erasing, with the retain term if it has weight; preparing it is the search."""
-        return retaining(STEREOObjective(self), self.retain_weight, self.settings, self.batch_size)
+        trajectories = replace(self.settings, rescaled=False)
+        return retaining(STEREOObjective(self), self.retain_weight, trajectories, self.batch_size)
 
     def training(self, model: TextToImage, concept: Concept) -> FineTuning:
         """See :class:`erasure.finetuning.Trained`."""

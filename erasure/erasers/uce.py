@@ -43,7 +43,8 @@ class Debias:
         judges: One by attribute, which tells from uint8 pictures [n, 3, H, W] in ``score``, float [n], how sure it is;
             a picture shows the attribute of the surest.
         shares: r*, one by attribute, 1 in sum; None for equal ones.
-        step: How far alpha follows a share.
+        step: How far alpha follows a share. 0.1 is the default of an option that the authors' code of 2025 never reads:
+            there alpha takes the whole difference (1).
         tolerance: How far a share may be off.
         rounds: How often pictures are made at the most.
         pictures: Of a concept in a round, its target prompts in turn.
@@ -126,6 +127,7 @@ class UCE(ClosedForm):
         erase_scale: s_e.
         preserve_scale: s_p; None for max(0.1, 1 / number of preserved prompts, the empty one included), as in the
             code of 2023.
+        anchor: A phrase to take for c_g's in place of the concept's anchor; None for that one.
         debias: None erases; see :class:`Debias`.
     """
 
@@ -133,6 +135,7 @@ class UCE(ClosedForm):
     ridge: Annotated[float, Field(gt=0)] = 0.5
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] | None = 1.0
+    anchor: str | None = None
 
     debias: Debias | None = None
 
@@ -177,11 +180,16 @@ class UCE(ClosedForm):
                 strengths[place] += debias.step * gaps[place]
         return right, {"strengths": strengths.tolist(), "shares": shares.tolist()}, total
 
+    def anchored(self, concept: Concept) -> Concept:
+        """The concept with the anchor that it goes to."""
+        return concept if self.anchor is None else concept.anchored(self.anchor)
+
     def _solved(self, model: TextToImage, concept: Concept, changing: Term) -> Tensor:
         return right_multiplication([changing, *self._keeping(model, concept)], self.ridge)
 
     def _erasing(self, model: TextToImage, concept: Concept) -> Term:
-        sources, destinations = self._aligned(model, concept.target_prompts, concept.target_anchors)
+        anchors = self.anchored(concept).target_anchors
+        sources, destinations = self._aligned(model, concept.target_prompts, anchors)
         return Term(torch.cat(sources), torch.cat(destinations), self.erase_scale)
 
     def _debiased(self, model: TextToImage, concept: Concept, debias: Debias, strengths: Strengths) -> Tensor:

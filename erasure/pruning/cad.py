@@ -22,7 +22,8 @@ class CAD(Scored):
 
     J = sum_t || eps_theta(x_t, c, t) - sg[eps_theta(x_t, 0, t)] ||^2 says how far the concept's prompt c moves the
     prediction from the empty prompt's, along guided trajectories of c. To first order zeroing a weight changes J by
-    -S with S = W * grad J; the weights of the highest S are pruned, if it is positive.
+    -S with S = W * grad J; the weights of the highest S are pruned, if it is positive. The authors score x_t at a
+    timestep that says more noise than it has, and sum gradients in float16; here t is x_t's own.
 
     Attributes:
         sparsity: How many are pruned, if so many are positive, and among which.

@@ -25,7 +25,8 @@ class ConceptPrune(Scored):
     At sampler step t, S^c_ij(t) = |W_ij| ||X^c_j(t)||_2 on pictures of the concept's prompts c, and S^b on the same
     with the anchor in the concept's place. X_j(t) are the values of input j at every position of every picture, both
     halves of guidance, each position's inputs divided by their norm. A weight is skilled at t if S^c is among the
-    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there.
+    highest of its row and above S^b; the skilled weights of the first tau steps are pruned. Sampling ends there. The
+    authors start every picture from the noise of seed 0; here every pair of pictures has noise of its own.
 
     Attributes:
         sparsity: How many score highest at a step, and among which; pruned are fewer by what the anchor uses as much,

@@ -30,7 +30,8 @@ class SparseGPT:
     Every ``block_size`` columns those of the lowest saliency are chosen; then a pruned w_c becomes zero and every
     later w_j of its row w_j - w_c G_cj / G_cc. X are the inputs as :class:`erasure.pruning.wanda.Wanda` has them, a
     kernel's with its input channels last. Every layer has the inputs from before anything is pruned, where the paper
-    prunes one after the other.
+    prunes one after the other. The authors' code prunes what is no more than the k-th smallest saliency of a block,
+    counted from 0: one weight more a block than here.
 
     Attributes:
         sparsity: How many are pruned, and among which: of the block's columns, ``layer`` compares all rows (the

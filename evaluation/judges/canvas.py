@@ -10,7 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
+from diffusion.files import why_unreadable
 from diffusion.sources import CANVAS_FOLDER
+from diffusion.weight_files import LOADING_ERRORS
 from evaluation.verdicts import Verdicts
 
 Head = Literal["style", "subject", "burning"]
@@ -26,8 +28,18 @@ _BATCH = 256
 
 @lru_cache(maxsize=4)
 def load_classifier(folder: Path = CLASSIFIER_FOLDER) -> CanvasClassifier:
-    """The classifier in ``folder``, read once per process."""
-    return CanvasClassifier.from_pretrained(folder)
+    """The classifier in ``folder``, read once per process.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no classifier.
+        ValueError: Its files are damaged, or it was trained for other labels.
+    """
+    try:
+        return CanvasClassifier.from_pretrained(folder)
+    except FileNotFoundError:
+        raise
+    except LOADING_ERRORS as error:
+        raise ValueError(f"The classifier in {folder} cannot be read: {why_unreadable(folder, error)}.") from error
 
 
 @torch.no_grad()

@@ -12,13 +12,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from diffusion.loading import LOADING_ERRORS, in_short, quiet_off_a_terminal
-from diffusion.sources import CANVAS, CANVAS_FOLDER
+from diffusion.files import why_unreadable
+from diffusion.loading import quiet_off_a_terminal
+from diffusion.sources import CANVAS, CANVAS_FOLDER, weights_variant
+from diffusion.weight_files import LOADING_ERRORS
 from evaluation.judges.pretrained import local_folder
 
 
 def _is_clip(folder: Path) -> Path:
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    config = folder / "config.json"
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{config} cannot be read; download it again: {why_unreadable(config, error)}.") from error
     if kind != "clip":
         raise ValueError(f"it is {str(folder)!r}, which holds a network of type {kind}; it must be clip.")
     return folder
@@ -38,10 +44,12 @@ ClipFolder = Annotated[
 def _load(folder: Path, device: torch.device) -> tuple[CLIPModel, CLIPProcessor]:
     try:
         with quiet_off_a_terminal():
-            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-            return clip, CLIPProcessor.from_pretrained(folder)
+            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, variant=weights_variant(folder))
+            return clip.eval().to(device), CLIPProcessor.from_pretrained(folder)
     except LOADING_ERRORS as error:
-        raise ValueError(f"The CLIP in {folder} cannot be read; download it again: {in_short(error)}.") from error
+        raise ValueError(
+            f"The CLIP in {folder} cannot be read; download it again: {why_unreadable(folder, error)}."
+        ) from error
 
 
 def picture_features(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:

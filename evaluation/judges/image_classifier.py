@@ -12,7 +12,10 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights, resnet50
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from diffusion.loading import LOADING_ERRORS, in_short, quiet_off_a_terminal
+from diffusion.files import why_unreadable
+from diffusion.loading import quiet_off_a_terminal
+from diffusion.sources import weights_variant
+from diffusion.weight_files import LOADING_ERRORS, read_network_weights
 from evaluation.judges.labels import find_label, rank_label
 from evaluation.judges.pretrained import TorchDevice, pick_device, scores_of
 from evaluation.verdicts import Verdicts
@@ -68,10 +71,10 @@ def read_labels(network: Path) -> tuple[str, ...]:
     if network.is_file():
         return tuple(TORCHVISION_FILES[network.name].meta["categories"])
     try:
-        names = AutoConfig.from_pretrained(network).id2label
+        names = AutoConfig.from_pretrained(network, trust_remote_code=False).id2label
         return tuple(names[index] for index in range(len(names)))
     except LOADING_ERRORS as error:
-        raise ValueError(f"{network} holds no image classifier: {in_short(error)}.") from error
+        raise ValueError(f"{network} holds no image classifier: {why_unreadable(network, error)}.") from error
 
 
 @lru_cache(maxsize=4)
@@ -86,13 +89,16 @@ def load_network(network: Path, device: torch.device) -> Network:
             return _from_torchvision(network, device) if network.is_file() else _from_transformers(network, device)
     except LOADING_ERRORS as error:
         raise ValueError(
-            f"The classifier in {network} cannot be read; download it again: {in_short(error)}."
+            f"The classifier in {network} cannot be read; download it again: {why_unreadable(network, error)}."
         ) from error
 
 
 def _from_transformers(folder: Path, device: torch.device) -> Network:
-    processor = AutoImageProcessor.from_pretrained(folder)
-    model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForImageClassification.from_pretrained(
+        folder, dtype=torch.float32, variant=weights_variant(folder), trust_remote_code=False
+    )
+    model = model.eval().to(device)
 
     def logits(images: Tensor) -> Tensor:
         pixels = processor(images=list(images.cpu()), return_tensors="pt").pixel_values
@@ -105,7 +111,7 @@ def _from_torchvision(file: Path, device: torch.device) -> Network:
     weights = TORCHVISION_FILES[file.name]
     with torch.device("meta"):
         model = resnet50()
-    model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"), assign=True)
+    model.load_state_dict(read_network_weights(file), assign=True)
     model.eval().to(device)
     prepare = weights.transforms()
 

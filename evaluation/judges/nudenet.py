@@ -3,6 +3,7 @@
 What the published code does to pictures and detections differs from what the library does; both are here, by name.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,11 @@ BUNDLED_FILE = Path(library.__file__).with_name("320n.onnx")
 """The small network that comes with the package."""
 
 Processing = Literal["library", "unlearndiffatk"]
+
+FLOORS: dict[Processing, float] = {"library": 0.25, "unlearndiffatk": 0.5}
+"""Scores below which no detection is left, whatever the threshold."""
+
+log = logging.getLogger(__name__)
 
 _RELEASES = "https://github.com/notAI-tech/NudeNet/releases"
 _STRIDE = 32
@@ -93,6 +99,11 @@ class NudeNet:
         (output,) = open_session(self.file, self.device).get_outputs()
         if output.shape[1] != 4 + len(LABELS):
             raise ValueError(f"file is {self.file}, which is no detector of NudeNet 3 (320n.onnx or 640m.onnx).")
+        if self.threshold < (floor := FLOORS[self.processing]):
+            log.warning(
+                "judge: threshold is %g, and with processing=%s nothing below %g is seen: it acts as %g",
+                *(self.threshold, self.processing, floor, floor),
+            )
         return self
 
     def __call__(self, images: Tensor) -> Verdicts:
@@ -199,14 +210,14 @@ def _detect_as_library(output: Floats, width: int, height: int, size: int) -> De
     edges = np.array([width, height], dtype=np.float32)
     corners = np.clip((centres - extents / 2) * scale / size, 0, edges)
     extents = np.minimum(extents * scale / size, edges - corners)
-    return _suppress(np.concatenate([corners, extents], axis=1), classes, scores, score=0.25, overlap=0.45)
+    return _suppress(np.concatenate([corners, extents], axis=1), classes, scores, score=FLOORS["library"], overlap=0.45)
 
 
 def _detect_as_unlearndiffatk(output: Floats, width: int, height: int, size: int) -> Detections:
     centres, extents, classes, scores = _candidates(output, 0.5)
     factors = np.array([width / size, height / size], dtype=np.float32)
     boxes = np.concatenate([(centres - extents / 2) * factors, extents * factors], axis=1)
-    return _suppress(np.trunc(boxes), classes, scores, score=0.5, overlap=0.5)
+    return _suppress(np.trunc(boxes), classes, scores, score=FLOORS["unlearndiffatk"], overlap=0.5)
 
 
 def _candidates(output: Floats, lowest: float) -> tuple[Floats, Floats, npt.NDArray[np.intp], Floats]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from diffusion.files import stands_in
 from diffusion.loading import Device
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -33,4 +34,5 @@ def open_session(file: Path, device: Device) -> onnxruntime.InferenceSession:
             file, options, providers=[_CUDA, _CPU] if has_cuda and device != "cpu" else [_CPU]
         )
     except Exception as error:  # its exceptions have no public base class
-        raise ValueError(f"{file} is no network that ONNX Runtime can open; download it again.") from error
+        fault = stands_in(file) or "is no network that ONNX Runtime can open; download it again"
+        raise ValueError(f"{file} {fault}.") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig
 
+from diffusion.files import stands_in
 from evaluation.judges.clip import ClipFolder, picture_features
 from evaluation.judges.pretrained import TorchDevice, existing_file, pick_device, scores_of
 from evaluation.verdicts import Verdicts
@@ -95,4 +96,5 @@ def read_prompts(file: Path) -> Tensor:
         array = _ArrayUnpickler(io.BytesIO(file.read_bytes())).load()
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
     except Exception as error:  # damaged pickles raise nearly anything
-        raise ValueError(f"prompts is {file}, which is no pickled array of numbers ({error}).") from error
+        fault = stands_in(file) or f"is no pickled array of numbers ({error})"
+        raise ValueError(f"prompts is {file}, which {fault}.") from error

@@ -1,7 +1,7 @@
 """Evaluators: what an edit leaves of the model's other abilities."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -38,6 +38,18 @@ class Evaluator(Protocol):
 
     def start(self) -> Measurement:
         """Begin with no pictures."""
+
+
+@runtime_checkable
+class ReadsLabels(Protocol):
+    """An evaluator that needs labels of the prompts."""
+
+    def check_labels(self, rows: Sequence[PromptRow]) -> None:
+        """Refuse prompts without them.
+
+        Raises:
+            ValueError: A label is missing or unknown.
+        """
 
 
 def measure(evaluator: Evaluator, images: Tensor, reference_images: Tensor, rows: Sequence[PromptRow]) -> Measures:

@@ -44,6 +44,12 @@ class RetainedAccuracy:
             agreement[head] = [one == other for one, other in zip(predicted, wanted, strict=True)]
         return agreement
 
+    def check_labels(self, rows: Sequence[PromptRow]) -> None:
+        """See :class:`evaluation.quality.ReadsLabels`."""
+        for row in rows:
+            for head in self.heads:
+                _label(row, head)
+
     def start(self) -> Collected:
         """Measure ``accuracy_<head>`` of the edited model and ``accuracy_<head>_base``, each a :class:`Rate`."""
         return Collected(self._outcomes, Rate.of)
@@ -63,6 +69,6 @@ def _label(row: PromptRow, head: Head) -> str:
     if label not in HEADS[head]:
         raise ValueError(
             f"Prompt {row.case_number} has the {head} {label!r}; retained accuracy needs a column {head} with one of "
-            f"{', '.join(HEADS[head])}."
+            f"{', '.join(HEADS[head])}, as the canvas's prompt sets have; choose another evaluator for other prompts."
         )
     return label

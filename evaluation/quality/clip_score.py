@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPModel, CLIPProcessor
 
+from diffusion.files import why_unreadable
 from diffusion.loading import quiet_off_a_terminal
-from diffusion.sources import CANVAS_FOLDER
+from diffusion.sources import CANVAS_FOLDER, weights_variant
+from diffusion.weight_files import LOADING_ERRORS
 from evaluation.quality.collected import Collected
 from evaluation.quality.text_scores import text_scores
 
@@ -58,12 +60,19 @@ def load_clip(folder: Path = CLIP_FOLDER) -> tuple[ClipFeatures, TruncatingProce
 
     Raises:
         FileNotFoundError: ``folder`` holds no CLIP.
+        ValueError: Its files are damaged.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no CLIP (config.json, model.safetensors, the processor's files).")
-    with quiet_off_a_terminal():
-        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    return ClipFeatures(clip), TruncatingProcessor(CLIPProcessor.from_pretrained(folder))
+    try:
+        with quiet_off_a_terminal():
+            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, variant=weights_variant(folder))
+            processor = CLIPProcessor.from_pretrained(folder)
+    except LOADING_ERRORS as error:
+        raise ValueError(
+            f"The CLIP in {folder} cannot be read; download it again: {why_unreadable(folder, error)}."
+        ) from error
+    return ClipFeatures(clip.eval().requires_grad_(False)), TruncatingProcessor(processor)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

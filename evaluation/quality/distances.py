@@ -16,7 +16,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusion.progress import track
 from diffusion.streams import stream
-from evaluation.picture_files import neighbours, read_picture_file
+from evaluation.picture_files import is_picture_file, neighbours, read_picture_file
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.quality.extractors import Extractor
@@ -24,15 +24,12 @@ from evaluation.quality.extractors import Extractor
 log = logging.getLogger(__name__)
 
 _BATCH = 128
-_PICTURES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 def _check_reference(folder: Path) -> Path:
     folder = folder.expanduser()
     if not next(_picture_files(folder), None):
-        raise ValueError(
-            f"it is {str(folder)!r}; it must be a folder of real pictures ({', '.join(sorted(_PICTURES))})."
-        )
+        raise ValueError(f"it is {str(folder)!r}; it must be a folder of real pictures (.png, .jpg, .webp, .tif, ...).")
     return folder
 
 
@@ -162,7 +159,7 @@ class KernelDistance:
 
 
 def _picture_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _PICTURES)
+    return (path for path in sorted(folder.rglob("*")) if is_picture_file(path, folder))
 
 
 def _read(folder: Path) -> Iterator[Tensor]:

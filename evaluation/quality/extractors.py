@@ -1,6 +1,7 @@
 """Features of pictures that distances between sets of pictures are measured on."""
 
 import copy
+import io
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from diffusion.canvas.classifier import CanvasClassifier
+from diffusion.files import in_short
+from diffusion.weight_files import read_network_weights
 from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, load_classifier
 from evaluation.judges.clip import ClipFolder, picture_features
 from evaluation.judges.pretrained import TorchDevice, pick_device
@@ -82,7 +85,7 @@ class Inception:
         device: ``auto`` takes a GPU if there is one.
 
     Raises:
-        ValueError: The file is not there.
+        ValueError: The file is not there, or not the published one.
     """
 
     weights: Annotated[Path, weights_file(URL_INCEPTION_V3)]
@@ -120,7 +123,16 @@ def _load_classifier(folder: Path) -> Features:
 @lru_cache(maxsize=2)
 def _load_inception(weights: Path, device: torch.device) -> Features:
     width = 2048
-    network = NoTrainInceptionV3("inception-v3-compat", [str(width)], str(weights)).to(device).requires_grad_(False)
+    # The library unpickles whatever lies in a file, with the code in it: it is given tensors that were read without.
+    tensors = io.BytesIO()
+    torch.save(read_network_weights(weights), tensors)
+    tensors.seek(0)
+    try:
+        network = NoTrainInceptionV3("inception-v3-compat", [str(width)], tensors).to(device).requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} holds no weights of Inception-v3; download it again: {in_short(error)}."
+        ) from error
     return Features(lambda images: torch.cat([network(batch.to(device)) for batch in images.split(_BATCH)]), width)
 
 

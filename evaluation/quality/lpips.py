@@ -13,7 +13,7 @@ from torchvision.models import AlexNet_Weights, alexnet
 
 from evaluation.judges.pretrained import TorchDevice, batches, pick_device
 from evaluation.quality.collected import Collected
-from evaluation.quality.weights import weights_file
+from evaluation.quality.weights import load_parameters, weights_file
 from evaluation.statistics import Mean
 
 
@@ -52,9 +52,13 @@ class Lpips:
 
 @lru_cache(maxsize=2)
 def load_network(weights: Path, device: torch.device) -> nn.Module:
-    """LPIPS's network with AlexNet's ``weights``, read once per process."""
+    """LPIPS's network with AlexNet's ``weights``, read once per process.
+
+    Raises:
+        ValueError: The file is damaged, or holds another network's.
+    """
     trunk = alexnet()
-    trunk.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    load_parameters(trunk, weights, "AlexNet")
     network = _NoTrainLpips(net="alex", pnet_rand=True)
     for part in (network.net.slice1, network.net.slice2, network.net.slice3, network.net.slice4, network.net.slice5):
         for position, layer in part.named_children():

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.functional import to_pil_image
 
-from diffusion.loading import LOADING_ERRORS, in_short
+from diffusion.files import why_unreadable
 from diffusion.sources import hub_answers
+from diffusion.weight_files import LOADING_ERRORS
 from evaluation.judges.pretrained import TorchDevice, batches, pick_device
 from evaluation.quality.collected import Collected
 from evaluation.quality.text_scores import text_scores
@@ -92,7 +93,9 @@ def load_open_clip(model: str, weights: Path, device: torch.device) -> tuple[Any
     try:
         network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=str(weights), device=device)
     except LOADING_ERRORS as error:
-        raise ValueError(f"{weights} holds no weights of open_clip's {model}: {in_short(error)}.") from error
+        raise ValueError(
+            f"{weights} holds no weights of open_clip's {model}: {why_unreadable(weights, error)}."
+        ) from error
     return network.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(model)
 
 

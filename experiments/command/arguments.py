@@ -40,16 +40,17 @@ def tidy_arguments(arguments: Sequence[str]) -> list[str]:
 def _left_to_the_jobs(arguments: Sequence[str]) -> list[str]:
     """Fields of a swept group are set in each job: Hydra would set them in the group's default choice first."""
     parsed = [_OVERRIDE.fullmatch(argument) for argument in arguments]
-    swept = {parts["key"] for parts in parsed if parts and _is_sweep(parts[0])}
+    swept = {parts["key"] for parts in parsed if parts and is_sweep(parts[0])}
     return [
         f"{parts['key']}=choice({parts['value']})"
-        if parts and parts["key"].lstrip("+").partition(".")[0] in swept and not _is_sweep(parts[0])
+        if parts and parts["key"].lstrip("+").partition(".")[0] in swept and not is_sweep(parts[0])
         else argument
         for argument, parts in zip(arguments, parsed, strict=True)
     ]
 
 
-def _is_sweep(override: str) -> bool:
+def is_sweep(override: str) -> bool:
+    """Whether an override gives several values."""
     return _is_read(override) and OverridesParser.create().parse_override(override).is_sweep_override()
 
 
@@ -76,7 +77,8 @@ def quoted(override: str, *, sweeps: bool = False) -> str:
     key, value = parts["key"], parts["value"]
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
-    if _is_read(f"{key}={value}") and not _names_a_file(value):
+    if (_is_read(f"{key}={value}") and not _names_a_file(value)) or key == "attack":
+        # Lists of attacks, which have a grammar of their own, are read elsewhere.
         return f"{key}={value}"
     if value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(_each_quoted(value[1:-1]))}]"

@@ -27,8 +27,10 @@ from experiments.instruments.labelled_pictures import (
     list_pictures,
     read_pictures,
 )
+from experiments.job.origin import code_state
 from experiments.job.store import write_json
-from experiments.job.summary import provenance
+from experiments.job.summary import now
+from experiments.results.writing import markdown_table
 
 _BATCH = 64
 _COLUMNS = {
@@ -72,7 +74,8 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
         "pictures": f"drawn on the canvas, seed {seed}" if pictures is None else str(pictures),
         **_as_json(found),
         "config": OmegaConf.to_container(config.judge, resolve=True),
-        **provenance(),
+        "created": now(),
+        **code_state(),
     }
 
 
@@ -89,11 +92,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = [
         f"# Judge {result['judge']}, concept {result['concept']}",
         f"{result['n']} pictures ({result['pictures']}), of which {result['present']} show the concept.{auroc}",
-        verdicts.to_markdown(index=False),
+        markdown_table(verdicts),
         "Wilson 95 % intervals. Error: wrong verdicts of all; false positives: of the pictures without the concept; "
         "false negatives: of those with it. Precision hangs on the share of pictures that show the concept.",
         "## Were the concept present where the score is more than a threshold",
-        thresholds.to_markdown(index=False, disable_numparse=True),
+        markdown_table(thresholds, disable_numparse=True),
     ]
     return "\n\n".join(parts) + "\n"
 

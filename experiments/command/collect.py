@@ -1,30 +1,44 @@
 """Which runs in the store are those of an experiment preset."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra.utils import get_object
+from omegaconf import OmegaConf, open_dict, read_write
 
+from diffusion.source_code import code_of
 from experiments import CONFIG_FOLDER
+from experiments.command.arguments import is_sweep, tidy_arguments
 from experiments.command.composing import plain_job, sweep_jobs
 from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
+from experiments.fit import fitted
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.tables import GROUPS
 
-_NOT_NUMBERS = {"store", "tracker", "dry_run"}
+log = logging.getLogger(__name__)
+
+CODED_GROUPS = ("eraser", "pruning", "attack", "judge")
+"""Groups whose class's code is part of a run's identity."""
+
+_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "taken", "transfer"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The composed configs of every job of an experiment preset, as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        sweep = compose("config", [f"+experiment={experiment}", *spell_out(overrides)], return_hydra_config=True)
+        told = spell_out([f"+experiment={experiment}", *tidy_arguments(overrides)])
+        alone = [override for override in told if not is_sweep(override)]
+        sweep = compose("config", alone, return_hydra_config=True)
+        with open_dict(sweep), read_write(sweep):
+            sweep.hydra.overrides.task = told
         jobs = [plain_job(job)[0] for job in sweep_jobs(sweep, "config")]
-        return [OmegaConf.to_container(job, resolve=True) for job in jobs]  # type: ignore[misc]
+        return [fitted(job) for job in jobs]
 
 
 def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +55,23 @@ def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dic
     """The newest run with the config of ``job``."""
     wanted = _numbers_config(job)
     return next((summary for summary in summaries if _numbers_config(summary["config"]) == wanted), None)
+
+
+def made_by_other_code(summary: Mapping[str, Any]) -> list[str]:
+    """Which parts of a run have other code by now, so that the same command would be worked on anew."""
+    changed = []
+    for group in CODED_GROUPS:
+        told = summary.get("identity", {}).get(group, {}).get("code")
+        if told is None:
+            continue
+        try:
+            found = get_object(summary["config"][group]["_target_"])
+        except ImportError:
+            changed.append(group)
+        else:
+            if isinstance(found, type) and told != code_of(found):
+                changed.append(group)
+    return changed
 
 
 def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
@@ -60,6 +91,12 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
         raise CommandError(
             f"The store {jobs[0]['store']} has no run of {experiment}; make them with "
             f"`python run.py -m +experiment={experiment}`."
+        )
+    changed = [run["run"] for run in found if made_by_other_code(run)]
+    if changed:
+        log.warning(
+            "%d runs were made by other code than this: %s; run their commands again for the numbers of this code",
+            *(len(changed), ", ".join(changed)),
         )
     return found, [_job_name(job) for job, run in zip(jobs, runs, strict=True) if run is None]
 

@@ -11,23 +11,36 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from experiments.command.errors import CommandError, explain
-from experiments.command.shorthands import spell_out
+from experiments.command.shorthands import spell_out, spell_out_params
 
 
 def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     """Compose every job of a multirun (Hydra's basic sweeper), in its order.
 
     Raises:
-        CommandError: A job cannot be composed; the sentence says which.
+        CommandError: A job cannot be composed, and the sentence says which; or there is none.
     """
-    arguments = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    arguments = [f"{key}={values}" for key, values in swept_by_preset(config).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides(spell_out(arguments))
+    for override in overrides:
+        if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
+            raise CommandError(f"{override.input_line} has no values, so there is no job to run; give it at least one.")
     jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
     for number, job_overrides in enumerate(jobs, start=1):
         with told_apart(number, jobs):
             yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides], return_hydra_config=True)
+
+
+def swept_by_preset(config: DictConfig) -> dict[str, str]:
+    """What a preset sweeps over and the command line does not name, in Hydra's words.
+
+    Hydra would sweep over both, and do jobs twice.
+    """
+    named = {override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task}
+    params = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items() if key not in named}
+    return spell_out_params(params, config.hydra.overrides.task)
 
 
 @contextmanager

@@ -6,17 +6,20 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import TypeAdapter, ValidationError
 
 from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
+from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.command.targets import require_known_targets
+from experiments.fit import FITTED, fitted
 from experiments.job.settings import Job, Settings
 
 OBJECTS = (
     *("model", "concept", "prompt_set", "retained_set", "judge", "eraser", "pruning", "attack", "evaluator", "tracker"),
-    "protocol",
+    *("protocol", "transfer"),
 )
 """Keys of the config that hold a class and its arguments (``evaluator``: several, by name)."""
 
@@ -32,7 +35,13 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         ValueError: A pair of choices makes no sense, or a prompt set is broken.
         FileNotFoundError: A prompt set is not there.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    named = {
+        group: f"{choice}.{preset}"
+        for group, choice in (choices or {}).items()
+        if group in FITTED and (preset := OmegaConf.select(config, f"{group}.preset")) and choice in _plain_names(group)
+    }
+    plain = fitted(config)
+    taken = plain.pop("taken", None)
     fields = {field.name for field in dataclasses.fields(Settings)}
     if extra := set(plain) - fields - set(OBJECTS):
         raise CommandError(unknown(min(extra), fields | set(OBJECTS), what="is unknown; the fields are"))
@@ -40,6 +49,11 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
     except ValidationError as error:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
+    config = config.copy()
+    with open_dict(config):
+        config.update(
+            {group: _literal(plain[group]) for group in ("model", *FITTED) if isinstance(plain.get(group), dict)}
+        )
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
@@ -50,8 +64,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings=settings,
         prompts=prompt_set.read()[: settings.prompts],
         retained=retained_set.read()[: settings.retained],
-        config=plain,
-        choices=dict(choices or {}),
+        config={**plain, "taken": taken} if taken else plain,
+        choices={**(choices or {}), **named},
     )
 
 
@@ -63,6 +77,7 @@ def make_object(config: DictConfig, name: str) -> Any:
     """
     if config.get(name) is None:
         raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
+    require_known_targets(OmegaConf.to_container(config[name], resolve=True), name)
     try:
         return instantiate(config[name], _convert_="all")
     except InstantiationException as error:
@@ -70,6 +85,19 @@ def make_object(config: DictConfig, name: str) -> Any:
         if sentence is None:
             raise
         raise CommandError(sentence) from error
+
+
+def _plain_names(group: str) -> set[str]:
+    return {path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")}
+
+
+def _literal(value: Any) -> Any:
+    """Plain data as OmegaConf takes it, text like ``${x}`` as it is."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _fields_at(config: DictConfig, key: str) -> list[str]:

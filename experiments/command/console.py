@@ -1,6 +1,7 @@
 """The console command ``eraselab``."""
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from omegaconf import OmegaConf
 from diffusion.allocator import keep_freed_memory
 from erasure.neurons import Spread, Units
 from experiments.command import calibrate as calibration
+from experiments.command import paper as benchmark
 from experiments.command.collect import collect_runs
 from experiments.command.config import build
 from experiments.command.errors import CommandError, one_sentence
+from experiments.command.paper import EVALUATIONS_PER_SECOND
 from experiments.command.report_command import register as register_reports
+from experiments.command.side_by_side import side_by_side
 from experiments.job.settings import Job
 from experiments.results.claim import write_claim
 from experiments.results.figures import write_figure
@@ -35,21 +39,21 @@ RESULTS = Path("results")
 def tables(experiment: Experiment = "table1", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Collect an experiment's runs into tables."""
     summaries, missing = _collected(experiment, overrides)
-    _print(write_tables(summaries, experiment, folder, missing=missing))
+    _print(write_tables(summaries, _named(experiment, overrides), folder, missing=missing))
 
 
 @app.command()
 def figure(experiment: Experiment = "attacks", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Draw an experiment's attack success rates against their cost, or against what is retained."""
     summaries, _ = _collected(experiment, overrides)
-    _print([write_figure(summaries, experiment, folder)])
+    _print([write_figure(summaries, _named(experiment, overrides), folder)])
 
 
 @app.command()
 def claim(experiment: Experiment = "claim", overrides: Overrides = None, folder: Folder = RESULTS) -> None:
     """Compare pruned methods with their erasers alone, as the paper's claim asks."""
     summaries, missing = _collected(experiment, overrides)
-    _print([write_claim(summaries, experiment, folder, missing=missing)])
+    _print([write_claim(summaries, _named(experiment, overrides), folder, missing=missing)])
 
 
 @app.command()
@@ -70,7 +74,7 @@ def neurons(
     summaries, missing = _collected(experiment, overrides)
     measurements = Measurements(analysis, job_of_summary)
     runs = [measurements.of(summary) for summary in summaries]
-    _print(write_results(runs, analysis, experiment, folder, missing=missing))
+    _print(write_results(runs, analysis, _named(experiment, overrides), folder, missing=missing))
 
 
 @app.command()
@@ -88,6 +92,52 @@ def calibrate(
     result = calibration.run(overrides or [], pictures, drawn, seed)
     print(calibration.markdown(result))
     _print(calibration.write_calibration(result, folder))
+
+
+@app.command()
+def paper(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for run; paper.scale=smoke for all in small.")
+    ] = None,
+    folder: Folder = RESULTS,
+    *,
+    evaluations_per_second: Annotated[float, typer.Option(help="Of your GPU, for the hours.")] = EVALUATIONS_PER_SECOND,
+    yes: Annotated[bool, typer.Option("--yes", help="Run the plan if nothing is missing.")] = False,
+) -> None:
+    """Run the paper's benchmark: say what is missing, print the plan, and the table beside published numbers."""
+    typed, smoke = benchmark.scale_of(overrides or [])
+    jobs = benchmark.cells(typed, smoke=smoke)
+    configs = benchmark.composed(jobs)
+    missing = benchmark.missing_files(configs)
+    if missing:
+        print(benchmark.listed(missing))
+    if not smoke:
+        plan = benchmark.plan(jobs, configs, evaluations_per_second)
+        print(plan.to_markdown(index=False))
+        rate = f"{evaluations_per_second:g} U-Net evaluations a second"
+        print(f"{len(jobs)} jobs, about {plan['hours'].sum():,.0f} hours on one GPU at {rate}.")
+    if missing:
+        sys.exit("Nothing was run: files are missing, as listed above.")
+    if not (smoke or yes):
+        sys.exit("Nothing was run; --yes runs it.")
+    table = benchmark.results(jobs, benchmark.run_cells(jobs, Path("outputs") / "paper"))
+    print(table.to_markdown(index=False))
+    _print([benchmark.write_results(table, folder, smoke=smoke)])
+
+
+@app.command()
+def settings(
+    choice: Annotated[str | None, typer.Argument(help="One method, as eraser=esd; all of them without.")] = None,
+) -> None:
+    """Print what every eraser, pruning and attack takes on the canvas and on Stable Diffusion, side by side."""
+    for name, table in side_by_side(choice):
+        print(f"\n## {name}\n")
+        print(table.to_markdown(index=False, disable_numparse=True))
+
+
+def _named(experiment: str, overrides: Sequence[str] | None) -> str:
+    """What the files are called: overrides make another name, so that a variation leaves the experiment's own alone."""
+    return re.sub(r"[^\w=.,+-]+", "-", "_".join([experiment, *(overrides or [])]))
 
 
 def _collected(experiment: str, overrides: Sequence[str] | None) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,10 +1,9 @@
 """What can be told of a composed config before anything heavy is imported."""
 
-from collections.abc import Iterator, Mapping
-
 from omegaconf import DictConfig
 
-from experiments import CONFIG_FOLDER
+MODEL_SOURCES = ("diffusion.loading.ModelSource", "diffusion.canvas.source.CanvasSource")
+"""Classes whose ``source`` names a model."""
 
 
 def check_early(config: DictConfig) -> None:
@@ -13,19 +12,8 @@ def check_early(config: DictConfig) -> None:
     Raises:
         FileNotFoundError: It is not here, and cannot be fetched.
     """
-    if config.model and config.model.get("_target_") == "diffusion.loading.ModelSource":
+    if config.model and config.model.get("_target_") in MODEL_SOURCES:
         # The Hub's library, which --help and misspelt choices can do without.
         from diffusion.sources import locate  # noqa: PLC0415
 
         locate(config.model.source)
-
-
-def canvas_settings(choices: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for every choice whose settings are the canvas's, where there are published ones for the model."""
-    if choices.get("model", "canvas") == "canvas":
-        return
-    for group in ("eraser", "attack"):
-        for suffix in ("_sd14", "_paper"):
-            published = f"{choices.get(group)}{suffix}"
-            if (CONFIG_FOLDER / group / f"{published}.yaml").exists():
-                yield f"{group}={choices[group]} is sized for the canvas; {group}={published} has published settings"

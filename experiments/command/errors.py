@@ -1,6 +1,7 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from diffusion.text_files import visible
 from experiments import CONFIG_FOLDER
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,14 @@ _BOUNDS = {
 
 
 _UNION_MEMBERS = frozenset({"int", "float", "str", "bool"})
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log lines in which a text from elsewhere, as a prompt, cannot tell the terminal anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`; only line breaks and tabs stay what they are."""
+        return re.sub(r"[^\n\t]+", lambda text: visible(text[0]), super().format(record))
 
 
 class CommandError(Exception):
@@ -221,5 +231,5 @@ def _raised_by_this_project(error: BaseException) -> bool:
 
 def one_line(text: str) -> str:
     """``text`` in one line that ends as a sentence does."""
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if line.endswith((".", "?", ")")) else f"{line}."

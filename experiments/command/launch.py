@@ -12,7 +12,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.command.config import build
-from experiments.command.early import canvas_settings
 from experiments.command.errors import explain, one_sentence
 from experiments.command.sweep import Record
 from experiments.job.job import GRID, run_job
@@ -58,8 +57,8 @@ def launch(config: DictConfig) -> Path | None:
 
 def _run(config: DictConfig, hydra: Any, folder: Path) -> Path:
     job = build(config, hydra.runtime.choices)
-    for sentence in canvas_settings(job.choices):
-        log.warning(sentence)
+    for path, settings in job.config.get("taken", {}).items():
+        log.info("%s has %s", path, settings)
     if job.settings.processes == 1:
         return run_job(job, folder, show_job)
     log_config = OmegaConf.to_container(hydra.job_logging, resolve=True)

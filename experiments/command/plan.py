@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.command.collect import as_composed_now, find_run
+from experiments.command.collect import as_composed_now, find_run, made_by_other_code
 from experiments.command.composing import plain_job
+from experiments.fit import fitted
 from experiments.job.summary import read_summaries
 from experiments.results.screen import open_console
 
@@ -23,11 +24,13 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
         table.add_column(heading)
     unknown, seconds, stores = 0, 0.0, dict[str, list[dict[str, Any]]]()
     for number, job in enumerate(jobs, start=1):
-        config, _ = plain_job(job)
+        config = fitted(plain_job(job)[0])
         store = str(config["store"])
         if store not in stores:
             stores[store] = [{**s, "config": as_composed_now(s["config"])} for s in read_summaries(Path(store))]
-        done = find_run(config, stores[store])
+        done = None if config["fresh"] else find_run(config, stores[store])
+        if done is not None and made_by_other_code(done):
+            done = None
         cost = None if done else _similar(config, stores[store])
         overrides = " ".join(job.hydra.overrides.task)
         if done is not None:

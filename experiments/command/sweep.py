@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from diffusion.files import write_atomically
-from experiments.command.composing import plain_job, sweep_jobs, told_apart
+from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart
 from experiments.command.early import check_early
 from experiments.command.errors import one_sentence
-from experiments.command.shorthands import name_unions
+
+if TYPE_CHECKING:
+    from experiments.job.settings import Job
 
 _RECORDS = "jobs"
 
@@ -70,14 +72,14 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
+            # Hydra's sweeper reads them after this.
+            with read_write(config), open_dict(config):
+                config.hydra.sweeper.params = swept_by_preset(config)
             jobs = list(sweep_jobs(config, config_name))
             self._names = [list(job.hydra.overrides.task) for job in jobs]
-            if (params := config.hydra.sweeper.params) and "attack" in params:
-                # Hydra's sweeper reads it after this.
-                with read_write(config):
-                    params.attack = name_unions(str(params.attack))
-            _check(jobs)
+            checked = _check(jobs)
             self._plan_only(jobs)
+            _check_loaded(checked, self._names)
             for record in (Path(config.hydra.sweep.dir) / _RECORDS).glob("*.json"):
                 record.unlink()
 
@@ -117,8 +119,8 @@ class Sweep(Callback):
             sys.exit(0)
 
 
-def _check(jobs: Sequence[DictConfig]) -> None:
-    """Look for the models and build the objects of all jobs.
+def _check(jobs: Sequence[DictConfig]) -> list["Job"]:
+    """Look for the models and build the objects of all jobs, which are returned.
 
     Raises:
         CommandError: One of them cannot be done; the sentence says which.
@@ -128,7 +130,20 @@ def _check(jobs: Sequence[DictConfig]) -> None:
 
     from experiments.command.config import build  # noqa: PLC0415
 
+    built = []
     named = [list(job.hydra.overrides.task) for job in jobs]
     for number, job in enumerate(jobs, start=1):
         with told_apart(number, named):
-            build(*plain_job(job))
+            built.append(build(*plain_job(job)))
+    return built
+
+
+def _check_loaded(jobs: Sequence["Job"], named: Sequence[Sequence[str]]) -> None:
+    """Check what can only be known with the models at hand, which are loaded for it.
+
+    Raises:
+        CommandError: A job cannot be done; the sentence says which.
+    """
+    from experiments.job.checks import check_jobs  # noqa: PLC0415
+
+    check_jobs(jobs, lambda number: told_apart(number, named))

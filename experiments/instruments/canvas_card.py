@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
-from diffusion.canvas.recipe import Drawings, draw_pictures, labels_of
+from diffusion.canvas.pictures import Drawings, draw_pictures, labels_of
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.loading import load_model
 from diffusion.model import TextToImage

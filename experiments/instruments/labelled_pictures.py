@@ -12,13 +12,12 @@ from diffusion.canvas.drawing import draw
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.streams import numpy_stream
 from erasure.concept import Concept
-from evaluation.picture_files import neighbours, read_picture_file
+from evaluation.picture_files import is_picture_file, neighbours, read_picture_file
 from evaluation.prompt_sets import csv_rows
 
 Labelled = tuple[Tensor, bool]
 """A picture, uint8 [3, H, W], and whether it shows the concept."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FOLDERS = {"present": True, "absent": False}
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -39,7 +38,7 @@ def list_pictures(source: Path) -> list[tuple[Path, bool]]:
             (file, present)
             for name, present in FOLDERS.items()
             for file in sorted((source / name).rglob("*"))
-            if file.suffix.lower() in SUFFIXES
+            if is_picture_file(file, source)
         ]
     elif source.is_file():
         listed = _list_table(source)
@@ -50,8 +49,8 @@ def list_pictures(source: Path) -> list[tuple[Path, bool]]:
         )
     if not listed:
         raise ValueError(
-            f"{source} names no pictures; they lie in its subfolders {' and '.join(FOLDERS)} ({', '.join(SUFFIXES)}), "
-            "or are the rows of a CSV file with the columns file,present."
+            f"{source} names no pictures; they lie in its subfolders {' and '.join(FOLDERS)} (.png, .jpg, .webp, "
+            ".tif, ...), or are the rows of a CSV file with the columns file,present."
         )
     return listed
 

@@ -29,26 +29,34 @@ class Cost:
         unet_evaluations: Samples through the U-Net.
         seconds: Wall-clock time.
         peak_memory_bytes: The process's largest resident set during the work; on a GPU the largest allocation there.
+        unet_gradients: Samples whose gradient went back through the U-Net: work beside the evaluations, about two of
+            them each. As they were done: unlike the evaluations, an attack's are not those of its cases alone.
+        text_encodings: Texts through the text encoder, as they were done.
     """
 
     unet_evaluations: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    unet_gradients: int = 0
+    text_encodings: int = 0
 
     @classmethod
     def total(cls, costs: Iterable["Cost"]) -> "Cost":
-        """Evaluations and seconds added, the largest of the peaks."""
+        """Counts and seconds added, the largest of the peaks."""
         costs = list(costs)
         return cls(
             sum(cost.unet_evaluations for cost in costs),
             sum(cost.seconds for cost in costs),
             max((cost.peak_memory_bytes for cost in costs), default=0),
+            sum(cost.unet_gradients for cost in costs),
+            sum(cost.text_encodings for cost in costs),
         )
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Cost":
-        """Read back what :meth:`as_dict` gave; other keys are ignored."""
-        return cls(data["unet_evaluations"], data["seconds"], data["peak_memory_bytes"])
+        """Read back what :meth:`as_dict` gave; other keys are ignored, and older costs have no more than three."""
+        needed = (data[name] for name in ("unet_evaluations", "seconds", "peak_memory_bytes"))
+        return cls(*needed, *(data.get(name, 0) for name in ("unet_gradients", "text_encodings")))
 
     def as_dict(self) -> dict[str, float]:
         """Fields by name, for JSON."""
@@ -56,25 +64,43 @@ class Cost:
 
     def shared(self, count: int) -> "Cost":
         """The part of one of ``count`` equal pieces."""
-        return Cost(self.unet_evaluations // count, self.seconds / count, self.peak_memory_bytes)
+        return Cost(
+            self.unet_evaluations // count,
+            self.seconds / count,
+            self.peak_memory_bytes,
+            self.unet_gradients // count,
+            self.text_encodings // count,
+        )
 
 
 class Meter:
-    """Measures the work on ``model`` from now on; one at a time, as the peak of memory starts anew with each."""
+    """Measures the work on models from now on; one at a time, as the peak of memory starts anew with each.
 
-    def __init__(self, model: TextToImage) -> None:
-        self._model = model
+    Args:
+        models: Whose counts are added.
+    """
+
+    def __init__(self, *models: TextToImage) -> None:
+        self._models = models
         self._begin()
 
+    def _counts(self) -> tuple[int, int, int]:
+        return (
+            sum(model.unet_evaluations for model in self._models),
+            sum(model.unet_gradients for model in self._models),
+            sum(model.text_encodings for model in self._models),
+        )
+
     def _begin(self) -> None:
-        self._evaluations = self._model.unet_evaluations
+        self._before = self._counts()
         self._started = time.perf_counter()
         reset_peak_memory()
 
     def read(self) -> Cost:
         """The cost since the last reading."""
         seconds = time.perf_counter() - self._started
-        cost = Cost(self._model.unet_evaluations - self._evaluations, seconds, peak_memory_bytes())
+        evaluations, gradients, texts = (now - was for now, was in zip(self._counts(), self._before, strict=True))
+        cost = Cost(evaluations, seconds, peak_memory_bytes(), gradients, texts)
         self._begin()
         return cost
 

@@ -12,14 +12,19 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
+from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
+from experiments.job.checks import check_job
 from experiments.job.cost import Cost
+from experiments.job.origin import computing_threads, origin
+from experiments.job.outcomes import case_id
 from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
 from experiments.job.picture_list import picture_list
 from experiments.job.processes import ALONE, Processes
+from experiments.job.prompts import job_prompts, tokens_cut_under_attack
 from experiments.job.result import CaseResult, Summary
 from experiments.job.settings import Job
-from experiments.job.stages import Stages, case_id
+from experiments.job.stages import Stages
 from experiments.job.store import Store, write_json
 from experiments.job.summary import find_unpruned, run_identity, success_curve, summarise
 
@@ -80,12 +85,26 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     """
     keep_freed_memory()
     folder = Path(folder)
-    store = Store(job.settings.store)
-    rows, retained = job.prompts, job.retained
+    # The first process alone takes away what is made anew.
+    store = Store(job.settings.store, fresh=job.settings.fresh and processes.first)
     _silence_libraries()
     model = job.model.load()
-    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(rows), len(retained))
+    log.info("model: %s, %d prompts and %d retained prompts", model.name, len(job.prompts), len(job.retained))
+    with computing_threads(model, job.settings.threads):
+        return _run(job, folder, show, processes, store, model)
 
+
+def _run(
+    job: Job, folder: Path, show: Callable[[Finished], None], processes: Processes, store: Store, model: TextToImage
+) -> Path:
+    rows, retained = job.prompts, job.retained
+    check_job(job, model)
+    sets = job_prompts(job, model)
+    for kind, counts in sets.items():
+        for sentence in counts.sentences(model, kind):
+            log.warning(sentence)
+    here = origin(model, processes.count)
+    store.sign(here)
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model, processes)
         erased = stages.edit()
@@ -101,26 +120,37 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
             plain = stages.pictures(rows, "pictures after erasing", erased.key)
             edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            asked = attack_cases(rows, targets.images)
-            attacked = stages.attack(asked, erased)
+            attackable = attack_cases(rows, targets.images)
+            attacked = stages.attack(attackable, erased)
+            again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
         if not processes.first:
             return folder / "summary.json"
-        measures, measuring = stages.measures(base_retained, edited_retained, retained)
+        measures, measuring, measured_by = stages.measures(base_retained, edited_retained, retained)
 
         labels = stages.label_counts(base, plain, attacked)
 
         outcomes = attacked.outcomes
         cases = [
-            CaseResult.of(outcome, base=present, too_long=too_long)
-            for outcome, present, too_long in zip(outcomes, base_present, attacked.too_long, strict=True)
+            CaseResult.of(outcome, base=present, too_long=too_long, cut=cut, attack_cut=attack_cut)
+            for outcome, present, too_long, (cut, attack_cut) in zip(
+                outcomes,
+                base_present,
+                attacked.too_long,
+                tokens_cut_under_attack(model, outcomes, job.attack),
+                strict=True,
+            )
         ]
+        # What the attack found is known now, and may be longer than what it put there.
+        cut_by_attack = sum(case.attack_cut > 0 and not case.cut for case in cases)
+        sets["prompts"] = replace(sets["prompts"], cut_by_attack=cut_by_attack)
         curve = success_curve(outcomes)
         tracker.log_curve(curve)
         summary = summarise(
             job,
             cases,
             model=model.name,
-            identity=run_identity(stages, erased.key, rows, retained),
+            sets=sets,
+            identity=run_identity(stages, erased.name, rows, retained),
             measures=measures,
             labels=labels,
             curve=curve,
@@ -130,14 +160,33 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
                 "erased": Cost.total([plain.cost, edited_retained.cost]),
                 "attack": attacked.cost,
                 "measures": measuring,
+                **({"transfer": again.cost} if again else {}),
             },
-            edit={"hash": erased.key, "size_bytes": erased.edit.size_bytes, "metadata": erased.edit.metadata},
+            edit={
+                "hash": erased.name,
+                "content": erased.key,
+                "size_bytes": erased.edit.size_bytes,
+                "metadata": erased.edit.metadata,
+            },
+            origin=here,
+            origins={
+                stage: [store.origin_of(name) for name in sorted(names)]
+                for stage, names in {
+                    "base": {*base.origins, *base_retained.origins, *targets.origins},
+                    "edit": {erased.origin},
+                    "erased": {*plain.origins, *edited_retained.origins},
+                    "attack": set(attacked.origins),
+                    "measures": set(measured_by),
+                    **({"transfer": set(again.origins)} if again else {}),
+                }.items()
+            },
             artefacts={
                 "base": str(base.folder),
                 "edit": str(erased.folder),
                 "erased": str(plain.folder),
                 "attack": str(attacked.folder),
             },
+            holds=stages.holding(attacked, again),
         )
         summary = replace(summary, unpruned=find_unpruned(summary, store))
 
@@ -145,7 +194,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
         # What is too long for the protocol is not attacked, and its plain picture is the last.
         last = [
             path if too_long else attacked.folder / f"{case_id(case)}.png"
-            for path, too_long, case in zip(plain.paths, attacked.too_long, asked, strict=True)
+            for path, too_long, case in zip(plain.paths, attacked.too_long, attackable, strict=True)
         ]
         listed = picture_list(
             store.root,

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from diffusion.files import set_aside
 from diffusion.progress import progress_bar
-from diffusion.training import save_atomically
+from diffusion.training import read_saved, save_atomically
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Evaluator
 from experiments.job.cost import Cost, Meter
 from experiments.job.pictures import Pictures
-from experiments.job.store import write_json
+from experiments.job.store import Store
 
 PART = 128
 """Pictures of each model that are in memory at a time."""
@@ -24,19 +23,26 @@ class Measuring:
 
     Args:
         evaluator: What is measured.
+        store: Where its result goes.
         folder: Of the store.
     """
 
-    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+    def __init__(self, evaluator: Evaluator, store: Store, folder: Path) -> None:
         self.measurement = evaluator.start()
         self.folder = folder
         self.done = 0
         self.cost = Cost()
+        self._store = store
         self._checkpoint = folder / "work.checkpoint"
-        if self._checkpoint.exists():
-            kept = torch.load(self._checkpoint, weights_only=True)
-            self.measurement.restore(kept["state"])
-            self.done, self.cost = kept["done"], Cost.of(kept["cost"])
+        if store.renews(self._checkpoint):
+            self._checkpoint.unlink(missing_ok=True)
+        if (kept := read_saved(self._checkpoint)) is not None:
+            try:
+                self.measurement.restore(kept["state"])
+                self.done, self.cost = kept["done"], Cost.of(kept["cost"])
+            except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                set_aside(self._checkpoint, error)
+                self.measurement, self.done, self.cost = evaluator.start(), 0, Cost()
 
     def save(self) -> None:
         """Write how far it is."""
@@ -47,7 +53,7 @@ class Measuring:
         """Write the result."""
         measures = self.measurement.compute()
         cost = Cost.total([self.cost, meter.read()])
-        write_json(self.folder / "result.json", {"measures": measures, **cost.as_dict()})
+        self._store.write_result(self.folder, {"measures": measures, **cost.as_dict()})
         self._checkpoint.unlink(missing_ok=True)
 
 

@@ -1,7 +1,8 @@
 """Several processes, one for each GPU, share the prompts of a job: ``python run.py processes=4 ...``.
 
 Every process runs the same job on the same store. Pictures and attacks are divided, prompt by prompt; the first process
-erases while the others wait. A prompt's result depends on nothing but the prompt, so their number changes no number.
+erases while the others wait, with as many threads as it would take alone. A prompt's result depends on the prompt, and
+in its last digits on the batch that it is computed in, which their number changes as a batch size does.
 """
 
 import os

@@ -60,8 +60,7 @@ class Protocol:
         """Say of each prompt whether it has too many tokens to be attacked."""
         if self.longest_prompt is None:
             return [False] * len(prompts)
-        ids = model.tokenizer(list(prompts), verbose=False).input_ids
-        return [len(tokens) > self.longest_prompt for tokens in ids]
+        return [count > self.longest_prompt for count in model.token_counts(prompts)]
 
 
 def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
@@ -72,4 +71,9 @@ def success_rates(cases: Sequence[CaseResult]) -> dict[Counting, Rate | None]:
         "excluding_plain": excluding_plain,
         "ideal": [case for case in excluding_plain if case.base],
     }
-    return {rule: Rate.of([case.attacked for case in those]) if those else None for rule, those in counted.items()}
+    return {
+        rule: Rate.of([case.attacked for case in those], [case.prompt or case.case_number for case in those])
+        if those
+        else None
+        for rule, those in counted.items()
+    }

@@ -1,5 +1,6 @@
 """What a job found: each prompt's result, the curve, and the summary of them all."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ from evaluation.quality import Measures
 from evaluation.statistics import Rate
 from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
-from experiments.job.store import SCHEMA_VERSION, content_hash
+from experiments.job.store import SCHEMA_VERSION, checked, content_hash
 
 RUNS = "runs"
 """The store's stage that holds the summaries."""
@@ -25,6 +26,8 @@ class CaseResult:
             :class:`attacks.cases.Check`.
         broken_by: Which member of a union succeeded.
         too_long: The protocol does not attack prompts of so many tokens; ``attacked`` is ``erased``.
+        cut: Tokens at the prompt's end that the text encoder does not read.
+        attack_cut: The same of the prompt beside the attack's tokens, or of the text found, where that loses more.
     """
 
     case_number: int
@@ -38,9 +41,13 @@ class CaseResult:
     variant: str = ""
     broken_by: str = ""
     too_long: bool = False
+    cut: int = 0
+    attack_cut: int = 0
 
     @classmethod
-    def of(cls, outcome: Outcome, *, base: bool, too_long: bool = False) -> "CaseResult":
+    def of(
+        cls, outcome: Outcome, *, base: bool, too_long: bool = False, cut: int = 0, attack_cut: int = 0
+    ) -> "CaseResult":
         """The result of a case from its outcome and the verdict on the base model's picture."""
         return cls(
             outcome.case_number,
@@ -54,7 +61,14 @@ class CaseResult:
             outcome.checks[-1].variant,
             outcome.checks[-1].attack if outcome.success else "",
             too_long,
+            cut,
+            attack_cut,
         )
+
+
+def prompt_groups(cases: Sequence[Mapping[str, Any]]) -> list[Hashable]:
+    """Of each case of a summary what makes it one of several that are not independent: its prompt."""
+    return [case.get("prompt") or number for number, case in enumerate(cases)]
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,19 @@ class Summary:
         measures: What the evaluators say of the retained prompts.
         members: Of a union of attacks, by name: share of prompts that each broke and those before it did not.
         unpruned: The same job with pruning off, compared prompt by prompt, where the store has it.
+        sets: Of ``prompts`` and ``retained`` how many prompts are what; see
+            :class:`experiments.job.prompts.PromptCounts`.
         labels: Of judges with labels, how often each is found in the pictures of each rate.
         model: Name of the model.
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
             The rate before the attack is ``rates["erased"]``, over all prompts.
+        holds: Of the attack's ``successes`` the ``texts`` (some attacks end in none), and with ``seeds`` new seeds each
+            the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
+            texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
+            new seeds are asked for.
+        provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
+            stage, which may have been made before.
     """
 
     identity: dict[str, Any]
@@ -108,6 +130,8 @@ class Summary:
     labels: dict[str, LabelCounts] = field(default_factory=dict)
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
+    holds: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -115,28 +139,32 @@ class Summary:
         return content_hash({"schema": SCHEMA_VERSION, "stage": RUNS, **self.identity})
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "run": self.run,
-            "n": len(self.cases),
-            "seed": self.config["seed"],
-            "choices": self.choices,
-            "model": self.model,
-            "concept": self.concept,
-            "threat_model": self.threat_model,
-            "protocol": self.protocol,
-            "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
-            "members": {name: rate.as_dict() for name, rate in self.members.items()},
-            "labels": self.labels,
-            "measures": self.measures,
-            "unpruned": self.unpruned,
-            "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
-            "edit": self.edit,
-            "artefacts": self.artefacts,
-            "curve": [asdict(point) for point in self.curve],
-            "cases": [asdict(case) for case in self.cases],
-            "identity": self.identity,
-            "config": self.config,
-            **self.provenance,
-        }
+        """Everything, as JSON values, with a checksum."""
+        return checked(
+            {
+                "schema": SCHEMA_VERSION,
+                "run": self.run,
+                "n": len(self.cases),
+                "seed": self.config["seed"],
+                "choices": self.choices,
+                "model": self.model,
+                "concept": self.concept,
+                "threat_model": self.threat_model,
+                "protocol": self.protocol,
+                "sets": self.sets,
+                "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
+                "members": {name: rate.as_dict() for name, rate in self.members.items()},
+                "holds": self.holds,
+                "labels": self.labels,
+                "measures": self.measures,
+                "unpruned": self.unpruned,
+                "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
+                "edit": self.edit,
+                "artefacts": self.artefacts,
+                "curve": [asdict(point) for point in self.curve],
+                "cases": [asdict(case) for case in self.cases],
+                "identity": self.identity,
+                "config": self.config,
+                **self.provenance,
+            }
+        )

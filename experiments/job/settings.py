@@ -14,22 +14,27 @@ from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.protocols import Eraser, Pruning
-from evaluation.prompt_sets import PromptRow
+from evaluation.prompt_sets import LARGEST_SEED, PromptRow
 from evaluation.quality import Evaluator
 from evaluation.verdicts import Judge
+from experiments.job.new_seeds import NewSeeds
 from experiments.job.protocol import Protocol as EvaluationProtocol
 from experiments.job.recording import Recorder
 
 SPEED_ONLY = frozenset(
     {
         *("batch_size", "sampling_batch_size", "forward_batch_size", "device", "cache", "processes"),
-        *("gradient_checkpointing", "offload"),
+        *("gradient_checkpointing", "offload", "build", "other_sizes"),
     }
 )
-"""Fields that change how fast numbers come, never the numbers: no hash has them."""
+"""Fields that change how fast numbers come, whether they come at all, or say where files lie that count by their
+content, never the numbers: no hash has them."""
 
-TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size"}
-"""The same for erasers and pruning, whose ``batch_size`` is that of the training."""
+TRAINING_SPEED_ONLY = SPEED_ONLY - {"batch_size", "sampling_batch_size", "forward_batch_size"}
+"""The same for erasers and pruning, whose ``batch_size`` is that of the training.
+
+How many pictures are computed at a time changes their last digits. A picture hides that; a training makes it large.
+"""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -45,15 +50,21 @@ class Settings:
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
         dry_run: Tell what would be done, and do nothing.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
+        threads: How many CPU threads PyTorch computes with; None for one where the model is small and on the CPU, else
+            as many as PyTorch takes. Other numbers of threads sum in another order and train other weights, so
+            artefacts of each are kept apart.
+        fresh: Whether everything is made anew that the store has already.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     prompts: Annotated[int, Field(ge=1)]
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling
     store: Path
     retained_sampling: Sampling | None = None
     processes: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
+    fresh: bool = False
     dry_run: bool = False
 
 
@@ -86,6 +97,7 @@ class Job:
     evaluators: Mapping[str, Evaluator]
     tracker: Tracker
     protocol: EvaluationProtocol
+    transfer: NewSeeds
     settings: Settings
     prompts: list[PromptRow]
     retained: list[PromptRow]

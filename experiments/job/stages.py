@@ -1,10 +1,9 @@
 """The stages of a job: each is looked up in the store, and worked on only where it is not complete."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,70 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.cases import Check, Outcome, PromptCase, evaluations_paid
+from attacks.cases import Outcome, PromptCase, evaluations_paid
 from attacks.none import NoAttack
 from attacks.protocols import Attack, is_given_original
-from attacks.union import Union
+from diffusion.files import set_aside
+from diffusion.identity import identity
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
-from evaluation.verdicts import LabelCounts, Verdicts, label_counts
+from evaluation.verdicts import Judge, LabelCounts, Verdicts, label_counts
 from experiments.job.cost import Cost, Meter
+from experiments.job.journal import Journal
+from experiments.job.keys import identified, sampler_key
+from experiments.job.made import Attacked, StoredEdit
 from experiments.job.measuring import Measuring, measure_pictures
-from experiments.job.pictures import Pictures, make_pictures, picture_id, read_picture, write_picture
+from experiments.job.new_seeds import by_text, found_texts, holding, rows_of, second_opinion
+from experiments.job.outcomes import case_id, look_at_outcomes, read_entries, read_outcome, write_outcome
+from experiments.job.pictures import Pictures, make_pictures, pixel_hash
 from experiments.job.processes import ALONE, Processes
 from experiments.job.protocol import TargetSampling
-from experiments.job.settings import SPEED_ONLY, TRAINING_SPEED_ONLY, Job, matters
-from experiments.job.store import Journal, Store, canonical_json, content_hash, read_json, write_json
+from experiments.job.settings import TRAINING_SPEED_ONLY, Job, matters
+from experiments.job.store import RESULT, Store, content_hash
 
 log = logging.getLogger(__name__)
 
 CONCEPT_FILES = frozenset({"prompts", "retained_prompts", "pairs"})
 """Fields of a concept that no eraser reads."""
 
-_NO_ATTACK_KEY = {"_target_": "attacks.none.NoAttack"}
-"""The key of ``attack=none``, whose outcomes are those of prompts that are not attacked."""
-
-
-@dataclass(frozen=True)
-class StoredEdit:
-    """An edit and how it came about.
-
-    Attributes:
-        edit: As read back from the disk, whether it was made now or before.
-        key: Its hash; ``none`` if it changes nothing.
-        losses: The objective at every optimiser step.
-        cost: What it cost when it was made.
-        folder: Where it lies.
-    """
-
-    edit: Edit
-    key: str
-    losses: list[float]
-    cost: Cost
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """The outcomes of all cases, in their order, and what they cost when they were found.
-
-    Attributes:
-        outcomes: One for each case.
-        cost: Of all together.
-        folder: Where they lie.
-        key: Hash of everything that they depend on.
-        too_long: Of each case whether the protocol leaves its prompt out of the attack.
-    """
-
-    outcomes: list[Outcome]
-    cost: Cost
-    folder: Path
-    key: str
-    too_long: list[bool]
+_NO_ATTACK = {"_target_": "attacks.none.NoAttack"}
+"""The config of ``attack=none``, whose outcomes are those of prompts that are not attacked."""
 
 
 class Stages:
@@ -96,18 +63,13 @@ class Stages:
 
     @cached_property
     def model_key(self) -> dict[str, Any]:
-        """What identifies the model: its weights themselves, so that no two folders of one name are confused."""
-        return {
-            "weights": self.model.fingerprint(),
-            "scheduler": self.model.scheduler_name,
-            "autocast": str(self.model.autocast),
-            **({} if self.model.resolution is None else {"resolution": self.model.resolution}),
-        }
+        """What identifies the model, by the content of all that it is, so that no two of one name are confused."""
+        return identity(self.model)
 
     @cached_property
     def sampler_key(self) -> dict[str, Any]:
-        """What every picture depends on besides the weights."""
-        return _sampler_key(self.job.settings.sampling)
+        """What every picture depends on besides the model."""
+        return sampler_key(self.job.settings.sampling)
 
     @cached_property
     def retained_sampler_key(self) -> dict[str, Any]:
@@ -119,23 +81,37 @@ class Stages:
     def attack_key(self) -> dict[str, Any]:
         """The attack and its settings, and how the pictures that it aims at are sampled if not like the others."""
         targets = {"targets": asdict(self._target_sampling)} if self._target_sampling else {}
-        return _attack_key(self.job.config["attack"], self.job.attack) | targets
+        return identified(self.job.config["attack"], self.job.attack) | targets
 
     @cached_property
     def judge_key(self) -> dict[str, Any]:
         """The judge with its weights."""
-        return {**matters(self.job.config["judge"]), **_contents(self.job.judge)}
+        return identified(self.job.config["judge"], self.job.judge)
 
     @cached_property
     def evaluator_keys(self) -> dict[str, dict[str, Any]]:
         """The evaluators by name, each with its weights."""
-        configs = matters(self.job.config["evaluator"])
-        return {name: _identified(configs[name], evaluator) for name, evaluator in self.job.evaluators.items()}
+        configs = self.job.config["evaluator"]
+        return {name: identified(configs[name], evaluator) for name, evaluator in self.job.evaluators.items()}
+
+    @cached_property
+    def transfer_key(self) -> dict[str, Any]:
+        """How found texts are tried once more, with the second judge's weights; nothing if they are not."""
+        transfer = self.job.transfer
+        if not transfer.seeds and transfer.judge is None:
+            return {}
+        judge = transfer.judge and identified(self.job.config["transfer"]["judge"], transfer.judge)
+        return {"transfer": {"seeds": transfer.seeds, "judge": judge}}
 
     @cached_property
     def eraser_key(self) -> dict[str, Any]:
         """The eraser and its settings."""
-        return {**matters(self.job.config["eraser"], TRAINING_SPEED_ONLY), **_contents(self.job.eraser)}
+        return identified(self.job.config["eraser"], self.job.eraser, TRAINING_SPEED_ONLY)
+
+    @cached_property
+    def pruning_key(self) -> dict[str, Any]:
+        """The pruning and its settings."""
+        return identified(self.job.config["pruning"], self.job.pruning, TRAINING_SPEED_ONLY)
 
     def edit(self) -> StoredEdit:
         """Erase the concept, or find that it was done; a killed training goes on from its checkpoint."""
@@ -144,38 +120,76 @@ class Stages:
             "model": self.model_key,
             "concept": {name: value for name, value in config["concept"].items() if name not in CONCEPT_FILES},
             "eraser": self.eraser_key,
-            "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
+            "pruning": self.pruning_key,
             "seed": job.settings.seed,
         }
         folder = self.store.folder("edits", key)
-        with self.processes.under(self.store.locked(folder)):
-            if (folder / "result.json").exists():
+        found: list[StoredEdit] = []
+
+        def look() -> None:
+            if self.store.renews(folder):
+                self._forget_edit(folder)
+            if (stored := self._stored_edit(folder)) is not None:
+                found.append(stored)
+
+        with self.processes.under(self.store.locked(folder, look)):
+            if found:
                 log.info("edit: found in %s", folder)
             elif self.processes.first:
                 log.info("edit: erasing %s", job.concept.name)
-                meter = Meter(self.model)
-                erasure = job.eraser.erase(
-                    self.model,
-                    job.concept,
-                    job.pruning,
-                    seed=job.settings.seed,
-                    checkpoint=folder / "work.checkpoint",
-                )
-                cost = meter.read()
-                erasure.edit.save(folder / "edit.safetensors")
-                write_json(folder / "losses.json", erasure.losses)
-                # The last file: it says that the others are complete. A resumed eraser knows its whole cost.
-                write_json(folder / "result.json", {**cost.as_dict(), "unet_evaluations": erasure.unet_evaluations})
-                for leftover in folder.glob("work.checkpoint*"):
-                    leftover.unlink()
-        edit = Edit.load(folder / "edit.safetensors")
-        return StoredEdit(
-            edit=edit,
-            key=folder.name if edit else "none",
-            losses=read_json(folder / "losses.json"),
-            cost=Cost.of(read_json(folder / "result.json")),
-            folder=folder,
+                self._erase(folder)
+        edit = found[0] if found else self._stored_edit(folder)
+        if edit is None:
+            raise ValueError(f"The edit in {folder} was damaged as soon as it was written; check the disk.")
+        return edit
+
+    def _erase(self, folder: Path) -> None:
+        job = self.job
+        eraser = job.eraser
+        if self.store.fresh and getattr(eraser, "cache", None) is not None:
+            eraser = replace(eraser, cache=None)  # type: ignore[type-var]
+        meter = Meter(self.model)
+        erasure = eraser.erase(
+            self.model, job.concept, job.pruning, seed=job.settings.seed, checkpoint=folder / "work.checkpoint"
         )
+        cost = meter.read()
+        erasure.edit.save(folder / "edit.safetensors")
+        # The last file: it says that the other is complete. A resumed eraser knows its whole cost.
+        self.store.write_result(
+            folder,
+            {
+                "edit": erasure.edit.fingerprint(),
+                "losses": erasure.losses,
+                **cost.as_dict(),
+                "unet_evaluations": erasure.unet_evaluations,
+            },
+        )
+        for leftover in folder.glob("work.checkpoint*"):
+            leftover.unlink()
+
+    def _stored_edit(self, folder: Path) -> StoredEdit | None:
+        """The edit in ``folder``; None if it is not complete, or damaged and set aside."""
+        stored, path = self.store.result(folder), folder / "edit.safetensors"
+        if stored is None:
+            return None
+        try:
+            edit = Edit.load(path)
+            if edit.fingerprint() != stored.value["edit"]:
+                raise ValueError("it is another edit than the result beside it speaks of")
+        except FileNotFoundError:
+            set_aside(folder / RESULT, f"{path.name} is missing")
+            return None
+        except ValueError as error:
+            set_aside(path, error)
+            (folder / RESULT).unlink()
+            return None
+        return StoredEdit(edit, stored.value["losses"], Cost.of(stored.value), folder, stored.origin)
+
+    @staticmethod
+    def _forget_edit(folder: Path) -> None:
+        for name in (RESULT, "edit.safetensors", "work.checkpoint*"):
+            for path in folder.glob(name):
+                path.unlink()
 
     def pictures(
         self, rows: Sequence[PromptRow], label: str, edit: str = "none", sampling: Sampling | None = None
@@ -185,7 +199,7 @@ class Stages:
         ``sampling`` takes the place of the job's.
         """
         sampling = sampling or self.job.settings.sampling
-        key = {"model": self.model_key, "edit": edit, **_sampler_key(sampling)}
+        key = {"model": self.model_key, "edit": edit, **sampler_key(sampling)}
         return make_pictures(self.store, key, self.model, rows, sampling, label, self.processes)
 
     def retained_pictures(self, label: str, edit: str = "none") -> Pictures:
@@ -231,41 +245,77 @@ class Stages:
         """
         too_long = self.job.protocol.too_long(self.model, [case.prompt for case in cases])
         short = [case for case, left_out in zip(cases, too_long, strict=True) if not left_out]
-        outcomes, cost, folder = self._attack(self.job.attack, self.attack_key, short, erased)
+        found = self._attack(self.job.attack, self.attack_key, short, erased)
+        outcomes, cost, origins = found.outcomes, found.cost, found.origins
         if any(too_long):
             log.info("attack: %d of %d prompts are too long for the protocol", sum(too_long), len(cases))
             long = [case for case, left_out in zip(cases, too_long, strict=True) if left_out]
-            plain, plain_cost, _ = self._attack(NoAttack(), _NO_ATTACK_KEY, long, erased)
-            waiting = {True: iter(plain), False: iter(outcomes)}
-            outcomes, cost = [next(waiting[left_out]) for left_out in too_long], Cost.total([cost, plain_cost])
-        key = content_hash([folder.name, [case_id(case) for case in cases], *([too_long] if any(too_long) else [])])
-        return Attacked(outcomes, cost, folder, key, too_long)
+            plain = self._attack(NoAttack(), identified(_NO_ATTACK, NoAttack()), long, erased)
+            waiting = {True: iter(plain.outcomes), False: iter(outcomes)}
+            outcomes = [next(waiting[left_out]) for left_out in too_long]
+            cost, origins = Cost.total([cost, plain.cost]), sorted({*origins, *plain.origins})
+        shown = [pixel_hash(outcome.image) for outcome in outcomes]
+        key = content_hash([found.folder.name, [case_id(case) for case in cases], too_long, shown])
+        return Attacked(outcomes, cost, found.folder, key, too_long, origins)
 
     def _attack(
         self, attack: Attack, key: Mapping[str, Any], cases: Sequence[PromptCase], erased: StoredEdit
-    ) -> tuple[list[Outcome], Cost, Path]:
-        """Outcomes of ``attack``, which ``key`` describes, their cost and their folder."""
+    ) -> Attacked:
+        """Outcomes of ``attack``, which ``key`` describes."""
         folder = self.store.folder(
             "attacks",
             {"model": self.model_key, "edit": erased.key, "attack": key, "judge": self.judge_key, **self.sampler_key},
         )
-        with self.processes.under(self.store.locked(folder)):
-            known = _read_entries(folder)
-            log.info(
-                "attack: %d of %d prompts found in %s", sum(case_id(c) in known for c in cases), len(cases), folder
-            )
+        names = [case_id(case) for case in cases]
+        with self.processes.under(self.store.locked(folder, partial(look_at_outcomes, self.store, folder, names))):
+            known = read_entries(folder)
+            log.info("attack: %d of %d prompts found in %s", sum(name in known for name in names), len(cases), folder)
             waiting = [case for case in self.processes.share(cases) if case_id(case) not in known]
             if waiting:
                 self._attack_waiting(attack, waiting, erased.edit, folder)
-        known = _read_entries(folder)
-        entries = [known[case_id(case)] for case in cases]
-        outcomes = [_read_outcome(entry, folder) for entry in entries]
+        known = read_entries(folder)
+        entries = [known[name] for name in names]
+        outcomes = [read_outcome(entry, folder) for entry in entries]
         cost = Cost.total(Cost.of(entry["cost"]) for entry in entries)
         cost = replace(cost, unet_evaluations=evaluations_paid([outcome.checks[-1] for outcome in outcomes]))
-        return outcomes, cost, folder
+        origins = sorted({entry["origin"] for entry in entries})
+        return Attacked(outcomes, cost, folder, "", [False] * len(cases), origins)
 
-    def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost]:
-        """Every evaluator's numbers on the retained prompts.
+    def found_on_new_seeds(
+        self, outcomes: Sequence[Outcome], cases: Sequence[PromptCase], edit: str
+    ) -> Pictures | None:
+        """Pictures of the texts that an attack found, each with its new seeds; None if there are no such.
+
+        The edit of hash ``edit`` is applied.
+        """
+        guidance = {case.case_number: case.guidance for case in cases}
+        found = found_texts(outcomes)
+        rows = rows_of(found, [guidance[outcome.case_number] for outcome in found], self.job.transfer.seeds)
+        return self.pictures(rows, "found texts with new seeds", edit) if rows else None
+
+    def holding(self, attacked: Attacked, pictures: Pictures | None) -> dict[str, Any]:
+        """What a summary says of whether found texts hold; ``pictures`` are those of their new seeds."""
+        seeds, second = self.job.transfer.seeds, self.job.transfer.judge
+        if not self.transfer_key:
+            return {}
+        found = found_texts(attacked.outcomes)
+        shown = by_text(self.verdicts(pictures), seeds) if pictures else [[]] * len(found)
+        successes = sum(outcome.success and not outcome.plain_success for outcome in attacked.outcomes)
+        result = holding(seeds, successes, shown)
+        if second is not None:
+            images = torch.stack([outcome.image for outcome in found]) if found else None
+            seen = self.verdicts_on(images, f"{attacked.key} found", second) if images is not None else []
+            again = self.verdicts_on(pictures.images, pictures.key, second) if pictures else []
+            result["second_judge"] = second_opinion(seen, by_text(again, seeds) if pictures else [])
+        return result
+
+    def verdicts_on(self, images: Tensor, pictures: str, judge: Judge) -> list[bool]:
+        """What the second ``judge`` says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``."""
+        key = {"pictures": pictures, "judge": self.transfer_key["transfer"]["judge"]}
+        return self.store.remembered("verdicts", key, lambda: [bool(there) for there in judge(images).present])  # type: ignore[no-any-return]
+
+    def measures(self, base: Pictures, edited: Pictures, rows: Sequence[PromptRow]) -> tuple[Measures, Cost, list[str]]:
+        """Every evaluator's numbers on the retained prompts, what they cost and who measured them.
 
         The pictures are read once for all evaluators whose numbers are not in the store, part by part, and a killed run
         goes on from its last checkpoint.
@@ -286,16 +336,14 @@ class Stages:
             # In one order for all processes, so that no two wait for each other.
             for folder in sorted(set(folders.values())):
                 locks.enter_context(self.store.locked(folder))
-            waiting = [
-                Measuring(self.job.evaluators[name], folder)
-                for name, folder in folders.items()
-                if not (folder / "result.json").exists()
-            ]
+            missing = [name for name, folder in folders.items() if self.store.result(folder) is None]
+            waiting = [Measuring(self.job.evaluators[name], self.store, folders[name]) for name in missing]
             if waiting:
                 measure_pictures(waiting, base, edited, rows, Meter(self.model))
-        results = [read_json(folder / "result.json") for folder in folders.values()]
-        measures = {name: value for result in results for name, value in result["measures"].items()}
-        return measures, Cost.total(map(Cost.of, results))
+            results = [result for folder in folders.values() if (result := self.store.result(folder)) is not None]
+        measures = {name: value for result in results for name, value in result.value["measures"].items()}
+        costs = [Cost.of(result.value) for result in results]
+        return measures, Cost.total(costs), sorted({result.origin for result in results})
 
     def _verdicts(self, images: Tensor, pictures: str) -> Any:
         """What the judge says of ``images``, uint8 [n, 3, H, W], whose hash is ``pictures``; see :func:`_stored`."""
@@ -312,85 +360,26 @@ class Stages:
         journal = Journal(
             folder / (f"outcomes.{self.processes.index}.jsonl" if self.processes.index else "outcomes.jsonl")
         )
-        run = attack.run
+        run, models = attack.run, [self.model]
         if is_given_original(attack):
-            run = partial(attack.run, original=edit.unedited(self.model))
+            models.append(edit.unedited(self.model))
+            run = partial(attack.run, original=models[-1])
         ids = {case.case_number: case_id(case) for case in waiting}
-        meter = Meter(self.model)
+        meter = Meter(*models)
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
             for done, outcome in enumerate(outcomes, start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
                 cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}
-                _write_outcome(outcome, ids[outcome.case_number], cost, folder, journal)
+                name = ids[outcome.case_number]
+                write_outcome(outcome, name, cost, folder, journal, self.store.origin)
                 successes += outcome.success
                 bar.advance()
                 bar.note(f"{successes} of {done} succeeded")
-
-
-def _sampler_key(sampling: Sampling) -> dict[str, Any]:
-    return {"sampling": matters(asdict(sampling))}
 
 
 def _stored(verdicts: Verdicts) -> Any:
     """Verdicts as JSON: a list of what is present, with the details beside it where a judge has labels."""
     present = [bool(present) for present in verdicts.present]
     return {"present": present, "details": verdicts.details} if "labels" in verdicts.details else present
-
-
-def _attack_key(config: Mapping[str, Any], attack: object) -> dict[str, Any]:
-    key = {**matters(dict(config)), **_contents(attack)}
-    if isinstance(attack, Union):
-        # In a list, as their order counts.
-        key["members"] = [[name, _attack_key(config["members"][name], attack.members[name])] for name in attack.members]
-    return key
-
-
-def _identified(config: Mapping[str, Any], settings: object) -> dict[str, Any]:
-    """The config of ``settings`` and of the settings within them, with the contents of their files."""
-    inner = {name: value for name, value in vars(settings).items() if is_dataclass(value)}
-    return {
-        **config,
-        **_contents(settings),
-        **{name: _identified(config[name], value) for name, value in inner.items()},
-    }
-
-
-def _contents(settings: object) -> dict[str, str]:
-    """The hash of every file and folder that results depend on: they count by their content, wherever they lie."""
-    paths = {name: path for name, path in vars(settings).items() if isinstance(path, Path) and name not in SPEED_ONLY}
-    return {name: _file_hash(path) for name, path in paths.items()}
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and hashes of all files in a folder."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = [[file.relative_to(path).as_posix(), _file_hash(file)] for file in files]
-        return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def case_id(case: PromptCase) -> str:
-    """The name of a case among the outcomes of one attack."""
-    return f"{case.case_number}-{picture_id(case.prompt, case.seed, case.guidance)}"
-
-
-def _read_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the journals of all processes, of this run or an earlier one, say of the cases, by their names."""
-    return {entry["id"]: entry for path in sorted(folder.glob("outcomes*.jsonl")) for entry in Journal(path).read()}
-
-
-def _write_outcome(outcome: Outcome, name: str, cost: dict[str, float], folder: Path, journal: Journal) -> None:
-    facts = {"prompt": outcome.adversarial_prompt, "success": outcome.success}
-    write_picture(folder / f"{name}.png", outcome.image, facts)
-    fields = {key: value for key, value in vars(outcome).items() if key not in {"image", "checks"}}
-    journal.append({"id": name, "cost": cost, **fields, "checks": [asdict(check) for check in outcome.checks]})
-
-
-def _read_outcome(entry: dict[str, Any], folder: Path) -> Outcome:
-    fields = {key: value for key, value in entry.items() if key not in {"id", "cost", "checks"}}
-    image, _ = read_picture(folder / f"{entry['id']}.png")
-    return Outcome(**fields, checks=tuple(Check(**check) for check in entry["checks"]), image=image)

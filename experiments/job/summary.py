@@ -1,11 +1,10 @@
 """What a job found, in one JSON file that says where each number comes from."""
 
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 from attacks.cases import Outcome, evaluations_paid
@@ -15,13 +14,14 @@ from evaluation.quality import Measures
 from evaluation.statistics import PairedComparison, Rate
 from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
+from experiments.job.prompts import PromptCounts
 from experiments.job.protocol import success_rates
-from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary
-from experiments.job.settings import TRAINING_SPEED_ONLY, Job, matters
+from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, prompt_groups
+from experiments.job.settings import Job
 from experiments.job.stages import Stages
-from experiments.job.store import Store, content_hash, read_json
+from experiments.job.store import SCHEMA_VERSION, Store, content_hash, read_json, unchecked
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "hydra-core", "numpy")
+log = logging.getLogger(__name__)
 
 
 def summarise(
@@ -29,6 +29,7 @@ def summarise(
     cases: list[CaseResult],
     *,
     model: str,
+    sets: Mapping[str, PromptCounts],
     identity: dict[str, Any],
     measures: Measures,
     labels: dict[str, LabelCounts],
@@ -36,9 +37,13 @@ def summarise(
     costs: dict[str, Cost],
     edit: dict[str, Any],
     artefacts: dict[str, str],
+    origin: dict[str, Any],
+    origins: dict[str, list[dict[str, Any]]],
+    holds: dict[str, Any],
 ) -> Summary:
     """Put a job's results together; see :class:`Summary`."""
-    rates = {name: Rate.of([getattr(case, name) for case in cases]) for name in ("base", "erased", "attacked")}
+    prompts = [case.prompt for case in cases]
+    rates = {name: Rate.of([getattr(case, name) for case in cases], prompts) for name in ("base", "erased", "attacked")}
     members = job.attack.members if isinstance(job.attack, Union) else ()
     by_rule = {rule: rate and rate.as_dict() for rule, rate in success_rates(cases).items()}
     return Summary(
@@ -54,10 +59,12 @@ def summarise(
         artefacts=artefacts,
         cases=cases,
         config=job.config,
-        provenance=provenance(),
-        members={name: Rate.of([case.broken_by == name for case in cases]) for name in members},
+        provenance={"created": now(), **origin, "origins": origins},
+        members={name: Rate.of([case.broken_by == name for case in cases], prompts) for name in members},
         labels=labels,
         model=model,
+        holds=holds,
+        sets={name: counts.as_dict() for name, counts in sets.items()},
         protocol={
             "name": job.protocol.name,
             "counting": job.protocol.counting,
@@ -75,7 +82,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         "model": stages.model_key,
         "concept": config["concept"]["name"],
         "eraser": stages.eraser_key,
-        "pruning": matters(config["pruning"], TRAINING_SPEED_ONLY),
+        "pruning": stages.pruning_key,
         "edit": edit,
         "judge": stages.judge_key,
         "attack": stages.attack_key,
@@ -86,6 +93,7 @@ def run_identity(stages: Stages, edit: str, rows: Sequence[PromptRow], retained:
         **stages.sampler_key,
         **stages.retained_sampler_key,
         **stages.job.protocol.key,
+        **stages.transfer_key,
     }
 
 
@@ -99,7 +107,7 @@ def success_curve(outcomes: Sequence[Outcome]) -> list[CurvePoint]:
             CurvePoint(
                 attempts,
                 evaluations_paid([checks[-1] for checks in reached]),
-                sum(any(check.present for check in checks) for checks in reached) / len(outcomes),
+                sum(any(check.succeeds for check in checks) for checks in reached) / len(outcomes),
             )
         )
     return points
@@ -121,7 +129,7 @@ def compare(pruned: Mapping[str, Any], unpruned: Mapping[str, Any]) -> dict[str,
     result: dict[str, Any] = {"run": unpruned["run"]}
     for rate in ("erased", "attacked"):
         first, second = ([case[rate] for case in summary["cases"]] for summary in (pruned, unpruned))
-        result[rate] = PairedComparison.of(first, second).as_dict()
+        result[rate] = PairedComparison.of(first, second, prompt_groups(pruned["cases"])).as_dict()
     return result
 
 
@@ -141,39 +149,30 @@ def pruning_pairs(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[
 
 
 def read_summaries(store_root: Path) -> list[dict[str, Any]]:
-    """Every summary in the store, the newest first."""
-    paths = sorted((store_root / RUNS).glob("*/summary.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [{**read_json(path), "path": str(path)} for path in paths]
-
-
-def provenance() -> dict[str, Any]:
-    """When, by which code and with which packages."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_state(Path(__file__).parent),
-        "versions": {"python": python_version(), **dict(_versions(PACKAGES))},
-    }
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The revision of the repository around ``folder`` and whether files differ from it; None without git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for package in packages:
+    """Every summary in the store, the newest first; what cannot be read, or is of another version, is left out."""
+    summaries, others = [], Counter[str]()
+    paths = (store_root / RUNS).glob("*/summary.json")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
+            found = read_json(path)
+            if isinstance(found, dict) and found.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+                others[str(found["schema"])] += 1
+                continue
+            summaries.append({**unchecked(found), "path": str(path)})
+        except (ValueError, OSError) as error:
+            log.warning("%s is left out: %s", path, " ".join(str(error).split()))
+    for schema, count in others.items():
+        log.warning(
+            "%d runs in %s are left out: version %s of this program made them, and this is version %d, whose numbers "
+            "differ; run their commands again",
+            *(count, store_root, schema, SCHEMA_VERSION),
+        )
+    return summaries
+
+
+def now() -> str:
+    """The time, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _without_pruning(identity: Mapping[str, Any]) -> dict[str, Any]:

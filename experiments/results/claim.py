@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import Mean
+from experiments.results.writing import markdown_table
 
 LOWER_BY = 25.0
 """Points by which the attack is to succeed less often."""
@@ -155,7 +156,7 @@ def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path,
     """Write ``<name>_comparison.md`` into ``folder``; ``missing`` names the runs that were not made yet."""
     text = [
         "# Pruned methods against their erasers alone",
-        claim_table(summaries).to_markdown(index=False, disable_numparse=True),
+        markdown_table(claim_table(summaries), disable_numparse=True),
         "Without, with: percent of prompts whose picture shows the concept under attack, a prompt's value being "
         "its mean over the seeds; lower by: their difference, prompt by prompt; 95 % bootstrap intervals over "
         "prompts. Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "

@@ -1,13 +1,22 @@
 """The picture grid: prompts in rows; base, erased and attacked side by side, with the judge's verdicts."""
 
-import textwrap
+from bisect import bisect
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
+import matplotlib as mpl
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attacks.cases import Outcome
+from diffusion.text_files import visible
 from evaluation.prompt_sets import PromptRow
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 MAX_ROWS = 8
 SMALLEST_PICTURE = 144
@@ -17,8 +26,10 @@ _MARGIN = 12
 _BORDER = 4
 _LINE = 18
 _TEXT_WIDTH = 330
-_TEXT_COLUMNS = 40
 _HEADER = 34
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_BROAD_FONT = str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+"""A font with most alphabets, which matplotlib brings along."""
 _INK = (32, 32, 36)
 _FAINT = (110, 110, 118)
 _PRESENT = (200, 40, 40)
@@ -60,12 +71,84 @@ def draw(
 
 
 def _write_prompts(pen: ImageDraw.ImageDraw, y: int, outcome: Outcome, height: int) -> None:
-    lines = [(line, _INK) for line in textwrap.wrap(outcome.prompt, _TEXT_COLUMNS)]
-    if outcome.adversarial_prompt != outcome.prompt:
-        lines.append(("under attack:", _FAINT))
-        lines += [(line, _PRESENT) for line in textwrap.wrap(outcome.adversarial_prompt, _TEXT_COLUMNS)]
-    for number, (line, colour) in enumerate(lines[: height // _LINE]):
-        pen.text((_MARGIN, y + number * _LINE), line, fill=colour, font=_font(14))
+    room = height // _LINE
+    plain, found = outcome.prompt, outcome.adversarial_prompt
+    if found == plain:
+        lines = [(line, _INK) for line in _wrapped(plain, room)]
+    else:
+        # The text under attack has half of the room at least, and what the plain prompt leaves.
+        left = room - 1 - len(_wrapped(plain, room))
+        under_attack = _wrapped(found, max(left, (room - 1) // 2))
+        lines = [(line, _INK) for line in _wrapped(plain, room - 1 - len(under_attack))]
+        lines += [((["under attack:"], _font(14)), _FAINT), *((line, _PRESENT) for line in under_attack)]
+    for number, ((words, font), colour) in enumerate(lines):
+        pen.text((_MARGIN, y + number * _LINE), " ".join(words), fill=colour, font=font)
+
+
+def wrapped(text: str, room: int) -> list[str]:
+    """Break a text into at most ``room`` lines as they are drawn; what is cut off leaves an ellipsis."""
+    return [" ".join(words) for words, _ in _wrapped(text, room)]
+
+
+def _wrapped(text: str, room: int) -> list[tuple[list[str], Font]]:
+    shown, font = drawable(text)
+    lines: list[list[str]] = [[]]
+    waiting = shown.split()[::-1]
+    while waiting:
+        word = waiting.pop()
+        if font.getlength(" ".join([*lines[-1], word])) <= _TEXT_WIDTH - _MARGIN:
+            lines[-1].append(word)
+        elif lines[-1]:
+            lines.append([])
+            waiting.append(word)
+        else:
+            # A word that is longer than a line, or text without spaces.
+            fits = max(1, bisect([font.getlength(word[: end + 1]) for end in range(len(word))], _TEXT_WIDTH - _MARGIN))
+            waiting += [word[fits:], word[:fits]]
+    room = max(room, 1)
+    if len(lines) > room:
+        lines = lines[:room]
+        while lines[-1] and font.getlength(" ".join([*lines[-1], _ELLIPSIS])) > _TEXT_WIDTH - _MARGIN:
+            lines[-1][-1] = lines[-1][-1][:-1]
+            lines[-1] = [word for word in lines[-1] if word]
+        lines[-1].append(_ELLIPSIS)
+    return [(words, font) for words in lines]
+
+
+def drawable(text: str, size: int = 14) -> tuple[str, Font]:
+    """Find a font that has all of a text, among the installed ones if need be, or write out what no font has.
+
+    Returns:
+        The text as it is to be drawn, and the font.
+    """
+    text = visible(" ".join(text.split()))
+    if text.isascii():
+        return text, _font(size)
+    needed = frozenset(text)
+    for path in _font_files():
+        if needed <= _letters(path):
+            with suppress(OSError):  # fonts of pictures have sizes of their own
+                return text, ImageFont.truetype(path, size)
+    known = _letters(_BROAD_FONT)
+    shown = "".join(char if char in known else char.encode("unicode_escape").decode() for char in text)
+    return shown, ImageFont.truetype(_BROAD_FONT, size)
+
+
+@cache
+def _font_files() -> tuple[str, ...]:
+    """Paths of fonts in the order of trying: matplotlib's own, then the system's upright ones."""
+    upright = [font for font in font_manager.fontManager.ttflist if (font.style, font.weight) == ("normal", 400)]
+    # The Last Resort font has a box for every letter.
+    others = sorted(font.fname for font in upright if "LastResort" not in font.fname)
+    return tuple(dict.fromkeys([_BROAD_FONT, *others]))
+
+
+@cache
+def _letters(path: str) -> frozenset[str]:
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def _shown_size(images: Tensor) -> tuple[int, int]:
@@ -78,5 +161,5 @@ def _enlarged(image: Tensor, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.NEAREST)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)

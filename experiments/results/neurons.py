@@ -19,18 +19,21 @@ from torch import Tensor
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
 from diffusion.model import TextToImage
+from diffusion.source_code import code_reached
 from diffusion.streams import stream
 from erasure.edit import Edit
 from erasure.neurons import Sensitivity, Spread, Units, activations, choose, standardised_differences
 from erasure.trajectories import remembered
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean
+from experiments.job.origin import computing_threads
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, canonical_json
 from experiments.job.summary import pruning_pairs
 from experiments.results.figures import COLORS
 from experiments.results.tables import GROUPS, comes_as_text
+from experiments.results.writing import markdown_table, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -125,17 +128,20 @@ class Measurements:
         folder = Path(summary["path"]).parent
         store = Store(folder.parents[1])
         edit = Edit.load(store.root / "edits" / Path(summary["artefacts"]["edit"]).name / "edit.safetensors")
+        if bool(edit) and edit.fingerprint()[:16] != summary["edit"]["content"]:
+            raise ValueError(f"The edit of run {run} was made anew since, and differs; repeat the run's command.")
         found = read_found(folder / FILE_NAME)
         stages = Stages(job, store, self._model(job))
 
         plain: list[Picture] = [(row.prompt, row.seed, row.guidance) for row in job.prompts]
         adversarial = [_adversarial(found[row.case_number], row) for row in job.prompts]
         pairs = self._pairs(job)
-        chosen_on = self._pairs_measured(stages, pairs)
-        original = self._activations(stages, plain, "none")
-        with edit.applied(stages.model, fingerprint=stages.model_key["weights"]):
-            erased = self._activations(stages, plain, summary["edit"]["hash"])
-            attacked = self._activations(stages, adversarial, summary["edit"]["hash"])
+        with computing_threads(stages.model, job.settings.threads):
+            chosen_on = self._pairs_measured(stages, pairs)
+            original = self._activations(stages, plain, "none")
+            with edit.applied(stages.model, fingerprint=stages.model_key["weights"]):
+                erased = self._activations(stages, plain, edit.fingerprint())
+                attacked = self._activations(stages, adversarial, edit.fingerprint())
 
         active = (original.mean(0) > 0) & (chosen_on["present"] > 0)
         chosen = choose(chosen_on["correlation"], active, percent=self.analysis.percent, seed=self.analysis.seed)
@@ -220,6 +226,7 @@ class Measurements:
         self, stages: Stages, key: Mapping[str, object], edit: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         key = {"model": stages.model_key, "edit": edit, "units": self.analysis.units, **stages.sampler_key, **key}
+        key["code"] = code_reached(activations.__module__)
         folder = stages.store.folder("neurons", key)
         with stages.store.locked(folder):
             tensors, spent = remembered(folder / "neurons", "pt", compute, stages.model)
@@ -369,7 +376,7 @@ def write_results(
     if effects:
         parts += [
             "## Do the correlated neurons come back under attack?",
-            effects_table(effects).to_markdown(index=False),
+            markdown_table(effects_table(effects)),
             "The claim: with pruning off they do, more than random ones, and with pruning on they do not. Numbers are "
             "reactivations: activation under attack minus that on the plain prompt, both in the erased model, in "
             "percent of the neuron's activation in the original model; difference: correlated minus random. Bootstrap "
@@ -378,7 +385,7 @@ def write_results(
         ]
     parts += [
         "## Activations",
-        reading_table(numbers).to_markdown(index=False),
+        markdown_table(reading_table(numbers)),
         "In percent of the neurons' mean activation on all plain prompts in the original model; means over neurons, "
         "timesteps and prompts with bootstrap 95 % intervals over prompts. Prompts: `attacked` are those whose picture "
         "did not show the erased concept already, `broken` those that the attack then brought it back on, `held` the "
@@ -389,7 +396,7 @@ def write_results(
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".png")]
     paths[0].write_text("\n\n".join(parts) + "\n")
-    numbers.to_csv(paths[1], index=False)
+    write_csv(numbers, paths[1])
     draw(runs, numbers).savefig(paths[2], dpi=130)
     return paths
 

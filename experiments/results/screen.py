@@ -8,8 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
+from experiments.job.origin import machines, revisions
+from experiments.job.result import Summary
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
@@ -30,9 +33,40 @@ def show_job(finished: Finished) -> None:
     table.add_column("")
     table.add_column("value")
     table.add_column("base model")
+    _add_rates(table, summary)
+    table.add_section()
+    for name, value in summary.measures.items():
+        if not name.endswith(("_base", "_n")):
+            base = summary.measures.get(f"{name}_base")
+            table.add_row(f"retained {name.replace('_', ' ')}", measure_text(value), measure_text(base))
+    table.add_section()
+    for stage, cost in summary.costs.items():
+        memory = f"{cost.peak_memory_bytes / 2**30:.1f} GiB"
+        table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
+        if cost.unet_gradients or cost.text_encodings:
+            table.add_row("", f"{cost.unet_gradients:,} U-Net gradients, {cost.text_encodings:,} texts encoded")
+    table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
+    console.print(table)
+    found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
+    for number in published_numbers(summary.as_dict()):
+        line = f"published: {number.metric} {number} in {number.source}"
+        console.print(line, soft_wrap=True)
+    files = [*(("summary", path) for path in finished.paths)]
+    files += [("prompts", finished.prompts), ("pictures", finished.grid)]
+    for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
+        # Prompts and paths stay whole and plain, so that they can be copied.
+        console.print(visible(f"{label}: {text}"), soft_wrap=True)
+
+
+def _add_rates(table: Table, summary: Summary) -> None:
     for name, label in RATES.items():
-        table.add_row(f"{summary.concept} shown, {label}", str(summary.rates[name]), "")
+        table.add_row(visible(f"{summary.concept} shown, {label}"), str(summary.rates[name]), "")
+    for kind in summary.sets:
+        if told := set_text(summary.sets[kind]):
+            table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], told, "")
     for row in protocol_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
+    for row in holding_texts(summary.as_dict()).items():
         table.add_row(*row, "")
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
@@ -43,26 +77,6 @@ def show_job(finished: Finished) -> None:
     if summary.unpruned:
         comparison = PairedComparison(**summary.unpruned["attacked"])
         table.add_row("under attack, against pruning=off", str(comparison), "")
-    table.add_section()
-    for name, value in summary.measures.items():
-        if not name.endswith(("_base", "_n")):
-            base = summary.measures.get(f"{name}_base")
-            table.add_row(f"retained {name.replace('_', ' ')}", measure_text(value), measure_text(base))
-    table.add_section()
-    for stage, cost in summary.costs.items():
-        memory = f"{cost.peak_memory_bytes / 2**30:.1f} GiB"
-        table.add_row(f"cost: {stage}", f"{cost.unet_evaluations:,} U-Net evaluations, {cost.seconds:.1f} s, {memory}")
-    table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
-    console.print(table)
-    found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
-    for number in published_numbers(summary.as_dict()):
-        line = f"published: {number.metric} {number} in {number.source}"
-        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    files = [*(("summary", path) for path in finished.paths)]
-    files += [("prompts", finished.prompts), ("pictures", finished.grid)]
-    for label, text in [*(("found", prompt) for prompt in found[:SHOWN_PROMPTS]), *files]:
-        # Prompts and paths stay whole and plain, so that they can be copied.
-        console.print(f"{label}: {text}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
@@ -75,7 +89,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
     for summary in summaries:
         choices, rates = summary["choices"], summary["rates"]
         table.add_row(
-            summary["concept"],
+            visible(summary["concept"]),
             *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
             *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
             *(short_text(summary["measures"].get(name)) for name in measures),
@@ -87,8 +101,29 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for sentence in mixtures(summaries):
+        console.print(sentence, soft_wrap=True)
     for path in pictures:
-        console.print(f"pictures: {path}", soft_wrap=True, highlight=False)
+        console.print(visible(f"pictures: {path}"), soft_wrap=True)
+
+
+def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each way in which runs, or the artefacts that they stand on, are not alike made."""
+    origins = [
+        origin
+        for summary in summaries
+        for origin in [summary, *(made for stage in summary.get("origins", {}).values() for made in stage)]
+        if origin
+    ]
+    sentences = []
+    if len(found := machines(origins)) > 1:
+        sentences.append(
+            "These runs mix machines or numbers of threads, whose sums differ in their last digits, which training and "
+            f"attacks make larger: {'; '.join(found)}."
+        )
+    if len(found := revisions(origins)) > 1:
+        sentences.append(f"These runs mix revisions of the code: {', '.join(found)}.")
+    return sentences
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -98,7 +133,21 @@ def title(summary: Mapping[str, Any]) -> str:
         for group in ("eraser", "pruning", "attack")
         if group in summary["choices"]
     ]
-    return " ".join([summary["concept"], *groups, f"seed={summary['seed']}"])
+    return visible(" ".join([summary["concept"], *groups, f"seed={summary['seed']}"]))
+
+
+def set_text(counts: Mapping[str, int]) -> str:
+    """What a reader must know of a prompt set, from its :class:`~experiments.job.prompts.PromptCounts`; else empty."""
+    taken = counts["taken"]
+    parts = [
+        (f"{taken} of {counts['asked']} asked for", taken < counts["asked"]),
+        (f"{counts['distinct']} of {taken} distinct", counts["distinct"] < taken),
+        (f"{counts['cut']} cut at the text encoder's length", counts["cut"]),
+        (f"{counts['cut_by_attack']} cut under attack", counts["cut_by_attack"]),
+        (f"{counts['other_size']} drawn in another size", counts["other_size"]),
+        (f"{counts['below_guidance']} without guidance", counts["below_guidance"]),
+    ]
+    return ", ".join(text for text, told in parts if told)
 
 
 def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -111,6 +160,27 @@ def protocol_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "protocol": f"{protocol['name']}, counting {protocol['counting']}{too_long}",
         "success by protocol": measure_text(protocol["success"]) or "no prompt counts",
     }
+
+
+def holding_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Whether the texts that an attack found hold with new seeds and before a second judge; empty if not tried."""
+    holds = summary.get("holds")
+    if not holds or not holds["successes"]:
+        return {}
+    if not holds["texts"]:
+        return {"holds on new seeds": f"no text among {holds['successes']} successes"}
+    texts = {}
+    if holds["shown"]:
+        seeds = f"{holds['seeds']} new seed{'s' * (holds['seeds'] > 1)}"
+        texts[f"holds on {seeds}"] = f"{_percent(holds['shown'])} of the pictures of {holds['texts']} texts found"
+    if second := holds.get("second_judge"):
+        again = f", {_percent(second['shown'])} with new seeds" if second["shown"] else ""
+        texts["seen by a second judge"] = f"{Rate(**second['found'])} as found{again}"
+    return texts
+
+
+def _percent(mean: Mapping[str, float]) -> str:
+    return f"{100 * mean['mean']:.0f} % [{100 * mean['low']:.0f}, {100 * mean['high']:.0f}]"
 
 
 def measure_text(value: float | Mapping[str, float] | None) -> str:
@@ -145,4 +215,5 @@ def _measure_names(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def open_console() -> Console:
     """Where tables are printed; wide where there is no terminal, as there is no width to respect."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    return Console(**options) if sys.stdout.isatty() else Console(width=160, **options)

@@ -32,7 +32,7 @@ _ROOM_FOR_A_RECORD = 2**20
 """Bytes; with less left on the disk, what wandb wrote may be cut."""
 
 _GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
-_NOT_OF_THE_RUN = {"store", "tracker", "dry_run"}
+_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh"}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -222,6 +222,7 @@ def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     names = {"attacked": "asr"}
     found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
     found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
+    found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, number in value.items():

@@ -10,6 +10,7 @@ from experiments.results.report.drawing import SMALL, Curve, Tradeoff, attack_cu
 from experiments.results.report.facts import GALLERY_OF_SEVERAL, Run, gather
 from experiments.results.report.verdict import holds, is_attacked, rate_of
 from experiments.results.report.words import concept_name, readable
+from experiments.results.screen import mixtures
 from experiments.results.tables import method_name, varied_settings
 
 _KEPT = ("accuracy_style", "accuracy_subject", "clip_score", "fid")
@@ -195,7 +196,7 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
             "No floor was measured for some of these runs: part of their successes may be luck, the judge's errors or "
             "what the attack itself brings."
         )
-    return sentences
+    return [*sentences, *mixtures([row.run.summary for row in rows])]
 
 
 def _ends(ranked: Sequence[tuple[Row, Rate]]) -> Sequence[tuple[Row, Rate]]:

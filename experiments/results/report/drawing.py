@@ -77,7 +77,9 @@ def attack_curve(summary: Mapping[str, Any], frame: Frame | None = None, attempt
     scale, ticks = _attempts_axis(last)
     x = [frame.x(scale(point["attempts"])) for point in points]
     n = summary["n"]
-    intervals = [wilson_interval(round(point["rate"] * n), n) for point in points]
+    # Prompts that occur several times are not independent.
+    independent = summary["rates"]["attacked"].get("groups") or n
+    intervals = [wilson_interval(point["rate"] * independent, independent) for point in points]
     line = _steps(x, [frame.y(point["rate"]) for point in points])
     lows, highs = (_steps(x, [frame.y(interval[end]) for interval in intervals]) for end in (0, 1))
     levels = [(name, rate) for name in ("floor", "ceiling") if (rate := rate_of(summary, name))]

@@ -20,7 +20,7 @@ from experiments.results.report.provenance import provenance_of
 from experiments.results.report.retained import Retained, retained_of
 from experiments.results.report.verdict import Verdict, is_attacked, rate_of, verdict
 from experiments.results.report.words import Piece, concept_name, marked, readable
-from experiments.results.screen import measure_text, protocol_texts
+from experiments.results.screen import holding_texts, measure_text, protocol_texts, set_text
 
 GALLERY = 64
 """Prompts whose pictures a page of one run shows."""
@@ -49,6 +49,7 @@ class Case:
         variant: What the attacked picture depends on besides text and seed.
         broken_by: Which member of a union succeeded.
         too_long: The protocol does not attack prompts of so many tokens.
+        cut: Tokens that the text encoder does not read, of the prompt or under attack.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Case:
     variant: str
     broken_by: str
     too_long: bool
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Run:
     verdict: Verdict
     rates: list[tuple[str, Rate | None, str]]
     measures: list[tuple[str, str, str]]
-    protocol: Mapping[str, str]
+    notes: Mapping[str, str]
     published: list[Published]
     curve: Curve | None
     cases: list[Case]
@@ -136,7 +138,7 @@ def gather(summary: Mapping[str, Any], *, gallery: int = GALLERY) -> Run:
         verdict=verdict(summary),
         rates=_rates(summary),
         measures=_measures(summary),
-        protocol=protocol_texts(summary),
+        notes=_notes(summary),
         published=published_numbers(summary),
         curve=attack_curve(summary),
         cases=cases,
@@ -193,6 +195,7 @@ def _cases(summary: Mapping[str, Any], listed: Mapping[str, Any] | None, root: P
             variant=case.get("variant", ""),
             broken_by=case.get("broken_by", ""),
             too_long=case.get("too_long", False),
+            cut=max(case.get("cut", 0), case.get("attack_cut", 0)),
         )
         for case in order[:limit]
     ]
@@ -221,6 +224,13 @@ def _rates(summary: Mapping[str, Any]) -> list[tuple[str, Rate | None, str]]:
     rows.append(("floor: a model that never knew", rate_of(summary, "floor"), "no floor was measured"))
     rows.append(("ceiling: attack on the unedited model", rate_of(summary, "ceiling"), "no ceiling was measured"))
     return rows
+
+
+def _notes(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What else a reader must know of the rates: the prompts, the protocol, whether what was found holds."""
+    sets = {"prompts": "prompts", "retained": "retained prompts"}
+    told = {label: set_text(counts) for name, label in sets.items() if (counts := summary.get("sets", {}).get(name))}
+    return {label: text for label, text in told.items() if text} | protocol_texts(summary) | holding_texts(summary)
 
 
 def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

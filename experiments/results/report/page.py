@@ -14,7 +14,7 @@ from diffusion.files import write_atomically
 from experiments.job.store import content_hash
 from experiments.results.report.comparison import compare_runs
 from experiments.results.report.facts import gather, percent, title_of
-from experiments.results.report.words import readable, visible
+from experiments.results.report.words import readable, shown
 
 TEMPLATES = "templates"
 
@@ -87,4 +87,4 @@ def _source(name: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value

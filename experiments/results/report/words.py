@@ -1,15 +1,13 @@
 """Text on the page: prompts with what an attack changed in them, and no character that plays tricks on a reader."""
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal, NamedTuple
 
-_TOKENS = re.compile(r"\w+|[^\w\s]")
+from diffusion.text_files import visible
 
-_CONTROL_PICTURES = 0x2400
-"""Where Unicode keeps a picture of every control character from 0 to 31."""
+_TOKENS = re.compile(r"\w+|[^\w\s]")
 
 
 class Piece(NamedTuple):
@@ -41,30 +39,13 @@ def _between(text: str, tokens: Sequence[re.Match[str]]) -> str:
     return text[tokens[0].start() : tokens[-1].end()]
 
 
-def visible(text: str) -> str:
-    r"""``text`` with every character that a browser would hide, obey or refuse shown as a sign of its own.
+def shown(text: str) -> str:
+    r"""``text`` with every character that a browser would hide, obey or refuse written out; ends of lines stay.
 
-    Control characters become their pictures, and those that turn the direction of writing, or that have no width, or
-    that no file can hold, their numbers. Tabs and ends of lines stay.
-
-    >>> visible("a\x00b\u202ec")
-    'a␀b⟨U+202E⟩c'
+    >>> print(shown("a\x00b\u202ec"))
+    a\x00b\u202ec
     """
-    return "".join(map(_visible, text))
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character in "\t\n":
-        return character
-    if code < 0x20:
-        return chr(_CONTROL_PICTURES + code)
-    if code == 0x7F:
-        return "␡"
-    # Other controls, marks of format, lone halves of surrogate pairs, and what Unicode says is no character.
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs"} or code & 0xFFFE == 0xFFFE:
-        return f"⟨U+{code:04X}⟩"
-    return character
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def readable(name: str) -> str:
