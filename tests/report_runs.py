@@ -10,7 +10,7 @@ from PIL import Image
 from erasure.edit import Edit
 from evaluation.statistics import Rate
 from experiments.job.picture_list import FILE_NAME
-from experiments.job.store import content_hash, write_json
+from experiments.job.store import checked, content_hash, write_json
 
 CONCEPTS = {"van_gogh": "style", "church": "object", "fire": "unsafe"}
 
@@ -143,7 +143,7 @@ def make_run(
     }
     folder = store / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", checked(summary))
     write_json(folder / FILE_NAME, {"cases": listed, "retained": others})
     return {**summary, "path": str(folder / "summary.json")}
 

@@ -376,6 +376,13 @@ def test_an_unknown_run_is_one_sentence_with_the_nearest(tmp_path: Path) -> None
         find_runs([str(tmp_path / "runs" / one["run"] / FILE_NAME)], tmp_path)
 
 
+def test_a_damaged_summary_is_one_sentence(tmp_path: Path) -> None:
+    path = Path(make_run(tmp_path)["path"])
+    path.write_text(path.read_text().replace('"n": 4', '"n": 5'))
+    with pytest.raises(CommandError, match="is damaged: its checksum does not fit"):
+        find_runs([str(path)], tmp_path)
+
+
 def test_a_real_job_has_a_page(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from experiments.command.errors import CommandError
 from experiments.job.result import RUNS
-from experiments.job.store import read_json
+from experiments.job.store import read_json, unchecked
 from experiments.job.summary import read_summaries
 from experiments.results.report.leaderboard import write_leaderboard
 from experiments.results.report.page import write_report
@@ -65,6 +65,12 @@ def find_runs(names: Sequence[str], store: Path) -> list[dict[str, Any]]:
             summary = read_json(path)
             if not isinstance(summary, dict) or not {"run", "rates", "cases", "config"} <= summary.keys():
                 raise CommandError(f"{path} is no summary of a run; give a run's summary.json or its folder.")
+            # Those of older versions have no checksum.
+            if "checksum" in summary:
+                try:
+                    summary = unchecked(summary)
+                except ValueError as error:
+                    raise CommandError(f"{path} is damaged: {error}; repeat the run's command.") from error
             found.setdefault(summary["run"], {**summary, "path": str(path)})
     return list(found.values())
 
