@@ -19,6 +19,7 @@ from experiments.command.config import build
 from experiments.command.errors import CommandError, one_sentence
 from experiments.command.paper import EVALUATIONS_PER_SECOND
 from experiments.command.plugins import take_plugins
+from experiments.command.report_command import register as register_reports
 from experiments.command.side_by_side import side_by_side
 from experiments.job.settings import Job
 from experiments.results.claim import write_claim
@@ -27,6 +28,7 @@ from experiments.results.neurons import Analysis, Measurements, write_results
 from experiments.results.tables import write_tables
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+register_reports(app)
 
 Experiment = Annotated[str, typer.Argument(help="A preset of conf/experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="The overrides that its sweep was run with.")]
