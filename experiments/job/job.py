@@ -191,7 +191,7 @@ def _run(
             },
             holds=stages.holding(attacked, again),
         )
-        summary = replace(summary, unpruned=find_unpruned(summary, store))
+        summary = replace(summary, unpruned=find_unpruned(summary, store), uses=sorted(store.used))
 
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
         # What is too long for the protocol is not attacked, and its plain picture is the last.
