@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
+from diffusion.files import write_atomically
 from diffusion.progress import track
 from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
@@ -102,7 +103,7 @@ def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"judge_{result['judge']}_{result['concept']}.json"
     write_json(path, result)
-    path.with_suffix(".md").write_text(markdown(result))
+    write_atomically(path.with_suffix(".md"), markdown(result))
     return [path, path.with_suffix(".md")]
 
 

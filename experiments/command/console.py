@@ -1,6 +1,7 @@
 """The console command ``eraselab``; what is slow to import waits until a command needs it."""
 
 import logging
+import sys
 
 import typer
 
@@ -12,12 +13,14 @@ from experiments.command import (
     export_command,
     judge_command,
     paper_command,
+    report_command,
     results_command,
     run_command,
     runs_command,
     store_command,
 )
 from experiments.command.errors import CommandError, one_sentence
+from experiments.command.plugins import take_plugins
 
 app = typer.Typer(
     name="eraselab",
@@ -35,6 +38,7 @@ for _topic in (
     judge_command,
     audit_command,
     results_command,
+    report_command,
     calibrate_command,
     explain_command,
     paper_command,
@@ -47,7 +51,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with one_sentence():
         try:
-            app(standalone_mode=False)
+            app(take_plugins(sys.argv[1:]), standalone_mode=False)
         except typer.TyperException as error:
             raise CommandError(error.format_message()) from error
         except typer.Abort:

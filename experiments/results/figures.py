@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from diffusion.files import replacing
 from evaluation.statistics import Rate
 from experiments.results.tables import comes_as_text, method_name, model_name
 
@@ -138,5 +139,6 @@ def write_figure(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
-    draw(summaries).savefig(path, dpi=130)
+    with replacing(path) as partial:
+        draw(summaries).savefig(partial, dpi=130)
     return path
