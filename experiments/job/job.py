@@ -18,6 +18,9 @@ from evaluation.statistics import Rate
 from experiments.job.checks import check_job
 from experiments.job.cost import Cost
 from experiments.job.origin import computing_threads, origin
+from experiments.job.outcomes import case_id
+from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
+from experiments.job.picture_list import picture_list
 from experiments.job.processes import ALONE, Processes
 from experiments.job.prompts import job_prompts, tokens_cut_under_attack
 from experiments.job.result import CaseResult, Summary, base_warnings
@@ -188,11 +191,24 @@ def _run(
             },
             holds=stages.holding(attacked, again),
         )
-        summary = replace(summary, unpruned=find_unpruned(summary, store))
+        summary = replace(summary, unpruned=find_unpruned(summary, store), uses=sorted(store.used))
 
         paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
+        # What is too long for the protocol is not attacked, and its plain picture is the last.
+        last = [
+            path if too_long else attacked.folder / f"{case_id(case)}.png"
+            for path, too_long, case in zip(plain.paths, attacked.too_long, attackable, strict=True)
+        ]
+        listed = picture_list(
+            store.root,
+            rows,
+            {"base": base.paths, "erased": plain.paths, "attacked": last},
+            retained,
+            {"base": base_retained.paths, "erased": edited_retained.paths},
+        )
         for path in paths:
             write_found(path.with_name(FILE_NAME), outcomes)
+            write_json(path.with_name(PICTURE_LIST), listed)
             write_json(path, summary.as_dict())
         finished = Finished(summary, paths, rows, base.images, plain.images, outcomes, folder)
         show(finished)

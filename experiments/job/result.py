@@ -129,6 +129,7 @@ class Summary:
             the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
             texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
             new seeds are asked for.
+        uses: Every folder of the store that it stands on, as ``stage/hash``.
         provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
             stage, which may have been made before.
     """
@@ -153,6 +154,7 @@ class Summary:
     protocol: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     holds: dict[str, Any] = field(default_factory=dict)
+    uses: list[str] = field(default_factory=list)
     sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -184,6 +186,7 @@ class Summary:
                 "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
                 "edit": self.edit,
                 "artefacts": self.artefacts,
+                "uses": self.uses,
                 "curve": [asdict(point) for point in self.curve],
                 "cases": [asdict(case) for case in self.cases],
                 "identity": self.identity,
