@@ -243,7 +243,8 @@ def test_many_concepts_take_as_many_rows_as_they_need(tiny_model64):
         gates = tiny_model64.guard.openness.gates[0]
 
     assert gates[-1] == pytest.approx(1.0)
-    assert len(gates.unique()) == 2
+    torch.testing.assert_close(gates[:-1], gates[:1].expand(39), rtol=0, atol=1e-12)
+    assert gates[0] < 0.99
 
 
 def anchors_of(config, model, part, texts, step, seed):
