@@ -545,7 +545,7 @@ def test_gates_survive_half_precision(tokenizer_folder, tiny_model64):
         ({"rank": 0}, "greater than or equal to 1"),
         ({"eta": 0.0}, "greater than 0"),
         ({"anchoring_weight": -1.0}, "greater than or equal to 0"),
-        ({"anchor_texts": "coco"}, "'noise' or 'preserved'"),
+        ({"anchor_texts": "coco"}, "'noise', 'noise_and_empty' or 'preserved'"),
         ({"anchor_lengths": (1.2, 0.8)}, r"anchor_lengths is \[1.2, 0.8\]; the first must not exceed"),
         ({"trajectories": 3}, "trajectories is 3 and trajectory 'current'"),
         ({"gate": "on"}, "'facilitated' or 'off'"),
