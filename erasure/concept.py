@@ -96,7 +96,7 @@ class Concept:
     @property
     def parts(self) -> tuple["Concept", ...]:
         """The concept itself and those erased together with it, one by one."""
-        return tuple(replace(part, also=()) for part in self._with_others())
+        return tuple((replace(part, also=()) if part.also else part) for part in self._with_others())
 
     @property
     def target_prompts(self) -> list[str]:
