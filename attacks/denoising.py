@@ -198,11 +198,12 @@ class DenoisingAttack(ABC):
             noise = torch.stack([torch.randn(model.latent_shape, generator=generator) for generator in generators])
             noise = noise.to(model.device, model.dtype)
             if self.schedule == "sampled":
-                draws = [torch.randint(model.training_timesteps, (), generator=generator) for generator in generators]
+                draws = [model.process.draw_one(generator) for generator in generators]
                 timesteps = torch.stack(draws).to(model.device)
             latents = model.add_noise(targets, noise, timesteps)
+            wanted = model.process.target(targets, noise)
             gradient, loss = embedding_gradient(
-                model, template, embeddings, latents, timesteps, noise, criterion=self.criterion
+                model, template, embeddings, latents, timesteps, wanted, criterion=self.criterion
             )
             losses += loss
             for state in searches:

@@ -203,7 +203,7 @@ class GCG:
             )
             positions = torch.randint(self.tokens, (self.substitutions,), generator=generator).to(model.device)
             ranks = torch.randint(self.top_k, (self.substitutions,), generator=generator).to(model.device)
-            rows.append((pictures.timesteps, pictures.latents, pictures.noise, positions, ranks))
+            rows.append((pictures.timesteps, pictures.latents, pictures.targets, positions, ranks))
         return Draws(*(torch.stack(values) for values in zip(*rows, strict=True)))
 
     def _gradient(
@@ -212,9 +212,9 @@ class GCG:
         """Compute the gradient of each prompt's L with respect to its embeddings, float [n, k, width], and L itself."""
         embeddings = model.token_embeddings(tokens)
         parts = [
-            embedding_gradient(model, template, embeddings, latents, timesteps, noise, criterion=self.criterion)
-            for latents, timesteps, noise in zip(
-                drawn.latents.unbind(1), drawn.timesteps.unbind(1), drawn.noise.unbind(1), strict=True
+            embedding_gradient(model, template, embeddings, latents, timesteps, targets, criterion=self.criterion)
+            for latents, timesteps, targets in zip(
+                drawn.latents.unbind(1), drawn.timesteps.unbind(1), drawn.targets.unbind(1), strict=True
             )
         ]
         gradients, losses = (torch.stack(values).mean(dim=0) for values in zip(*parts, strict=True))
@@ -231,14 +231,14 @@ class GCG:
             encoded = model.encode_ids(ids)
             errors = [
                 summed_errors(
-                    model.predict_noise(drawn.latents[owners, draw], drawn.timesteps[owners, draw], encoded),
-                    drawn.noise[owners, draw],
+                    model.predict(drawn.latents[owners, draw], drawn.timesteps[owners, draw], encoded),
+                    drawn.targets[owners, draw],
                     self.criterion,
                 )
                 for draw in range(self.draws)
             ]
             losses.append(torch.stack(errors).mean(dim=0))
-        return torch.cat(losses).view(prompts, width) / drawn.noise[0, 0].numel()
+        return torch.cat(losses).view(prompts, width) / drawn.targets[0, 0].numel()
 
 
 def substitute(tokens: Tensor, promising: Tensor, positions: Tensor, ranks: Tensor) -> Tensor:

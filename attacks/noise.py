@@ -20,8 +20,8 @@ from diffusion.model import UNGUIDED, TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
-Predict = Callable[[Tensor, int], Tensor]
-"""Latents and their timestep to the noise in them; made anew for each pass over the steps, as it may remember."""
+Predict = Callable[[Tensor, float], Tensor]
+"""Latents and their timestep to what is predicted of them; made anew for each pass, as it may remember."""
 
 
 @plain_dataclass
@@ -42,13 +42,15 @@ class NoiseSearch:
 
 
 @plain_dataclass
-class DDIMStep:
-    """One step of the sampler: from ``timestep``, where abar is ``noisy``, to where it is ``clean``.
+class PathStep:
+    """One step of the sampler: from ``timestep``, where the level of noise is ``noisy``, to where it is ``clean``.
+
+    Levels are those of :meth:`diffusion.processes.protocol.NoiseProcess.path`: of Stable Diffusion abar.
 
     ``number`` is its place among all steps of a picture.
     """
 
-    timestep: int
+    timestep: float
     noisy: float
     clean: float
     number: int
@@ -152,16 +154,16 @@ class NoiseAttack:
 
     def _predictor(
         self, model: TextToImage, traces: Sequence[Trace], *, guided: bool, empty: bool = False
-    ) -> Callable[[Iterable[DDIMStep]], Predict]:
+    ) -> Callable[[Iterable[PathStep]], Predict]:
         """Return what makes the prediction, at steps in turn, for the cases' prompts or for as many empty ones."""
         cases = [trace.case for trace in traces]
         text = model.encode_prompts(["" if empty else case.prompt for case in cases])
         if not guided:
-            return lambda _: lambda latents, timestep: model.predict_noise(latents, timestep, text)
+            return lambda _: lambda latents, timestep: model.predict(latents, timestep, text)
         nothing = model.encode_prompts([""])
         scales = torch.tensor([max(case.guidance, UNGUIDED) for case in cases], device=model.device, dtype=model.dtype)
 
-        def begin(steps: Iterable[DDIMStep]) -> Predict:
+        def begin(steps: Iterable[PathStep]) -> Predict:
             guidance = model.guidance([step.number for step in steps])
             timesteps = torch.ones(len(cases), dtype=torch.int64, device=model.device)
             return lambda latents, timestep: guidance(latents, timestep * timesteps, text, nothing, scales)
@@ -169,7 +171,7 @@ class NoiseAttack:
         return begin
 
     def _descend(
-        self, model: TextToImage, traces: Sequence[Trace], path: Sequence[DDIMStep], *, guided: bool
+        self, model: TextToImage, traces: Sequence[Trace], path: Sequence[PathStep], *, guided: bool
     ) -> list[Proposal]:
         """Take ``steps_per_check`` gradient steps of every search."""
         begin = self._predictor(model, traces, guided=guided)
@@ -202,13 +204,13 @@ class NoiseAttack:
         return proposals
 
     def _invert(
-        self, model: TextToImage, traces: Sequence[Trace], path: Sequence[DDIMStep], *, guided: bool
+        self, model: TextToImage, traces: Sequence[Trace], path: Sequence[PathStep], *, guided: bool
     ) -> list[Proposal]:
         """Find the noise that each case's picture comes from."""
         begin = self._predictor(model, traces, guided=guided, empty=self.inverted_with == "empty")
         targets = torch.stack([trace.state.target for trace in traces])
         asked = [step for step in reversed(path) for _ in range(self.inversion_iterations)]
-        noise = invert(begin(asked), path, targets, self.inversion_iterations)
+        noise = invert(begin(asked), path, targets, self.inversion_iterations, model.process.move)
         nats = (noise.double().square().flatten(1).mean(dim=1) + math.log(2 * math.pi)) / 2
         cost = self.inversion_iterations * len(path) * self._evaluations(model, traces, guided=guided)
         return [
@@ -227,16 +229,14 @@ def remembers(model: TextToImage) -> bool:
     return model.guard is not None and model.guard.always_guides
 
 
-def denoising_path(model: TextToImage, steps: int) -> list[DDIMStep]:
-    """List the steps from noise to picture of a DDIM sampler at the timesteps of the model's own."""
-    timesteps = sorted(set(model.sampling_timesteps(steps).tolist()), reverse=True)
-    # Stable Diffusion's last step ends at the first abar, others' at 1.
-    last = getattr(model.make_scheduler(steps), "final_alpha_cumprod", model.alphas_cumprod[0])
-    levels = [*(float(model.alphas_cumprod[timestep]) for timestep in timesteps), float(last)]
-    return [DDIMStep(*step) for step in zip(timesteps, levels[:-1], levels[1:], range(len(timesteps)), strict=True)]
+def denoising_path(model: TextToImage, steps: int) -> list[PathStep]:
+    """List the steps from noise to picture of a deterministic sampler at the timesteps of the model's own."""
+    timesteps, levels = model.process.path(model.scheduler_name, steps)
+    numbered = zip(timesteps.tolist(), levels[:-1], levels[1:], range(len(timesteps)), strict=True)
+    return [PathStep(*step) for step in numbered]
 
 
-def thinned(path: Sequence[DDIMStep], steps: int) -> list[DDIMStep]:
+def thinned(path: Sequence[PathStep], steps: int) -> list[PathStep]:
     """Keep ``steps`` of a path, evenly spread from its first; each goes on to the level of the next.
 
     Raises:
@@ -249,16 +249,10 @@ def thinned(path: Sequence[DDIMStep], steps: int) -> list[DDIMStep]:
     return [replace(step, clean=end) for step, end in zip(kept, ends, strict=True)]
 
 
-def ddim_move(latents: Tensor, noise: Tensor, start: float, end: float) -> Tensor:
-    """Keep x0 and ``noise`` of latents at abar ``start`` and mix them as at abar ``end``; both ways alike."""
-    picture = (latents - math.sqrt(1 - start) * noise) / math.sqrt(start)
-    return math.sqrt(end) * picture + math.sqrt(1 - end) * noise
-
-
 def picture_gradient(
     model: TextToImage,
     predict: Predict,
-    path: Sequence[DDIMStep],
+    path: Sequence[PathStep],
     noise: Tensor,
     targets: Tensor,
     *,
@@ -292,7 +286,7 @@ def picture_gradient(
                 if recompute
                 else predict(given, step.timestep)
             )
-            latents = ddim_move(latents, predicted, step.noisy, step.clean)
+            latents = model.process.move(latents, predicted, step.noisy, step.clean)
         squares = (latents - targets).square().flatten(1)
         require_finite(squares.detach(), "The attack's loss", ATTACK_DIVERGED)
         (gradient,) = torch.autograd.grad(squares.sum(), noise)
@@ -301,7 +295,13 @@ def picture_gradient(
 
 
 @torch.no_grad()
-def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iterations: int) -> Tensor:
+def invert(
+    predict: Predict,
+    path: Sequence[PathStep],
+    targets: Tensor,
+    iterations: int,
+    move: Callable[[Tensor, Tensor, float, float], Tensor],
+) -> Tensor:
     """Go back along a path from the latents of pictures; float [n, c, h, w].
 
     Args:
@@ -309,12 +309,13 @@ def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iteratio
         path: The steps from noise to picture.
         targets: float [n, c, h, w], latents of pictures.
         iterations: Of the fixed point.
+        move: The noise process's own; see :meth:`diffusion.processes.protocol.NoiseProcess.move`.
     """
     latents = targets
     for step in reversed(path):
         cleaner = latents
         for _ in range(iterations):
-            latents = ddim_move(cleaner, predict(latents, step.timestep), step.clean, step.noisy)
+            latents = move(cleaner, predict(latents, step.timestep), step.clean, step.noisy)
     return latents
 
 

@@ -260,13 +260,13 @@ class P4D:
         todo = [(state, step) for state in searches for step in range(steps)]
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            predictions = original.predict_noise(
+            predictions = original.predict(
                 torch.stack([state.references.latents[step] for state, step in batch]),
                 torch.stack([state.references.timesteps[step] for state, step in batch]),
                 torch.stack([state.text for state, _ in batch]),
             )
             for (state, step), prediction in zip(batch, predictions, strict=True):
-                state.references.noise[step] = prediction
+                state.references.targets[step] = prediction
 
     def _advance(
         self, model: TextToImage, variant: Variant, searches: Sequence[CaseSearch], candidates: Tensor

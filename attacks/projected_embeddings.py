@@ -74,7 +74,7 @@ def descend(
     taken = torch.tensor([state.steps for state in searches], device=model.device)
     timesteps = torch.stack([drawn.timesteps for drawn in pictures])
     latents = torch.stack([drawn.latents for drawn in pictures])
-    noise = torch.stack([drawn.noise for drawn in pictures])
+    noise = torch.stack([drawn.targets for drawn in pictures])
     losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
     steps = timesteps.shape[1]
 

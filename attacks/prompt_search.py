@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.cases import PromptCase
 from diffusion.finite import require_finite
 from diffusion.model import TextToImage
-from diffusion.noise_schedule import at_least_float32
+from diffusion.processes.protocol import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 
 EmbeddingStart = Literal["mean", "random"]
@@ -95,24 +95,24 @@ def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
     return model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
 
 
-def middle_timestep(model: TextToImage, share: int, shares: int) -> int:
+def middle_timestep(model: TextToImage, share: int, shares: int) -> float:
     """Return the middle of one of equal shares of the noise schedule, from low noise to high (10, 30, ..., 990)."""
-    return (2 * share + 1) * model.training_timesteps // (2 * shares)
+    return model.process.middle(share, shares)
 
 
 @dataclass(frozen=True)
 class NoisyPictures:
-    """Draws of x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps of one picture x0.
+    """Draws of x_t, one picture x0 with noise.
 
     Attributes:
-        timesteps: int64 [draws].
+        timesteps: [draws].
         latents: float [draws, c, h, w], x_t.
-        noise: float [draws, c, h, w], what should be predicted of it: eps.
+        targets: float [draws, c, h, w], what should be predicted of it: of Stable Diffusion the noise.
     """
 
     timesteps: Tensor
     latents: Tensor
-    noise: Tensor
+    targets: Tensor
 
     @classmethod
     def draw(
@@ -140,10 +140,11 @@ class NoisyPictures:
         if schedule == "even":
             timesteps = torch.full((draws,), middle_timestep(model, share, shares))
         else:
-            timesteps = torch.randint(model.training_timesteps, (draws,), generator=generator)
+            timesteps = model.process.draw(draws, generator)
         timesteps = timesteps.to(model.device)
         noise = torch.randn((draws, *model.latent_shape), generator=generator).to(model.device, model.dtype)
-        return cls(timesteps, model.add_noise(target.expand_as(noise), noise, timesteps), noise)
+        pictures = target.expand_as(noise)
+        return cls(timesteps, model.add_noise(pictures, noise, timesteps), model.process.target(pictures, noise))
 
 
 def summed_errors(predictions: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
@@ -174,7 +175,7 @@ def embedding_gradient(
         embeddings: float [n, k, width], of the inserted tokens.
         latents: float [n, c, h, w], x_t.
         timesteps: int64 [n].
-        targets: float [n, c, h, w], the noise that should be predicted.
+        targets: float [n, c, h, w], what should be predicted.
         criterion: What the error is.
 
     Returns:
@@ -185,7 +186,7 @@ def embedding_gradient(
     """
     embeddings = embeddings.detach().requires_grad_()
     with torch.enable_grad():
-        predictions = model.predict_noise(latents, timesteps, template.encode(model, embeddings))
+        predictions = model.predict(latents, timesteps, template.encode(model, embeddings))
         sums = summed_errors(predictions, targets, criterion)
         require_finite(sums.detach(), "The attack's loss", ATTACK_DIVERGED)
         (gradient,) = torch.autograd.grad(sums.sum(), embeddings)

@@ -222,12 +222,13 @@ def denoising_gradient(
         generator: The only source of the draws.
     """
     picks = torch.randint(len(latents), (size,), generator=generator)
-    timesteps = torch.randint(model.training_timesteps, (size,), generator=generator).to(model.device)
+    timesteps = model.process.draw(size, generator).to(model.device)
     noise = torch.randn((size, *model.latent_shape), generator=generator).to(latents)
     noisy = model.add_noise(latents[picks], noise, timesteps)
     with torch.enable_grad(), substituted(model, {name: weight.to(model.dtype) for name, weight in weights.items()}):
         # A sum, because the gradient of a mean over many pixels underflows in half precision.
-        total = summed_errors(model.predict_noise(noisy, timesteps, text[picks]), noise, "l2").sum()
+        targets = model.process.target(latents[picks], noise)
+        total = summed_errors(model.predict(noisy, timesteps, text[picks]), targets, "l2").sum()
         require_finite(total.detach(), "The loss of relearning", ATTACK_DIVERGED)
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
     for weight, gradient in zip(weights.values(), gradients, strict=True):

@@ -183,7 +183,7 @@ class TextualInversion:
             generator = stream(self.seed, "textual_inversion/training", step)
             count = self.pictures_per_step
             pictures = torch.randint(len(targets), (count,), generator=generator)
-            timesteps = torch.randint(model.training_timesteps, (count,), generator=generator).to(model.device)
+            timesteps = model.process.draw(count, generator).to(model.device)
             noise = torch.randn((count, *model.latent_shape), generator=generator).to(model.device, model.dtype)
             captions = pictures % len(images)
             if self.captions != "prompts":
@@ -191,13 +191,14 @@ class TextualInversion:
             pictures, captions = pictures.to(model.device), captions.to(model.device)
             gradients, losses = [], []
             for batch in torch.arange(count, device=model.device).split(self.batch_size):
+                shown = targets[pictures[batch]]
                 gradient, error = embedding_gradient(
                     model,
                     template[captions[batch]],
                     embeddings.to(model.vocabulary.dtype).expand(len(batch), -1, -1),
-                    model.add_noise(targets[pictures[batch]], noise[batch], timesteps[batch]),
+                    model.add_noise(shown, noise[batch], timesteps[batch]),
                     timesteps[batch],
-                    noise[batch],
+                    model.process.target(shown, noise[batch]),
                 )
                 gradients.append(gradient.double())
                 losses.append(error.double())

@@ -143,9 +143,9 @@ class PublishedFlow:
         latents = model.initial_latents([case.seed]) * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, timestep)
-            without = model.predict_noise(scaled, timestep, unconditional)
-            noise = without + case.guidance * (model.predict_noise(scaled, timestep, conditional) - without)
-            output = model.as_trained(noise, scaled, timestep)
+            without = model.predict(scaled, timestep, unconditional)
+            noise = without + case.guidance * (model.predict(scaled, timestep, conditional) - without)
+            output = model.as_told(noise, scaled, timestep)
             latents = scheduler.step(output, timestep, latents).prev_sample
         picture = model.decode(latents)[0]
         with tempfile.TemporaryDirectory() as folder:

@@ -86,7 +86,9 @@ def measure_loading(folder: Path) -> dict[str, Any]:
     model = load_model(str(folder), scheduler="lms")
     return {
         "seconds": time.perf_counter() - started,
-        "parameters": sum(p.numel() for part in (model.unet, model.text_encoder, model.vae) for p in part.parameters()),
+        "parameters": sum(
+            p.numel() for part in (model.network, model.text_encoder, model.vae) for p in part.parameters()
+        ),
         "latents": list(model.latent_shape),
     }
 

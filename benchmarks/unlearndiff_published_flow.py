@@ -73,7 +73,7 @@ class PublishedUnlearnDiffAtk:
                 one_hot = functional.one_hot(drawn, size).to(model.dtype).requires_grad_()
                 noise = torch.randn(model.latent_shape, generator=generator)[None].to(model.device, model.dtype)
                 text = flow.encode(case.prompt, rows, one_hot @ self.table)
-                prediction = model.predict_noise(model.add_noise(target, noise, timestep), timestep, text)
+                prediction = model.predict(model.add_noise(target, noise, timestep), timestep, text)
                 loss = functional.mse_loss(prediction, noise)
                 (gradient,) = torch.autograd.grad(loss, one_hot)
                 probabilities.grad = functional.hardtanh(gradient)

@@ -25,10 +25,10 @@ class Predictor(Protocol):
     def dtype(self) -> torch.dtype:
         """The precision of the U-Net's weights."""
 
-    def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The noise prediction, [n, c, h, w]."""
 
-    def guided_noise(
+    def guided(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: Tensor
     ) -> Tensor:
         """Classifier-free guidance, [n, c, h, w]."""
@@ -80,4 +80,4 @@ class Guard:
             model: What predicts.
             steps: Which sampler steps it is asked for in turn, from 0, if not for all in their order.
         """
-        return model.guided_noise
+        return model.guided

@@ -39,16 +39,14 @@ def identity(model: TextToImage) -> dict[str, Any]:
 
 def configuration(model: TextToImage) -> dict[str, Any]:
     """All that a model is besides its weights, as JSON values by part: what a folder's files other than weights say."""
-    pair = model.pair
-    encoders = (model.text_encoder,) if pair is None else pair.encoders
-    tokenizers = (model.tokenizer,) if pair is None else (model.tokenizer, pair.parts["tokenizer_2"])
+    text = model.text_encoders
     return {
-        "unet": _network(model.unet),
+        model.denoiser.part: _network(model.network),
         "vae": _network(model.vae),
-        "text_encoder": [_network(encoder) for encoder in encoders],
-        "tokenizer": [_tokenizer(tokenizer) for tokenizer in tokenizers],
-        "scheduler": _fields(model.noise_schedule),
-        **({} if pair is None else {"pipeline": {"zeros": pair.parts["force_zeros_for_empty_prompt"]}}),
+        "text_encoder": [_network(encoder) for encoder in text.all_encoders],
+        "tokenizer": [_tokenizer(tokenizer) for tokenizer in text.all_tokenizers],
+        "scheduler": _fields(model.process.config),
+        **({"pipeline": text.settings} if text.settings else {}),
     }
 
 

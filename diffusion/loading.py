@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
@@ -20,35 +20,26 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from diffusion.added_tokens import add_embeddings, read_embeddings
+from diffusion.architectures import Pipeline
 from diffusion.checked import checked
 from diffusion.files import in_short, stands_in, why_unreadable
 from diffusion.finite import overflow_remedy, require_finite_tensors
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
-from diffusion.noise_schedule import Prediction
+from diffusion.pipeline_kinds import SD, SDXL, T5_PARTS, PipelineKind, kind_of, present_parts
+from diffusion.processes.noise_schedule import Prediction
 from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
 from diffusion.weight_files import LOADING_ERRORS, inert_names_allowed
 
 log = logging.getLogger(__name__)
 
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-"""What a diffusers folder of Stable Diffusion must have."""
-
-SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
-"""What that of Stable Diffusion XL must have besides."""
-
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
-
-LIBRARIES = ("diffusers", "transformers")
-"""Whose classes a model's parts may be."""
-
-Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16_autocast", "bf16_autocast"]
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Annotated[int, Field(ge=8)]
-SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler"]
+SchedulerName = Literal["ddim", "lms", "pndm", "dpmsolver++", "euler", "flow_euler"]
 
 _WEIGHT_TYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -69,18 +60,21 @@ class ModelSource:
         precision: Of the weights; ``fp16_autocast`` and ``bf16_autocast`` keep float32 weights, which training needs,
             and compute the U-Net in half precision.
         device: ``auto`` takes a GPU if there is one.
-        scheduler: The sampler, one for every method compared.
+        scheduler: The sampler, one for every method compared; ``flow_euler`` of models that predict velocity between
+            noise and picture (Stable Diffusion 3), the others of all others.
         config: Diffusers folder that gives a single file its configuration and tokenizer; without one they come from
             the Hub or its cache.
         name: What results call the model; the last part of ``source`` if none.
         resolution: Edge of a square picture in pixels, or width and height; the model's own if none.
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
-        offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
+        offload: The VAE, and a T5, wait in the CPU's memory while the GPU does not use them; no effect on results.
         prediction_type: What the network was trained to predict, if its configuration is wrong or none came with it;
             None for what the configuration, or a mark in a single file, says.
         embeddings: Files of textual inversions, whose tokens prompts and attacks may use; see
             :mod:`diffusion.added_tokens` for the formats.
+        t5: Whether a T5 is loaded where the model has one (Stable Diffusion 3); pictures depend on it.
+        t5_tokens: Rows of T5, zeros where there is none; diffusers takes 256, and pictures depend on it.
 
     Raises:
         ValueError: ``device`` is ``cuda`` and there is none, ``config`` is no diffusers folder, or ``embeddings`` has a
@@ -99,6 +93,8 @@ class ModelSource:
     offload: bool = False
     prediction_type: Prediction | None = None
     embeddings: tuple[Path, ...] = ()
+    t5: bool = True
+    t5_tokens: Annotated[int, Field(ge=0, le=512)] = 256
 
     @model_validator(mode="after")
     def _is_at_hand(self) -> "ModelSource":
@@ -127,7 +123,7 @@ class ModelSource:
             NotFiniteError: A weight is infinite or NaN.
         """
         with quiet_off_a_terminal():
-            pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
+            pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision], t5=self.t5)
         for path in self.embeddings:
             tokens = add_embeddings(pipeline, path.expanduser())
             log.info("model: prompts may use %s, from %s", ", ".join(tokens), path)
@@ -144,7 +140,7 @@ class ModelSource:
         if self.device != "cpu" and torch.cuda.is_available():
             pipeline.to("cuda")
         if self.gradient_checkpointing:
-            checkpoint_activations(pipeline.unet)
+            checkpoint_activations(pipeline.transformer if "transformer" in pipeline.components else pipeline.unet)
         return TextToImage(
             pipeline,
             name=self.name or re.sub(r"\.(safetensors|ckpt)$", "", Path(self.source).name),
@@ -152,6 +148,7 @@ class ModelSource:
             autocast=_AUTOCAST.get(self.precision),
             resolution=self.resolution,
             offload=self.offload,
+            t5_tokens=self.t5_tokens,
         )
 
 
@@ -168,96 +165,71 @@ def load_model(
     return ModelSource(source, precision, device, scheduler, config, name).load()
 
 
-def _load_pipeline(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
+def _load_pipeline(source: str, config: str | None, dtype: torch.dtype, *, t5: bool) -> Pipeline:
     path = locate(source)
     if path is None:
-        return _from_hub(source, dtype)
-    return _from_folder(path, dtype) if path.is_dir() else _from_single_file(path, config, dtype)
+        return _from_hub(source, dtype, t5=t5)
+    return _from_folder(path, dtype, t5=t5) if path.is_dir() else _from_single_file(path, config, dtype)
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
+def _from_folder(folder: Path, dtype: torch.dtype, *, t5: bool) -> Pipeline:
     _check_index(folder)
     try:
-        return _from_pretrained(str(folder), dtype)
+        return _from_pretrained(str(folder), dtype, t5=t5)
     except LOADING_ERRORS as error:
         raise ValueError(
             f"The model in {folder} cannot be read; restore its files: {why_unreadable(folder, error)}."
         ) from error
 
 
-def _check_index(folder: Path) -> type[Pipeline]:
-    """The class of the pipeline that lies in ``folder``."""
+def _check_index(folder: Path) -> PipelineKind:
+    """The kind of the pipeline that lies in ``folder``."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{folder} is no diffusers folder; it lacks model_index.json.")
     try:
-        return _pipeline_class(json.loads(index.read_text(encoding="utf-8")), str(folder))
+        return kind_of(json.loads(index.read_text(encoding="utf-8")), str(folder))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, IndexError) as error:
         raise ValueError(f"{index} cannot be read; restore it: {why_unreadable(index, error)}.") from error
 
 
-def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
-    present = {name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None}
-    second = "text_encoder_2" in present or str(index.get("_class_name")).startswith("StableDiffusionXL")
-    parts = (*PARTS, *(SECOND_PARTS if second else ()))
-    missing = [part for part in parts if part not in present]
-    if missing:
-        kind, problem = "1 or 2", f"it lacks {', '.join(missing)}"
-        if second:
-            kind, problem = "XL", f"it has a second text encoder or is called so, but lacks {', '.join(missing)}"
-        raise ValueError(f"{source} is no Stable Diffusion {kind} model: {problem}; name another model.source.")
-    if strange := [part for part in parts if index[part][0] not in LIBRARIES]:
-        raise ValueError(
-            f"{source} takes its {strange[0]} from {index[strange[0]][0]!r}, and no code of a model is ever run; its "
-            f"parts must be of {' or '.join(LIBRARIES)}."
-        )
-    return StableDiffusionXLPipeline if second else StableDiffusionPipeline  # type: ignore[no-any-return]
-
-
-def _options(pipeline: type[Pipeline]) -> dict[str, Any]:
-    """What is left out of a pipeline, as nothing here uses it."""
-    if pipeline is StableDiffusionXLPipeline:
-        return {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}
-    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
-def _from_pretrained(source: str, dtype: torch.dtype, *, local_files_only: bool = True) -> Pipeline:
+def _from_pretrained(source: str, dtype: torch.dtype, *, t5: bool, local_files_only: bool = True) -> Pipeline:
     index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
-    pipeline = _pipeline_class(index, source)
+    kind = kind_of(index, source)
     folder = Path(source) if Path(source).is_dir() else cached_folder(source)
     # transformers would load the text encoder in the precision that its files are stored in.
-    return pipeline.from_pretrained(
+    return kind.pipeline.from_pretrained(  # type: ignore[no-any-return]
         source,
         dtype=dtype,
         local_files_only=local_files_only,
-        variant=_variant(folder) if folder else None,
+        variant=_variant(folder, kind) if folder else None,
         low_cpu_mem_usage=is_accelerate_available(),
-        **_options(pipeline),
+        **kind.options(present_parts(index), t5=t5),
     )
 
 
-def _variant(folder: Path) -> str | None:
+def _variant(folder: Path, kind: PipelineKind) -> str | None:
     """The variant of the weights, such as ``fp16``, that is asked for because a part has no others."""
-    return next(filter(None, map(weights_variant, sorted(folder / part for part in (*PARTS, *SECOND_PARTS)))), None)
+    return next(filter(None, map(weights_variant, sorted(folder / part for part in (*kind.parts, *T5_PARTS)))), None)
 
 
 def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pipeline:
     if path.suffix not in SINGLE_FILES:
         raise ValueError(f"{path} is no model; a single file must end in {' or '.join(SINGLE_FILES)}.")
-    pipeline: type[Pipeline] | None = None
+    kind: PipelineKind | None = None
     if config is not None:
-        pipeline = _check_index(Path(config).expanduser())
+        kind = _check_index(Path(config).expanduser())
         config = str(Path(config).expanduser())
     try:
-        if pipeline is None:
-            pipeline = StableDiffusionXLPipeline if _is_sdxl_file(path) else StableDiffusionPipeline
+        if kind is None:
+            kind = SDXL if _is_sdxl_file(path) else SD
         with inert_names_allowed(path):
-            loaded = pipeline.from_single_file(
+            loaded = kind.pipeline.from_single_file(
                 str(path),
                 config=config,
                 dtype=dtype,
                 local_files_only=config is not None or not hub_answers(),
-                **_options(pipeline),
+                **kind.left_out,
             )
         _configure_scheduler(loaded, _marks(path))
         return loaded
@@ -326,15 +298,15 @@ def quiet_off_a_terminal() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _from_hub(source: str, dtype: torch.dtype) -> Pipeline:
+def _from_hub(source: str, dtype: torch.dtype, *, t5: bool) -> Pipeline:
     try:
-        return _from_pretrained(source, dtype)
+        return _from_pretrained(source, dtype, t5=t5)
     except LOADING_ERRORS as error:
         log.debug("%s is not in the cache: %s", source, error)
     if not hub_answers():
         raise unreachable(source)
     try:
-        return _from_pretrained(source, dtype, local_files_only=False)
+        return _from_pretrained(source, dtype, t5=t5, local_files_only=False)
     except LOADING_ERRORS as error:
         raise FileNotFoundError(
             f"{source!r} is neither a local file or folder nor a model that {constants.ENDPOINT} gives out; check the "

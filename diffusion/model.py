@@ -2,41 +2,18 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, get_args
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
 from torch import Tensor, nn
 
+from diffusion.architectures import Pipeline, architecture_of
+from diffusion.autoencoder import Autoencoder
 from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard, Guidance
-from diffusion.memory import visiting
-from diffusion.noise_schedule import Prediction, as_noise, at_least_float32, betas_of, without_zeros
-from diffusion.text_encoders import TextEncoderPair
-from diffusion.tokenizer import CleaningTokenizer
-
-SCHEDULERS: dict[str, type] = {
-    "ddim": DDIMScheduler,
-    "lms": LMSDiscreteScheduler,
-    "pndm": PNDMScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-}
-"""The samplers on offer. One of them serves every method that is compared."""
-
-SCHEDULER_OPTIONS: dict[str, dict[str, bool]] = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
-"""What Stable Diffusion asks of a sampler, whatever the checkpoint's own scheduler was."""
-
-_SCHEDULER_ORIGIN = {"_class_name", "_diffusers_version"}
+from diffusion.processes.protocol import NoiseProcess, at_least_float32
+from diffusion.text.tokenizer import CleaningTokenizer
 
 UNGUIDED = 1.0
 """The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
@@ -49,152 +26,170 @@ def is_guided(guidance: float) -> bool:
 
 
 class TextToImage:
-    """Stable Diffusion's parts with an exact count of what they cost.
+    """A diffusion model's parts with an exact count of what they cost, whatever its architecture.
 
-    Text embeddings are float [n, tokens, width]; latents are float [n, c, h, w] in the U-Net's scale; timesteps are
-    0 .. 999; images are uint8 [n, 3, H, W]. With two text encoders (SDXL) text has one more row than tokens, see
-    :class:`diffusion.text_encoders.TextEncoderPair`.
+    Text embeddings are float [n, tokens, width], with more rows than tokens where the network takes more, see
+    :class:`diffusion.text.encoders.TextEncoders`; latents are float [n, c, h, w] in the network's scale; timesteps and
+    what is predicted are those of its noise process, see :class:`diffusion.processes.protocol.NoiseProcess`; images are
+    uint8 [n, 3, H, W].
 
     Args:
         pipeline: A loaded diffusers pipeline; its parts are used, not copied.
         name: What results call the model.
-        scheduler: One of :data:`SCHEDULERS`.
-        autocast: Precision of the U-Net's arithmetic when it differs from that of the weights.
-        resolution: Edge of a square picture in pixels, or width and height; the U-Net's own if None.
-        offload: The VAE waits on the CPU while it is not used.
+        scheduler: One of the samplers that its noise process knows; None for the first.
+        autocast: Precision of the network's arithmetic when it differs from that of the weights.
+        resolution: Edge of a square picture in pixels, or width and height; the network's own if None.
+        offload: The VAE, and a T5, wait on the CPU while they are not used.
+        t5_tokens: How much of a prompt a T5 reads, in its tokens, where the architecture has one.
 
     Attributes:
-        unet_evaluations: Samples that went through the U-Net's forward pass since the model was made. A guided step
+        denoiser: The network.
+        process: The noise process.
+        text_encoders: What reads prompts.
+        autoencoder: What is between latents and pictures.
+        unet_evaluations: Samples that went through the network's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
-        unet_gradients: Samples whose gradient went back through the U-Net, which costs about two evaluations each and
+        unet_gradients: Samples whose gradient went back through the network, which costs about two evaluations each and
             is counted apart from them.
-        text_encodings: Texts that went through the text encoder (of SDXL, through both at once).
+        text_encodings: Texts that went through the text encoder (of several, through all at once).
         guard: A defence at inference, if one stands before the model.
-        pair: The two text encoders of SDXL; None if the model has one.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, two tokenizers that differ, or a U-Net
+        ValueError: Unknown scheduler, a resolution that the model cannot have, tokenizers that differ, or a network
             that takes more than latents.
     """
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
+        pipeline: Pipeline,
         *,
         name: str = "pipeline",
-        scheduler: str = "ddim",
+        scheduler: str | None = "ddim",
         autocast: torch.dtype | None = None,
         resolution: int | tuple[int, int] | None = None,
         offload: bool = False,
+        t5_tokens: int = 256,
     ) -> None:
-        if scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}.")
         self.name = name
-        self.tokenizer = CleaningTokenizer(pipeline.tokenizer)
-        self.text_encoder = pipeline.text_encoder
-        self.pair = TextEncoderPair(pipeline) if isinstance(pipeline, StableDiffusionXLPipeline) else None
-        self.unet = pipeline.unet
-        self.vae = pipeline.vae
-        self.scheduler_name = scheduler
         self.autocast = autocast
         self.resolution = resolution
-        self.offload = offload
-        self._scheduler_config = dict(pipeline.scheduler.config)
-        trained = DDIMScheduler.from_config(self._scheduler_config).alphas_cumprod
-        self._reaches_pure_noise = not bool(trained.all())
-        self.alphas_cumprod: Tensor = without_zeros(trained)
         self.unet_evaluations = 0
         self.unet_gradients = 0
         self.text_encodings = 0
         self.guard: Guard | None = None
-        for part in (*self._text_encoders, self.unet, self.vae):
+        home = pipeline.device if offload else None
+        architecture = architecture_of(pipeline, name, t5_tokens=t5_tokens, offload_to=home)
+        self.denoiser = architecture.denoiser
+        self.text_encoders = architecture.text_encoders
+        self._assemble = architecture.assemble
+        for part in (*self.text_encoders.all_encoders, self.network, pipeline.vae):
             part.eval().requires_grad_(False)
-        if self.pair is not None and self.vae.config.force_upcast and self.vae.dtype == torch.float16:
+        vae = pipeline.vae
+        if architecture.vae_overflows and vae.config.force_upcast and vae.dtype == torch.float16:
             # SDXL's own VAE overflows there; those of Stable Diffusion 1 and 2 have the flag by default and do not.
-            self.vae.to(torch.float32)
-        if getattr(self.vae.config, "latents_mean", None) is not None:
-            raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
-        if self.prediction_type not in get_args(Prediction):
+            vae.to(torch.float32)
+        self.autoencoder = Autoencoder(vae, name, offload=offload)
+        self._check_latents()
+        _, height, width = self.latent_shape
+        self.process: NoiseProcess = architecture.process(self.denoiser.tokens(height, width))
+        scheduler = self.process.samplers[0] if scheduler is None else scheduler
+        if scheduler not in self.process.samplers:
             raise ValueError(
-                f"The scheduler's prediction_type of {name!r} is {self.prediction_type!r}; it must be one of "
-                f"{', '.join(get_args(Prediction))}."
+                f"scheduler is {scheduler!r}; it must be one of {', '.join(self.process.samplers)} for {name!r}, which "
+                f"predicts {self.process.currency}."
             )
-        if self._reaches_pure_noise and self.prediction_type == "epsilon":
+        self.scheduler_name = scheduler
+
+    def _check_latents(self) -> None:
+        """Refuse a network that takes more than latents, and pictures of a size that it does not take.
+
+        Raises:
+            ValueError: See above.
+        """
+        if (channels := self.denoiser.channels) != (latent_channels := self.autoencoder.channels):
             raise ValueError(
-                f"The noise schedule of {name!r} ends in pure noise (rescale_betas_zero_snr), where its "
-                "prediction_type 'epsilon' says nothing of the picture; correct the scheduler's configuration."
+                f"The {self.denoiser.kind} of {self.name!r} takes {channels} channels and the latents of its VAE have "
+                f"{latent_channels}; models of inpainting (9), editing (8) and depth (5) draw from more than a text "
+                "and cannot be used: choose a text-to-image model."
             )
-        if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
-            raise ValueError(
-                f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
-                "models of inpainting (9), editing (8) and depth (5) draw from more than a text and cannot be used: "
-                "choose a text-to-image model."
-            )
-        if offload:
-            self.vae.to("cpu")
+        resolution = self.resolution
         edges = () if resolution is None else (resolution,) if isinstance(resolution, int) else resolution
-        if any(edge < self._multiple or edge % self._multiple for edge in edges):
-            shown = resolution if isinstance(resolution, int) else list(edges)
-            raise ValueError(f"resolution is {shown}; {name!r} takes a multiple of {self._multiple} pixels.")
+        pixels = self.autoencoder.pixels_per_latent
+        multiple, largest = pixels * self.denoiser.multiple, self.denoiser.largest
+        shown = resolution if isinstance(resolution, int) else list(edges)
+        if any(edge < multiple or edge % multiple for edge in edges):
+            raise ValueError(f"resolution is {shown}; {self.name!r} takes a multiple of {multiple} pixels.")
+        if largest is not None and any(edge > pixels * largest for edge in edges):
+            raise ValueError(f"resolution is {shown}; {self.name!r} takes {pixels * largest} pixels at most.")
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's network, a module of diffusers."""
+        return self.denoiser.network
+
+    @property
+    def unet(self) -> Any:
+        """The same, by the name of those that are U-Nets."""
+        return self.denoiser.network
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder's network."""
+        return self.autoencoder.vae
+
+    @property
+    def text_encoder(self) -> Any:
+        """The first text encoder."""
+        return self.text_encoders.encoders[0]
+
+    @property
+    def tokenizer(self) -> CleaningTokenizer:
+        """The tokenizer whose ids the text encoders read."""
+        return self.text_encoders.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net lives."""
-        return self.unet.device  # type: ignore[no-any-return]
+        """Where the network lives."""
+        return self.network.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the U-Net's weights."""
-        return self.unet.dtype  # type: ignore[no-any-return]
+        """The precision of the network's weights."""
+        return self.network.dtype  # type: ignore[no-any-return]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
         if self.resolution is None:
-            size = self.unet.config.sample_size
-            height, width = (size, size) if isinstance(size, int) else size
+            height, width = self.denoiser.size
         else:
             pixels = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
-            width, height = (edge // self._pixels_per_latent for edge in pixels)
-        return self.unet.config.in_channels, height, width
+            width, height = (edge // self.autoencoder.pixels_per_latent for edge in pixels)
+        return self.denoiser.channels, height, width
 
     @property
     def training_timesteps(self) -> int:
-        """Number of timesteps of the noise schedule (1000 for Stable Diffusion)."""
-        return len(self.alphas_cumprod)
-
-    @property
-    def noise_schedule(self) -> dict[str, Any]:
-        """What the checkpoint says of its noise: the configuration of its scheduler."""
-        return self._scheduler_config
-
-    @property
-    def prediction_type(self) -> str:
-        """What the U-Net was trained to predict; one of :data:`diffusion.noise_schedule.Prediction`."""
-        return str(self._scheduler_config.get("prediction_type", "epsilon"))
+        """Number of timesteps of the noise process (1000 for Stable Diffusion)."""
+        return self.process.length
 
     @property
     def vocabulary(self) -> Tensor:
-        """The token embedding table, float [vocabulary, width]; of two text encoders side by side."""
-        if self.pair is not None:
-            return self.pair.vocabulary
-        return self.text_encoder.get_input_embeddings().weight  # type: ignore[no-any-return]
+        """The token embedding table, float [vocabulary, width]; of several text encoders side by side."""
+        return self.text_encoders.vocabulary
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
         """Rows of :attr:`vocabulary`, int64 [...] to float [..., width]."""
-        return self.vocabulary[ids] if self.pair is None else self.pair.look_up(ids)
+        return self.text_encoders.look_up(ids)
 
     @property
     def text_shape(self) -> tuple[int, int]:
         """Rows and width of one prompt's text embedding."""
-        return self.max_tokens + (self.pair is not None), self.vocabulary.shape[1]
+        return self.text_encoders.shape
 
     @property
     def max_tokens(self) -> int:
         """Positions of the text encoder, start and end tokens included."""
-        # A tokenizer that was saved without a length takes texts of any.
-        positions = (int(encoder.config.max_position_embeddings) for encoder in self._text_encoders)
-        return min(int(self.tokenizer.model_max_length), *positions)
+        return self.text_encoders.max_tokens
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -209,7 +204,7 @@ class TextToImage:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings of ``prompts``, float [n, tokens, width]."""
-        return self.encode_ids(self.tokenize(prompts))
+        return self._encode(self.tokenize(prompts), prompts)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
@@ -221,7 +216,7 @@ class TextToImage:
 
     def encode_tokens(self, prompts: Sequence[str]) -> Tensor:
         """Of :meth:`encode_prompts` the rows that cross-attention sees, float [n, max_tokens, width]."""
-        return self.encode_prompts(prompts)[:, : self.max_tokens]
+        return self.text_encoders.readable(self.encode_prompts(prompts))
 
     def require_one_text_encoder(self, what: str) -> None:
         """Refuse a method that knows of no second text encoder.
@@ -230,20 +225,24 @@ class TextToImage:
             what: The method, as the start of a sentence.
 
         Raises:
-            ValueError: The model has two.
+            ValueError: The model has several.
         """
-        if self.pair is not None:
+        if (count := len(self.text_encoders.all_encoders)) > 1:
             raise ValueError(
-                f"{what} works with one text encoder and {self.name!r} has two; choose another method, or a model of "
-                "Stable Diffusion 1 or 2."
+                f"{what} works with one text encoder and {self.name!r} has {'two' if count == 2 else count}; choose "
+                "another method, or a model of Stable Diffusion 1 or 2."
             )
 
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Text embeddings of token ids int64 [n, tokens]; float [n, tokens, width]."""
+        return self._encode(ids, None)
+
+    def _encode(self, ids: Tensor, prompts: Sequence[str] | None) -> Tensor:
         ids = ids.to(self.text_encoder.device)
         if self.guard is None:
-            return self._read_ids(ids)
-        return self.guard.read(self.token_embeddings(ids), self._ends(ids), self._read_embeddings)
+            self.text_encodings += len(ids)
+            return self.text_encoders.read_ids(ids, prompts).to(self.dtype)
+        return self.guard.read(self.token_embeddings(ids), self.text_encoders.ends(ids), self._read_embeddings)
 
     def encode_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
         """Text embeddings of a sequence that is given by its token embeddings, differentiable in them.
@@ -259,90 +258,51 @@ class TextToImage:
             return self._read_embeddings(token_embeddings, eos_positions)
         return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
 
-    def _read_ids(self, ids: Tensor) -> Tensor:
-        self.text_encodings += len(ids)
-        if self.pair is not None:
-            return self.pair.read_ids(ids, self._ends(ids)).to(self.dtype)
-        return self.text_encoder(ids).last_hidden_state.to(self.dtype)  # type: ignore[no-any-return]
-
-    def _ends(self, ids: Tensor) -> Tensor:
-        return (ids == self.tokenizer.eos_token_id).int().argmax(1)  # type: ignore[no-any-return]
-
     def _read_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
-        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
-        ids.scatter_(1, eos_positions[:, None], self.tokenizer.eos_token_id)
-        if self.pair is not None:
-            self.text_encodings += len(ids)
-            return self.pair.read_embeddings(token_embeddings, ids, eos_positions).to(self.dtype)
-        # The encoder takes ids only; a hook on its table hands it our rows and leaves masks and positions to it.
-        table = self.text_encoder.get_input_embeddings()
-        hook = table.register_forward_hook(lambda *_: token_embeddings)
-        try:
-            return self._read_ids(ids)
-        finally:
-            hook.remove()
+        self.text_encodings += len(token_embeddings)
+        return self.text_encoders.read_embeddings(token_embeddings, eos_positions).to(self.dtype)
 
-    def predict_noise(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
-        """The U-Net's noise prediction, float [n, c, h, w]; ``timesteps`` is one for all or int64 [n].
-
-        What predicts velocity or the picture is converted, in float32 at least, so that every method may think in
-        noise.
-        """
-        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
-        output = self._predict(latents, timesteps, text)
-        if self.prediction_type == "v_prediction":
-            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
-        return output
-
-    def as_trained(self, noise: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
-        """What the samplers are to be told where a prediction comes to ``noise``.
-
-        A sampler that combines the predictions of several steps, as PNDM does, gives another picture if it is told
-        noise by a model that predicts velocity. So no noise of such a model is given to a sampler as it is.
+    def predict(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+        """The network's prediction in the currency of the noise process, float [n, c, h, w].
 
         Args:
-            noise: float [n, c, h, w], a prediction, or several weighted by numbers that sum to 1.
-            latents: float [n, c, h, w], what it is the noise of.
-            timesteps: One for all or int64 [n].
+            latents: float [n, c, h, w].
+            timesteps: One for all or [n].
+            text: float [n, tokens, width].
         """
-        if self.prediction_type != "v_prediction":
-            return noise
-        alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
-        return (noise - (1 - alphas).sqrt() * latents) / alphas.sqrt()
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        return self.process.prediction(self._predict(latents, timesteps, text), latents, timesteps)
+
+    def as_told(self, prediction: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+        """What the samplers are to be told where this is predicted.
+
+        Args:
+            prediction: float [n, c, h, w], a prediction, or several weighted by numbers that sum to 1.
+            latents: float [n, c, h, w], what it is predicted of.
+            timesteps: One for all or [n].
+        """
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        return self.process.as_told(prediction, latents, timesteps)
 
     def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """What the samplers are told: velocity of a U-Net that predicts it, else noise, float [n, c, h, w].
-
-        Not every sampler takes a prediction of the picture, and none makes another picture of the noise in its place.
-        """
+        """What the samplers are told, float [n, c, h, w]."""
         self.unet_evaluations += len(latents)
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
+        rows, pooled = self.text_encoders.split(text)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self._run_unet(latents.to(self.dtype), timesteps, text)
+            output = self.denoiser.evaluate(latents.to(self.dtype), timesteps, rows, pooled)
         if output.requires_grad:
             output.register_hook(self._count_gradients)
-        if self.prediction_type == "sample":
-            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
-        return output
+        return self.process.told(output, latents, timesteps)
 
     def _count_gradients(self, gradient: Tensor) -> None:
         self.unet_gradients += len(gradient)
 
-    def _run_unet(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        if self.pair is None:
-            return self.unet(latents, timesteps, text).sample  # type: ignore[no-any-return]
-        tokens, pooled = self.pair.split(text)
-        # Original size, upper left corner of the crop, and size of the picture: a whole one of the size asked for.
-        size = self.image_size
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=text.dtype, device=text.device).expand(len(text), -1)
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        return self.unet(latents, timesteps, tokens, added_cond_kwargs=added).sample  # type: ignore[no-any-return]
-
-    def guided_noise(
+    def guided(
         self, latents: Tensor, timesteps: Tensor | int, text: Tensor, unconditional: Tensor, guidance: float | Tensor
     ) -> Tensor:
-        """Classifier-free guidance, both halves in one batch: e_0 + guidance * (e_c - e_0).
+        """Classifier-free guidance, both halves in one batch: p_0 + guidance * (p_c - p_0) of predictions p.
 
         Args:
             latents: float [n, c, h, w].
@@ -351,7 +311,7 @@ class TextToImage:
             unconditional: float [tokens, width] or [n, tokens, width], the empty prompt's embedding.
             guidance: One for all or float [n].
         """
-        return self._guided(self.predict_noise, latents, timesteps, text, unconditional, guidance)
+        return self._guided(self.predict, latents, timesteps, text, unconditional, guidance)
 
     def _guided(
         self,
@@ -380,7 +340,7 @@ class TextToImage:
         Args:
             steps: Which sampler steps it is asked for in turn, if not for all in their order.
         """
-        return self.guided_noise if self.guard is None else self.guard.guidance(self, steps)
+        return self.guided if self.guard is None else self.guard.guidance(self, steps)
 
     def is_guided(self, guidance: float) -> bool:
         """Whether a picture of this guidance scale needs more than the prediction for its prompt."""
@@ -393,9 +353,9 @@ class TextToImage:
         return 2 if self.guard is None else self.guard.evaluations_per_step
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
-        alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
-        return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
+        """Latents with unit Gaussian noise as they are at timesteps, float [n, c, h, w]."""
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        return self.process.noised(latents, noise, timesteps)
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
         """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
@@ -485,14 +445,13 @@ class TextToImage:
         scheduler = self.make_scheduler(steps)
         latents = latents * scheduler.init_noise_sigma
         guided = any(map(self.is_guided, scales.tolist()))
-        # A guard's own guidance thinks in noise.
+        # A guard's own guidance thinks in the currency of the process.
         guidance = self.guidance() if self.guard is not None and self.guard.always_guides else None
         for timestep in scheduler.timesteps[start:until]:
             scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
             timesteps = timestep.to(self.device).expand(len(scaled))
             if guidance is not None:
-                noise = guidance(scaled, timesteps, text, unconditional, scales)
-                output = self.as_trained(noise, scaled, timesteps)
+                output = self.as_told(guidance(scaled, timesteps, text, unconditional, scales), scaled, timesteps)
             elif guided:
                 output = self._guided(self._predict, scaled, timesteps, text, unconditional, scales)
             else:
@@ -505,20 +464,12 @@ class TextToImage:
         return latents
 
     def make_scheduler(self, steps: int) -> Any:
-        """A fresh sampler of ``steps`` steps on the model's own noise schedule, for predictions :meth:`as_trained`."""
-        config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
-        if self._reaches_pure_noise:
-            # Not every sampler knows the rescaling, and those that do treat its last step differently.
-            config |= {"trained_betas": betas_of(self.alphas_cumprod), "rescale_betas_zero_snr": False}
-        told = "v_prediction" if self.prediction_type == "v_prediction" else "epsilon"
-        options = {"prediction_type": told, **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
-        scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
-        scheduler.set_timesteps(steps)
-        return scheduler
+        """A fresh sampler of ``steps`` steps on the model's own noise process, for predictions :meth:`as_told`."""
+        return self.process.sampler(self.scheduler_name, steps)
 
     def sampling_timesteps(self, steps: int) -> Tensor:
-        """The sampler's timesteps in the order of sampling, int64 [steps] (PNDM repeats one)."""
-        return self.make_scheduler(steps).timesteps.round().long()  # type: ignore[no-any-return]
+        """The sampler's timesteps in the order of sampling, [steps] (PNDM repeats one)."""
+        return self.process.sampled_at(self.scheduler_name, steps)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Tensor:
@@ -528,46 +479,25 @@ class TextToImage:
             NotFiniteError: The decoder gives infinite or NaN pixels.
         """
         pictures = [torch.empty((0, 3, *self.image_size), dtype=torch.uint8)]
-        for start in range(0, len(latents), batch_size):
-            chunk = latents[start : start + batch_size].to(self.vae.dtype)
-            with self._using_vae():
-                decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
-            require_finite(decoded, f"Pictures that the VAE of {self.name!r} decodes", self._vae_remedy)
-            pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+        pictures += [self.autoencoder.decode(chunk, self.device) for chunk in latents.split(batch_size) if len(chunk)]
         return torch.cat(pictures)
-
-    @property
-    def _text_encoders(self) -> tuple[Any, ...]:
-        return (self.text_encoder,) if self.pair is None else self.pair.encoders
-
-    def _using_vae(self) -> AbstractContextManager[None]:
-        return visiting(self.vae, self.device) if self.offload else nullcontext()
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of a picture in pixels."""
-        return self.latent_shape[1] * self._pixels_per_latent, self.latent_shape[2] * self._pixels_per_latent
-
-    @property
-    def _pixels_per_latent(self) -> int:
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @property
-    def _multiple(self) -> int:
-        """What a picture's edge must be a multiple of: the U-Net halves its latents at every level but the last."""
-        return int(self._pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1))
+        pixels = self.autoencoder.pixels_per_latent
+        return self.latent_shape[1] * pixels, self.latent_shape[2] * pixels
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w]."""
-        latents = [self.initial_latents([])]
-        for start in range(0, len(images), batch_size):
-            pixels = images[start : start + batch_size].to(self.device).float() / 127.5 - 1
-            with self._using_vae():
-                mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
-            latents.append((mean * self.vae.config.scaling_factor).to(self.device, self.dtype))
-            require_finite(latents[-1], f"Latents that the VAE of {self.name!r} encodes pictures to", self._vae_remedy)
-        return torch.cat(latents)
+        """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w].
+
+        Raises:
+            NotFiniteError: The encoder gives infinite or NaN latents.
+        """
+        chunks = [chunk for chunk in images.split(batch_size) if len(chunk)]
+        latents = [self.autoencoder.encode(chunk, self.device, self.dtype) for chunk in chunks]
+        return torch.cat([self.initial_latents([]), *latents])
 
     def generate(
         self,
@@ -586,12 +516,12 @@ class TextToImage:
         return self.decode(latents, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over every weight of the U-Net, the text encoders and the VAE by name, and over added tokens."""
+        """SHA-256 over every weight of the network, the text encoders and the VAE by name, and over added tokens."""
         digest = hashlib.sha256()
         for token, number in sorted(self.tokenizer.get_added_vocab().items()):
             if number >= self.tokenizer.vocab_size:
                 digest.update(f"{token} {number}".encode())
-        for part in (self.unet, *self._text_encoders, self.vae):
+        for part in (self.network, *self.text_encoders.all_encoders, self.vae):
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -615,20 +545,8 @@ class TextToImage:
             self.autocast or self.dtype, "a weight of the model or of its edit is damaged or too large"
         )
 
-    @property
-    def _vae_remedy(self) -> str:
-        return overflow_remedy(self.vae.dtype, "a weight of the VAE is damaged or too large")
-
-    def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """Abar at timesteps, float [n, 1, 1, 1]; between two of them sigma = sqrt(1 / abar - 1) is linear.
-
-        It is in float32 at least, as 1 - abar would be wrong in half precision.
-        """
-        alphas = self.alphas_cumprod.to(like.device, at_least_float32(like.dtype))
-        low, high = timesteps.floor().long(), timesteps.ceil().long()
-        found = alphas[low]
-        if timesteps.is_floating_point():
-            sigmas = ((1 - alphas) / alphas).sqrt()
-            sigma = torch.lerp(sigmas[low], sigmas[high], (timesteps - low).to(alphas.dtype))
-            found = torch.where(low == high, found, 1 / (1 + sigma.square()))
-        return found.reshape(-1, 1, 1, 1)
+    def as_pipeline(self) -> Pipeline:
+        """A plain pipeline of diffusers with the model's parts as they are, and its sampler."""
+        sampler = self.process.plain_sampler(self.scheduler_name)
+        parts = {self.denoiser.part: self.network, "vae": self.vae, "scheduler": sampler}
+        return self._assemble(**parts, **self.text_encoders.parts)

@@ -15,7 +15,7 @@ TEXT_ENCODER_PREFIX = "text_encoder."
 def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
     """The U-Net's parameters, and the text encoder's with their prefix."""
     text = {f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.named_parameters()}
-    return {**dict(model.unet.named_parameters()), **text}
+    return {**dict(model.network.named_parameters()), **text}
 
 
 def matching_parameters(model: TextToImage, pattern: str) -> dict[str, nn.Parameter]:
@@ -24,7 +24,7 @@ def matching_parameters(model: TextToImage, pattern: str) -> dict[str, nn.Parame
     Raises:
         ValueError: There are none.
     """
-    matching = {name: value for name, value in model.unet.named_parameters() if fnmatchcase(name, pattern)}
+    matching = {name: value for name, value in model.network.named_parameters() if fnmatchcase(name, pattern)}
     if not matching:
         raise ValueError(
             f"parameters is {pattern!r}; no parameter of the U-Net of {model.name!r} has such a name: give a pattern "
@@ -57,6 +57,6 @@ def substituted(model: TextToImage, tensors: Mapping[str, Tensor]) -> Iterator[N
 
 def _owner(model: TextToImage, name: str) -> tuple[nn.Module, str]:
     """The module that has the parameter, and the parameter's name in it."""
-    whole = model.text_encoder if name.startswith(TEXT_ENCODER_PREFIX) else model.unet
+    whole = model.text_encoder if name.startswith(TEXT_ENCODER_PREFIX) else model.network
     path, _, leaf = name.removeprefix(TEXT_ENCODER_PREFIX).rpartition(".")
     return whole.get_submodule(path), leaf

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.model import TextToImage
-from diffusion.noise_schedule import at_least_float32
+from diffusion.processes.protocol import at_least_float32
 from erasure.concept import Concept
 
 
@@ -60,9 +60,8 @@ def recorded_attention(model: TextToImage) -> Iterator[AttentionRecord]:
     """Record cross-attention for the length of the context, differentiably and without changing what is computed."""
     record = AttentionRecord()
     with ExitStack() as hooks:
-        for name, layer in model.unet.named_modules():
-            if name.endswith(".attn2"):
-                record.watch(layer, hooks)
+        for layer in model.denoiser.text_attention().values():
+            record.watch(layer, hooks)
         yield record
 
 

@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from diffusion.disk import writing
 from diffusion.files import replacing
 from diffusion.finite import require_finite, require_finite_tensors
-from diffusion.model import SCHEDULERS, TextToImage
+from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
 from erasure.addition import Addition, addition_class, attach_all, stored_kind
@@ -377,7 +376,7 @@ class Edit:
         if model not in self._applications:
             raise ValueError(f"The edit is not applied to {model.name!r}; that model is unedited itself.")
         application = self._applications[model]
-        parts = (model.unet, model.text_encoder)
+        parts = (model.network, model.text_encoder)
         shared = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
         parameters = named_parameters(model)
         for name, original in application.replaced.items():
@@ -386,10 +385,8 @@ class Edit:
         application.detach()
         try:
             unedited = copy.copy(model)
-            unedited.unet = copy.deepcopy(model.unet, shared)
-            unedited.text_encoder = copy.deepcopy(model.text_encoder, shared)
-            if model.pair is not None:
-                unedited.pair = model.pair.with_first(unedited.text_encoder)
+            unedited.denoiser = model.denoiser.with_network(copy.deepcopy(model.network, shared))
+            unedited.text_encoders = model.text_encoders.with_first(copy.deepcopy(model.text_encoder, shared))
         finally:
             application.detach = attach_all(self.additions, model)
         unedited.unet_evaluations = unedited.unet_gradients = unedited.text_encodings = 0
@@ -535,7 +532,7 @@ def require_plain(edit: Edit) -> None:
 
 
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
-    """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
+    """Write the edited model as a safetensors folder of its own pipeline that plain diffusers loads.
 
     Args:
         model: The unedited model.
@@ -549,20 +546,7 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    sampler = SCHEDULERS[model.scheduler_name].from_config(model.make_scheduler(1).config)  # type: ignore[attr-defined]
-    parts = {
-        "vae": model.vae,
-        "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer.plain,
-        "unet": model.unet,
-        "scheduler": sampler,
-    }
-    if model.pair is None:
-        pipeline = StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    else:
-        pipeline = StableDiffusionXLPipeline(**parts, **model.pair.parts, add_watermarker=False)
+    pipeline = model.as_pipeline()
     try:
         with edit.applied(model), writing(folder, partial):
             pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]

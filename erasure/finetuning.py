@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from diffusion.finite import is_finite, require_finite
 from diffusion.model import TextToImage
-from diffusion.noise_schedule import at_least_float32
 from diffusion.parameters import named_parameters, substituted
+from diffusion.processes.protocol import at_least_float32
 from diffusion.streams import derived_seed
 from diffusion.training import fit
 from erasure.concept import Concept
@@ -116,7 +116,7 @@ class Retaining:
         samples, text = self._samples.batch(step)
         if self._learns_text:
             text = model.encode_ids(self._ids[samples.prompts])
-        kept = noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
+        kept = prediction_error(model, samples.latents, samples.timesteps, text, samples.targets)
         return self._objective.loss(model, step) + self._weight * kept
 
 
@@ -142,13 +142,13 @@ def require_preserved(concept: Concept, weight: float, name: str = "retain_weigh
         )
 
 
-def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
+def prediction_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar.
 
     It is in float32 at least.
     """
     precise = at_least_float32(targets.dtype)
-    return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(precise), targets.to(precise))
+    return functional.mse_loss(model.predict(latents, timesteps, text).to(precise), targets.to(precise))
 
 
 def gradient(model: TextToImage, losses: Iterator[Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

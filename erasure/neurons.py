@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ Spread = Literal["paired", "pooled"]
 """What a difference is standardised by: the standard deviation of the differences (matched samples), or the root mean
 square of the standard deviations with the concept and without it; both with n - 1."""
 
-_LAYERS: dict[Units, str] = {"feed_forward": ".ff.net.2", "cross_attention": ".attn2.to_out.0"}
+_FEED_FORWARD = ".ff.net.2"
 
 
 def neuron_layers(model: TextToImage, units: Units) -> dict[str, int]:
@@ -30,14 +30,15 @@ def neuron_layers(model: TextToImage, units: Units) -> dict[str, int]:
     Raises:
         ValueError: The model has none.
     """
-    suffix = _LAYERS[units]
-    layers = {name: module for name, module in model.unet.named_modules() if name.endswith(suffix)}
-    if not layers:
-        raise ValueError(
-            f"{model.name!r} has no layer {suffix[1:]}, so no {units} units; choose another of {', '.join(_LAYERS)}."
-        )
+    modules = dict(model.network.named_modules())
+    if units == "feed_forward":
+        names = [name for name in modules if name.endswith(_FEED_FORWARD)]
+    else:
+        names = [f"{name}.to_out.0" for name in model.denoiser.text_attention()]
+    if not names:
+        raise ValueError(f"{model.name!r} has no {units} units; choose another of {', '.join(get_args(Units))}.")
     side = "in_features" if units == "feed_forward" else "out_features"
-    return {name: int(getattr(module, side)) for name, module in layers.items()}
+    return {name: int(getattr(modules[name], side)) for name in names}
 
 
 @torch.no_grad()
@@ -197,7 +198,7 @@ def _watched(model: TextToImage, units: Units, count: int) -> Iterator[dict[str,
 
     with ExitStack() as hooks:
         for name in seen:
-            layer = model.unet.get_submodule(name)
+            layer = model.network.get_submodule(name)
             handle = (
                 layer.register_forward_pre_hook(partial(keep_input, name))
                 if units == "feed_forward"

@@ -57,13 +57,13 @@ class NoisedPictures:
     Attributes:
         latents: float [n, c, h, w], x_t.
         timesteps: int64 [n], t.
-        noise: float [n, c, h, w], what was added to the pictures.
+        targets: float [n, c, h, w], what should be predicted.
         prompts: int64 [n], which prompt each picture was made of.
     """
 
     latents: Tensor
     timesteps: Tensor
-    noise: Tensor
+    targets: Tensor
     prompts: Tensor
 
 
@@ -82,13 +82,14 @@ class Pictures:
     def noised(
         self, model: TextToImage, picks: Tensor, generator: torch.Generator, timesteps: Tensor | None = None
     ) -> NoisedPictures:
-        """The pictures ``picks``, int64 [n], each with noise of its own, at ``timesteps`` int64 [n] or uniform ones."""
+        """The pictures ``picks``, int64 [n], each with noise of its own, at ``timesteps`` [n] or drawn ones."""
         if timesteps is None:
-            timesteps = torch.randint(model.training_timesteps, (len(picks),), generator=generator)
+            timesteps = model.process.draw(len(picks), generator)
         noise = torch.randn((len(picks), *model.latent_shape), generator=generator).to(self.latents)
         timesteps = timesteps.to(model.device)
-        latents = model.add_noise(self.latents[picks], noise, timesteps)
-        return NoisedPictures(latents, timesteps, noise, self.prompts[picks])
+        pictures = self.latents[picks]
+        latents = model.add_noise(pictures, noise, timesteps)
+        return NoisedPictures(latents, timesteps, model.process.target(pictures, noise), self.prompts[picks])
 
     def draw(self, model: TextToImage, size: int, generator: torch.Generator) -> NoisedPictures:
         """``size`` of the pictures, any, with noise."""

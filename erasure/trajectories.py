@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.files import set_aside
 from diffusion.model import TextToImage
-from diffusion.noise_schedule import at_least_float32
+from diffusion.processes.protocol import at_least_float32
 from diffusion.progress import track
 from diffusion.streams import stream
 from diffusion.training import read_saved, save_atomically
@@ -147,7 +147,7 @@ def current_points(
     return torch.cat([latents for latents, _ in points]), torch.cat([t for _, t in points]), prompts
 
 
-def target_noise(
+def target_prediction(
     model: TextToImage,
     latents: Tensor,
     timesteps: Tensor,
@@ -163,12 +163,12 @@ def target_noise(
     with torch.no_grad():
         if attribute is not None:
             texts = torch.cat([text, attribute, reference])
-            noise = model.predict_noise(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts).to(latents.dtype)
+            noise = model.predict(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts).to(latents.dtype)
             whole, added, without = noise.chunk(3)
             return whole + guidance * (added - without)
         if guidance == 1:
-            return model.predict_noise(latents, timesteps, text).to(latents.dtype)
-        return model.guided_noise(latents, timesteps, text, reference, guidance).to(latents.dtype)
+            return model.predict(latents, timesteps, text).to(latents.dtype)
+        return model.guided(latents, timesteps, text, reference, guidance).to(latents.dtype)
 
 
 class FrozenSamples:
@@ -252,7 +252,7 @@ class FrozenSamples:
             )
             reference = unconditional.expand_as(text) if self._reference is None else self._reference[prompts]
             attribute = None if self._attribute is None else self._attribute[prompts]
-            targets = target_noise(model, latents, timesteps, text, reference, target_guidance, attribute)
+            targets = target_prediction(model, latents, timesteps, text, reference, target_guidance, attribute)
             return NoiseSamples(latents, timesteps, prompts, targets)
 
         def sample_all(group: Tensor) -> NoiseSamples:
@@ -291,14 +291,14 @@ class FrozenSamples:
             for timestep, t in zip(scheduler.timesteps, model.sampling_timesteps(settings.steps), strict=True):
                 scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
                 stacked = scaled.repeat(len(conditions), 1, 1, 1)
-                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(precise)
+                noise = model.predict(stacked, t.to(model.device), conditioning).to(precise)
                 without, conditional, *others = noise.chunk(len(conditions))
                 reference = without if self._reference is None else others[0]
                 start, end = (reference, conditional) if self._attribute is None else (conditional, others[-1])
                 target = (start + target_guidance * (end - reference)).to(latents.dtype)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
                 guided = without + max(1.0, settings.guidance) * (conditional - without)
-                output = model.as_trained(guided, scaled, t)
+                output = model.as_told(guided, scaled, t)
                 latents = scheduler.step(output, timestep, latents.to(precise)).prev_sample.to(latents.dtype)
             # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
             return NoiseSamples(

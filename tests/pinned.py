@@ -64,7 +64,7 @@ def _prediction(model: TextToImage) -> list[float]:
     latents = model.initial_latents([1, 2, 3])
     timesteps = torch.tensor([0, 500, 999])
     noisy = model.add_noise(latents, latents.flip(0), timesteps)
-    return _summary(model.predict_noise(noisy, timesteps, model.encode(PROMPTS)))
+    return _summary(model.predict(noisy, timesteps, model.encode(PROMPTS)))
 
 
 def _pictures(scheduler: Any) -> list[list[float]]:

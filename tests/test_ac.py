@@ -55,7 +55,7 @@ def test_loss_is_the_papers_formula(tiny_model64, variant, prior_weight):
     objective.prepare(tiny_model64, CONCEPT, scope="xattn_kv", steps=4, seed=3, checkpoint=None)
     for weight in scope_parameters(tiny_model64, "xattn").values():
         weight.mul_(1.2)
-    pictures, alphas = objective._pictures.latents, tiny_model64.alphas_cumprod.tolist()
+    pictures, alphas = objective._pictures.latents, tiny_model64.process.alphas.tolist()
 
     for step in range(2):
         (picks, timesteps, noise), (others, other_timesteps, other_noise) = drawn(step, 3)
@@ -70,11 +70,11 @@ def test_loss_is_the_papers_formula(tiny_model64, variant, prior_weight):
         ]
 
         expected = (
-            oracle.loss(tiny_model64.unet, alphas, rows)
+            oracle.loss(tiny_model64.network, alphas, rows)
             if variant == "model"
-            else oracle.noise_loss(tiny_model64.unet, alphas, [row[:4] for row in rows])
+            else oracle.noise_loss(tiny_model64.network, alphas, [row[:4] for row in rows])
         )
-        expected += prior_weight * oracle.noise_loss(tiny_model64.unet, alphas, prior)
+        expected += prior_weight * oracle.noise_loss(tiny_model64.network, alphas, prior)
         assert objective.loss(tiny_model64, step).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -114,9 +114,9 @@ def test_several_concepts_take_turns_each_on_pictures_of_its_own_anchor(tiny_mod
             text = tiny_model64.encode([prompt])[0]
             prior.append((pictures[other // 4][pick], other_noise[place], other_timesteps[place], text))
 
-        alphas = tiny_model64.alphas_cumprod.tolist()
-        expected = oracle.loss(tiny_model64.unet, alphas, rows) + 0.5 * oracle.noise_loss(
-            tiny_model64.unet, alphas, prior
+        alphas = tiny_model64.process.alphas.tolist()
+        expected = oracle.loss(tiny_model64.network, alphas, rows) + 0.5 * oracle.noise_loss(
+            tiny_model64.network, alphas, prior
         )
         assert objective.loss(tiny_model64, step).item() == pytest.approx(expected, rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_pictures_of_another_anchor_model_seed_or_sampler_are_not_taken_from_the
     make(cache=tmp_path).erase(tiny_model, CONCEPT, Off(), seed=0)
     if "model" in changes:
         with torch.no_grad():
-            tiny_model.unet.conv_in.bias.add_(0.1)
+            tiny_model.network.conv_in.bias.add_(0.1)
     if "beta_end" in changes:
         pipeline = make_tiny_pipeline(tokenizer_folder)
         pipeline.scheduler.register_to_config(**changes)
@@ -186,7 +186,7 @@ def test_the_cache_is_no_part_of_a_hash_and_lies_in_the_store(monkeypatch):
 
 
 def test_the_first_tokens_keys_and_values_get_no_gradient(tiny_model64):
-    attention = next(module for name, module in tiny_model64.unet.named_modules() if name.endswith(".attn2"))
+    attention = next(module for name, module in tiny_model64.network.named_modules() if name.endswith(".attn2"))
     weights = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn((5, attention.to_q.in_features), generator=generator, dtype=torch.float64)
@@ -223,7 +223,7 @@ def test_detaching_the_first_token_changes_the_gradient_of_the_loss_alone(tiny_m
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert (gradients[0] - gradients[1]).norm() > 0.01 * gradients[0].norm()
-    assert not any(module._forward_hooks for module in tiny_model64.unet.modules())
+    assert not any(module._forward_hooks for module in tiny_model64.network.modules())
 
 
 EMBEDDING = dataclasses.replace(CONCEPT, preserved=("a style",))

@@ -38,7 +38,7 @@ class Shift(Addition):
 
     def attach(self, model: TextToImage) -> Callable[[], None]:
         vector = self.vector[:, None, None]
-        return model.unet.conv_in.register_forward_hook(lambda _module, _inputs, output: output + vector).remove
+        return model.network.conv_in.register_forward_hook(lambda _module, _inputs, output: output + vector).remove
 
 
 class Guarding(Shift):
@@ -55,7 +55,7 @@ def edit() -> Edit:
 
 def noise_of(model: TextToImage) -> Tensor:
     latents = model.initial_latents([1, 2])
-    return model.predict_noise(latents, 500, model.encode_prompts(PROMPTS))
+    return model.predict(latents, 500, model.encode_prompts(PROMPTS))
 
 
 def test_an_addition_acts_while_it_is_applied_and_leaves_no_trace(tiny_model: TextToImage, edit: Edit):
@@ -86,7 +86,7 @@ def test_an_edit_with_an_addition_is_read_back_as_it_was_saved(tiny_model: TextT
 
 
 def test_an_edit_after_another_keeps_the_additions_of_both(tiny_model: TextToImage, edit: Edit):
-    name, weight = next(iter(tiny_model.unet.named_parameters()))
+    name, weight = next(iter(tiny_model.network.named_parameters()))
     both = edit.then(Edit.from_weights({name: weight}, {name: weight * 2}), tiny_model)
     assert both.additions == edit.additions
     assert set(both.entries) == {name}

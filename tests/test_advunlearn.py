@@ -95,9 +95,9 @@ def test_loss_is_the_papers_formula_at_the_embeddings_that_the_attack_finds(tiny
             seen = []
             for point in [samples, *points]:
                 x, t = point.latents[[place]], int(point.timesteps[place])
-                seen.append((x, t, tiny_model64.unet(x, torch.tensor([t]), frozen).sample))
+                seen.append((x, t, tiny_model64.network(x, torch.tensor([t]), frozen).sample))
             x, t, named = seen[0]
-            unnamed = tiny_model64.unet(x, torch.tensor([t]), empty).sample
+            unnamed = tiny_model64.network(x, torch.tensor([t]), empty).sample
             text = edited.encode([prompt])
             if attacked:
                 start = edited.vocabulary[tokens[place]].detach()
@@ -122,7 +122,7 @@ def test_loss_is_the_papers_formula_at_the_embeddings_that_the_attack_finds(tiny
 def test_every_sample_lies_on_a_trajectory_of_its_own_prompt(tiny_model64):
     objective = prepared(tiny_model64, make())
     timesteps = tiny_model64.sampling_timesteps(3).tolist()
-    alphas = tiny_model64.alphas_cumprod.tolist()
+    alphas = tiny_model64.process.alphas.tolist()
     empty = tiny_model64.encode([""])[0]
 
     for batch in (0, 1, 4, 9):
@@ -131,9 +131,9 @@ def test_every_sample_lies_on_a_trajectory_of_its_own_prompt(tiny_model64):
         for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
             text = tiny_model64.encode([PROMPTS[int(samples.prompts[place])]])[0]
             x = esd.trajectory_point(
-                tiny_model64.unet, alphas, timesteps, stop, seed, (4, 8, 8), text, empty, guidance=3.0
+                tiny_model64.network, alphas, timesteps, stop, seed, (4, 8, 8), text, empty, guidance=3.0
             )
-            target = tiny_model64.unet(x, torch.tensor([timesteps[stop]]), text[None]).sample
+            target = tiny_model64.network(x, torch.tensor([timesteps[stop]]), text[None]).sample
             assert samples.timesteps[place] == timesteps[stop]
             torch.testing.assert_close(samples.latents[[place]], x, rtol=0, atol=1e-5)
             torch.testing.assert_close(samples.targets[[place]], target, rtol=0, atol=1e-5)
@@ -181,7 +181,7 @@ def test_retain_term_is_what_the_trained_text_encoder_makes_of_preserved_phrases
     error = 0.0
     for place in range(3):
         x, t = samples.latents[[place]], samples.timesteps[[place]]
-        wanted = tiny_model64.unet(x, t, frozen[[place]]).sample
+        wanted = tiny_model64.network(x, t, frozen[[place]]).sample
         text = edited.encode([CONCEPT.preserved[int(samples.prompts[place])]])
         error += oracle.squared_error(edited, x, int(t), text, wanted).item() / 3
 
@@ -201,7 +201,7 @@ def test_more_steps_of_attack_come_closer_to_the_concept(tiny_model):
         text = template.encode(edited, objective._attack(edited, template, 0))
         seen = [points.batch(number)[0] for number in range(10)]
         return sum(
-            finetuning.noise_error(edited, samples.latents, samples.timesteps, text, samples.targets).item()
+            finetuning.prediction_error(edited, samples.latents, samples.timesteps, text, samples.targets).item()
             for samples in seen
         )
 

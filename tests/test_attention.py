@@ -19,12 +19,12 @@ def test_maps_are_the_mean_over_layers_heads_and_tokens_stretched_to_0_and_1(tin
     columns = concept_columns(tiny_model64, CONCEPT)
 
     with recorded_attention(tiny_model64) as record:
-        tiny_model64.predict_noise(latents, 300, text)
+        tiny_model64.predict(latents, 300, text)
     maps = {size: concept_maps(record, columns, size) for size in ((8, 8), (4, 4))}
 
     for place in range(2):
         tokens = columns[place].nonzero().flatten().tolist()
-        seen = fmn.seen_by_layers(tiny_model64.unet, latents[place], 300, text[place])
+        seen = fmn.seen_by_layers(tiny_model64.network, latents[place], 300, text[place])
         layers = [fmn.probabilities(layer, pixels, text[place]) for layer, pixels in seen]
         for size, found in maps.items():
             counted = [heads for heads in layers if len(heads[0]) == size[0] * size[1]]
@@ -35,12 +35,12 @@ def test_maps_are_the_mean_over_layers_heads_and_tokens_stretched_to_0_and_1(tin
 @torch.no_grad()
 def test_attention_that_is_the_same_everywhere_gives_zeros(tiny_model):
     columns = concept_columns(tiny_model, CONCEPT)[:1]
-    for name, weight in tiny_model.unet.named_parameters():
+    for name, weight in tiny_model.network.named_parameters():
         if name.endswith("attn2.to_k.weight"):
             weight.zero_()
 
     with recorded_attention(tiny_model) as record:
-        tiny_model.predict_noise(tiny_model.initial_latents([0]), 300, tiny_model.encode(["a church"]))
+        tiny_model.predict(tiny_model.initial_latents([0]), 300, tiny_model.encode(["a church"]))
 
     assert torch.equal(concept_maps(record, columns, (8, 8)), torch.zeros(1, 8, 8))
 
@@ -48,7 +48,7 @@ def test_attention_that_is_the_same_everywhere_gives_zeros(tiny_model):
 def test_a_size_that_no_layer_has_is_refused(tiny_model):
     columns = concept_columns(tiny_model, CONCEPT)[:1]
     with recorded_attention(tiny_model) as record:
-        tiny_model.predict_noise(tiny_model.initial_latents([0]), 300, tiny_model.encode(["a church"]))
+        tiny_model.predict(tiny_model.initial_latents([0]), 300, tiny_model.encode(["a church"]))
 
     with pytest.raises(ValueError, match=r"No cross-attention layer looks with 16x16 pixels; .* pixels are 64, 16\."):
         concept_maps(record, columns, (16, 16))

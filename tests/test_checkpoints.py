@@ -42,7 +42,7 @@ def erased(model: TextToImage, *, scope: str = "xattn") -> Weights:
 
 
 def whole_unet(model: TextToImage, changed: Weights) -> Weights:
-    return {name: changed.get(name, value.detach()).clone() for name, value in model.unet.named_parameters()}
+    return {name: changed.get(name, value.detach()).clone() for name, value in model.network.named_parameters()}
 
 
 def nested(weights: Weights) -> dict[str, Weights]:
@@ -71,12 +71,12 @@ def as_safetensors(model: TextToImage, changed: Weights, folder: Path) -> Path:
 
 
 def as_own_edit(model: TextToImage, changed: Weights, folder: Path) -> Path:
-    Edit.from_weights(dict(model.unet.named_parameters()), changed).save(folder / "edit.safetensors")
+    Edit.from_weights(dict(model.network.named_parameters()), changed).save(folder / "edit.safetensors")
     return folder / "edit.safetensors"
 
 
 def as_pipeline(model: TextToImage, changed: Weights, folder: Path) -> Path:
-    export(model, Edit.from_weights(dict(model.unet.named_parameters()), changed), folder / "pipeline")
+    export(model, Edit.from_weights(dict(model.network.named_parameters()), changed), folder / "pipeline")
     return folder / "pipeline"
 
 
@@ -133,7 +133,7 @@ def test_half_precision_files_change_what_was_erased_and_nothing_else(tiny_model
 def test_a_model_in_half_precision_takes_a_full_precision_file(tiny_model, tmp_path, dtype):
     path = pickled(whole_unet)(tiny_model, erased(tiny_model), tmp_path)
     changed = {name: value.to(dtype) for name, value in erased(tiny_model).items()}
-    for part in (tiny_model.unet, tiny_model.text_encoder):
+    for part in (tiny_model.network, tiny_model.text_encoder):
         part.to(dtype)
 
     edit = edit_of(path, tiny_model)
@@ -187,7 +187,7 @@ def test_low_rank_factors_are_folded_into_the_weights(tiny_model64, tmp_path, al
 
 
 def test_low_rank_factors_of_a_convolution_do_what_the_layer_beside_it_does(tiny_model64, tmp_path):
-    layer = tiny_model64.unet.up_blocks[0].resnets[0].conv1
+    layer = tiny_model64.network.up_blocks[0].resnets[0].conv1
     generator = torch.Generator().manual_seed(2)
     outputs, inputs, *_ = layer.weight.shape
     down = 0.02 * torch.randn(2, inputs, 3, 3, generator=generator, dtype=torch.float64)
@@ -253,8 +253,8 @@ def test_an_spm_of_another_model_or_without_numbers_is_refused(tiny_model, tmp_p
 
 
 def test_any_single_layer_of_compvis_names_finds_its_place(tiny_model, tmp_path):
-    for module in dict.fromkeys(name.rpartition(".")[0] for name, _ in tiny_model.unet.named_parameters()):
-        layer = tiny_model.unet.get_submodule(module).named_parameters(prefix=module)
+    for module in dict.fromkeys(name.rpartition(".")[0] for name, _ in tiny_model.network.named_parameters()):
+        layer = tiny_model.network.get_submodule(module).named_parameters(prefix=module)
         changed = {name: value.detach() * 1.5 + 0.1 for name, value in layer}
         torch.save(compvis(changed), tmp_path / "delta.ckpt")
         assert_becomes(tiny_model, edit_of(tmp_path / "delta.ckpt", tiny_model), changed)
@@ -296,7 +296,7 @@ def test_recelers_erasers_are_adapters_behind_cross_attention(tiny_model, tmp_pa
     )
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
     with attached(tiny_model, adapters):
-        expected = tiny_model.predict_noise(latents, 500, text)
+        expected = tiny_model.predict(latents, 500, text)
 
     eraser = Imported(path=path / "eraser_weights.pt" if alone else path)
     edit = eraser.erase(tiny_model, CONCEPT, Off(), seed=0).edit
@@ -304,7 +304,7 @@ def test_recelers_erasers_are_adapters_behind_cross_attention(tiny_model, tmp_pa
 
     assert not edit.entries
     with edit_of(tmp_path / "edit.safetensors", tiny_model).applied(tiny_model):
-        assert torch.equal(tiny_model.predict_noise(latents, 500, text), expected)
+        assert torch.equal(tiny_model.predict(latents, 500, text), expected)
 
 
 def changed_eraser(part: str, value: Tensor | None, block: str = "mid_block.attentions.0") -> Callable[..., object]:
@@ -367,7 +367,7 @@ def test_erasers_that_do_not_fit_are_refused_in_one_sentence(tiny_model, tmp_pat
     assert str(path) in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert not (tmp_path / "ran").exists()
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
 
 
 @pytest.mark.parametrize("name", ["eraser_weights.pt", "eraser_config.json"])
@@ -451,7 +451,7 @@ def write_factors(**changes: Tensor) -> Callable[[Path, TextToImage], None]:
     """Low-rank factors of one layer, some of them replaced."""
 
     def write(path: Path, model: TextToImage) -> None:
-        rows, columns = model.unet.get_parameter(f"{LAYER}.weight").shape
+        rows, columns = model.network.get_parameter(f"{LAYER}.weight").shape
         parts = {"up": torch.ones(rows, 2), "down": torch.ones(2, columns), **changes}
         names = {"up": "lora_up.weight", "down": "lora_down.weight", "alpha": "alpha"}
         layer = f"lora_unet_{LAYER.replace('.', '_')}"
@@ -461,7 +461,7 @@ def write_factors(**changes: Tensor) -> Callable[[Path, TextToImage], None]:
 
 
 def write_twice(path: Path, model: TextToImage) -> None:
-    bias = model.unet.conv_in.bias.detach()
+    bias = model.network.conv_in.bias.detach()
     torch.save({"conv_in.bias": bias + 1, "unet.conv_in.bias": bias + 2}, path)
 
 

@@ -145,7 +145,7 @@ def test_an_exported_file_is_read_back_as_the_runs_edit(world: Path, summaries, 
     assert typed("export", file, "--run", run, "--store", world / "store")[0] == 0
     loaded = load_run(run, world / "store")
     with loaded.edit.applied(loaded.model):
-        wanted = {name: value.clone() for name, value in loaded.model.unet.state_dict().items()}
+        wanted = {name: value.clone() for name, value in loaded.model.network.state_dict().items()}
     found = load_file(file)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -84,7 +84,7 @@ def test_saved_edit_does_the_same(tiny_model, edit, tmp_path):
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)]
 )
 def test_right_multiplied_matrices_are_w_t_to_the_models_precision(tiny_model, dtype, tolerance):
-    tiny_model.unet.to(dtype)
+    tiny_model.network.to(dtype)
     edit = right_multiplied(tiny_model)
     before = {name: weight.double().clone() for name, weight in scope_parameters(tiny_model, "xattn_kv").items()}
 
@@ -202,7 +202,7 @@ def test_dense_tensors_load_as_a_plain_state_dict(tiny_model, tmp_path):
     before, after = noisy_weights(tiny_model)
     Edit.from_weights(before, after).save(tmp_path / "edit.safetensors")
 
-    missing_and_unexpected = tiny_model.unet.load_state_dict(load_file(tmp_path / "edit.safetensors"), strict=False)
+    missing_and_unexpected = tiny_model.network.load_state_dict(load_file(tmp_path / "edit.safetensors"), strict=False)
 
     assert missing_and_unexpected.unexpected_keys == []
     assert all(torch.equal(scope_parameters(tiny_model, "xattn")[name], value) for name, value in after.items())
@@ -239,7 +239,7 @@ def test_then_joins_a_right_multiplication_and_a_mask(tiny_model, scope):
 
 def test_the_unedited_model_stands_beside_the_edited_one_and_shares_the_rest(tiny_model, edit):
     latents = torch.randn(2, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
-    before = tiny_model.predict_noise(latents, 40, tiny_model.encode(["a church", "a fish"]))
+    before = tiny_model.predict(latents, 40, tiny_model.encode(["a church", "a fish"]))
     fingerprint = tiny_model.fingerprint()
     spent = tiny_model.unet_evaluations
 
@@ -247,7 +247,7 @@ def test_the_unedited_model_stands_beside_the_edited_one_and_shares_the_rest(tin
         edited = tiny_model.fingerprint()
         unedited = edit.unedited(tiny_model)
         assert unedited.fingerprint() == fingerprint
-        assert torch.equal(unedited.predict_noise(latents, 40, unedited.encode(["a church", "a fish"])), before)
+        assert torch.equal(unedited.predict(latents, 40, unedited.encode(["a church", "a fish"])), before)
         assert (unedited.unet_evaluations, tiny_model.unet_evaluations) == (2, spent)
         mine, theirs = named_parameters(tiny_model), named_parameters(unedited)
         assert {name for name in mine if mine[name] is not theirs[name]} == set(edit.entries)
@@ -275,7 +275,7 @@ def test_an_edit_that_fails_half_way_leaves_the_model_as_it_was(tiny_model, monk
     adapters = Adapters.untrained(tiny_model, 2, torch.Generator().manual_seed(0))
     edit = Edit(Edit.from_weights(named_parameters(tiny_model), changed).entries, {}, (adapters,))
     before = tiny_model.fingerprint()
-    hooks = [len(layer._forward_hooks) for layer in tiny_model.unet.modules()]
+    hooks = [len(layer._forward_hooks) for layer in tiny_model.network.modules()]
     failing = list(edit.entries.values())[place]
     value = Entry.value
 
@@ -290,7 +290,7 @@ def test_an_edit_that_fails_half_way_leaves_the_model_as_it_was(tiny_model, monk
             edit.apply(tiny_model)
 
     assert tiny_model.fingerprint() == before
-    assert [len(layer._forward_hooks) for layer in tiny_model.unet.modules()] == hooks
+    assert [len(layer._forward_hooks) for layer in tiny_model.network.modules()] == hooks
     with pytest.raises(ValueError, match="nothing to revert"):
         edit.revert(tiny_model)
     with edit.applied(tiny_model):
@@ -308,7 +308,7 @@ def test_an_addition_that_does_not_fit_leaves_the_model_as_it_was(tiny_model):
         Edit(entries, {}, (adapters, elsewhere)).apply(tiny_model)
 
     assert tiny_model.fingerprint() == before
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
 
 
 def test_an_unedited_copy_that_fails_leaves_the_additions_where_they_are(tiny_model, monkeypatch):
@@ -319,13 +319,13 @@ def test_an_unedited_copy_that_fails_leaves_the_additions_where_they_are(tiny_mo
         raise torch.OutOfMemoryError("no memory")
 
     with edit.applied(tiny_model):
-        hooks = [len(layer._forward_hooks) for layer in tiny_model.unet.modules()]
+        hooks = [len(layer._forward_hooks) for layer in tiny_model.network.modules()]
         with monkeypatch.context() as patch:
             patch.setattr("erasure.edit.copy.deepcopy", fail)
             with pytest.raises(torch.OutOfMemoryError):
                 edit.unedited(tiny_model)
-        assert [len(layer._forward_hooks) for layer in tiny_model.unet.modules()] == hooks != [0] * len(hooks)
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+        assert [len(layer._forward_hooks) for layer in tiny_model.network.modules()] == hooks != [0] * len(hooks)
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
 
 
 def test_applying_twice_and_reverting_too_often_are_refused(tiny_model, edit):

@@ -109,7 +109,7 @@ def test_every_cases_cost_is_exact(tiny_model: TextToImage, guidance: float) -> 
 
 def test_half_precision_models_are_attacked_too(tiny_model: TextToImage) -> None:
     cases = make_cases(tiny_model, PROMPTS)
-    for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
+    for part in (tiny_model.network, tiny_model.text_encoder, tiny_model.vae):
         part.to(torch.bfloat16)
     assert all(len(outcome.checks) == 1 + TIMESTEPS for outcome in run(tiny_model, cases).values())
 

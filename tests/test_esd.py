@@ -54,10 +54,10 @@ def points(model, config, step, x_source):
     for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
         text = model.encode([CONCEPT.targets[(step * config.batch_size + place) % 2]])[0]
         x = oracle.trajectory_point(
-            x_source.unet, model.alphas_cumprod.tolist(), timesteps, stop, seed, SHAPE, text, empty, 3.0
+            x_source.unet, model.process.alphas.tolist(), timesteps, stop, seed, SHAPE, text, empty, 3.0
         )
         t = timesteps[stop]
-        rows.append((x, t, text, oracle.target(model.unet, x, t, text, reference, config.eta)))
+        rows.append((x, t, text, oracle.target(model.network, x, t, text, reference, config.eta)))
     return rows
 
 
@@ -106,7 +106,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
                 prompt = (2 * step + place) % 4
                 whole = tiny_model64.encode([concept.templates[prompt % 2].format(config.erase_from)])[0]
                 source = edited if config.trajectory == "current" else tiny_model64
-                alphas = tiny_model64.alphas_cumprod.tolist()
+                alphas = tiny_model64.process.alphas.tolist()
                 x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, whole, empty, 3.0)
                 drawn.append((x, timesteps[stop], prompt))
         rows = []
@@ -114,7 +114,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
             phrases = (config.erase_from, concept.targets[prompt // 2], concept.anchor)
             whole, attribute, anchor = tiny_model64.encode([concept.templates[prompt % 2].format(p) for p in phrases])
             r = anchor if reference == "anchor" else empty
-            wanted = oracle.attribute_target(tiny_model64.unet, x, t, whole, attribute, r, config.eta)
+            wanted = oracle.attribute_target(tiny_model64.network, x, t, whole, attribute, r, config.eta)
             rows.append((x, t, whole, wanted))
 
         loss = objective.loss(edited, step).item()
@@ -130,7 +130,7 @@ def test_published_offset_scores_the_published_codes_latents(tiny_model64, traje
     objective = ESDObjective(config)
     objective.prepare(tiny_model64, CONCEPT, scope="xattn", steps=12, seed=7, checkpoint=None)
     ascending = sorted(tiny_model64.sampling_timesteps(5).tolist())
-    alphas, empty = tiny_model64.alphas_cumprod.tolist(), tiny_model64.encode([""])[0]
+    alphas, empty = tiny_model64.process.alphas.tolist(), tiny_model64.encode([""])[0]
     tills = set()
 
     for step in range(12):
@@ -145,12 +145,12 @@ def test_published_offset_scores_the_published_codes_latents(tiny_model64, traje
         for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
             till = 4 - stop
             text = tiny_model64.encode([CONCEPT.targets[place]])[0]
-            x = oracle.published_point(tiny_model64.unet, alphas, ascending, till, seed, SHAPE, text, empty, 3.0)
+            x = oracle.published_point(tiny_model64.network, alphas, ascending, till, seed, SHAPE, text, empty, 3.0)
             torch.testing.assert_close(latents[place], x[0], rtol=0, atol=1e-5)
             assert 200 * till <= timesteps[place] < 200 * (till + 1)
             tills.add(till)
             if trajectory == "frozen":
-                wanted = oracle.target(tiny_model64.unet, x, int(timesteps[place]), text, empty, config.eta)
+                wanted = oracle.target(tiny_model64.network, x, int(timesteps[place]), text, empty, config.eta)
                 torch.testing.assert_close(samples.targets[place], wanted[0], rtol=0, atol=1e-5)
     assert {0, 1, 4} <= tills
 
@@ -198,9 +198,9 @@ def test_several_concepts_take_turns_each_with_its_own_anchor(tiny_model64, traj
         for (target, anchor), stop, seed in zip(prompts[2 * step : 2 * step + 2], stops.tolist(), seeds, strict=True):
             text, reference = tiny_model64.encode([target, anchor])
             source = edited if trajectory == "current" else tiny_model64
-            alphas = tiny_model64.alphas_cumprod.tolist()
+            alphas = tiny_model64.process.alphas.tolist()
             x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, text, empty, 3.0)
-            wanted = oracle.target(tiny_model64.unet, x, timesteps[stop], text, reference, 1.5)
+            wanted = oracle.target(tiny_model64.network, x, timesteps[stop], text, reference, 1.5)
             rows.append((x, timesteps[stop], text, wanted))
 
         assert objective.loss(edited, step).item() == pytest.approx(
@@ -265,7 +265,7 @@ def test_pool_uses_every_step_of_its_trajectories_before_it_repeats_one(tiny_mod
     samples, text = objective._samples.batch(0)
     for place, t in enumerate(samples.timesteps):
         wanted = oracle.target(
-            tiny_model64.unet,
+            tiny_model64.network,
             samples.latents[place : place + 1],
             int(t),
             text[place],
@@ -286,7 +286,7 @@ def test_retain_term_is_the_distance_to_the_frozen_prediction_of_preserved_phras
             samples.latents[[place]],
             int(samples.timesteps[place]),
             text[place],
-            tiny_model64.unet(samples.latents[[place]], samples.timesteps[[place]], text[[place]]).sample,
+            tiny_model64.network(samples.latents[[place]], samples.timesteps[[place]], text[[place]]).sample,
         )
         for place in range(2)
     ]
@@ -349,7 +349,7 @@ def test_erasing_lowers_the_loss_changes_the_scope_only_and_leaves_the_model_alo
     erasure = config.erase(tiny_model, CONCEPT, Off(), seed=0)
 
     assert tiny_model.fingerprint() == fingerprint
-    assert not any(parameter.requires_grad for parameter in tiny_model.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in tiny_model.network.parameters())
     assert set(erasure.edit.entries) == set(scope_parameters(tiny_model, "xattn_kv"))
     assert sum(erasure.losses[-4:]) < sum(erasure.losses[:4])
 
@@ -411,7 +411,7 @@ def test_killed_precomputation_keeps_its_finished_parts(tiny_model, tmp_path, tr
         if calls == 20:
             raise KilledError
 
-    hook = tiny_model.unet.register_forward_pre_hook(die)
+    hook = tiny_model.network.register_forward_pre_hook(die)
     with pytest.raises(KilledError):
         config.erase(tiny_model, CONCEPT, Off(), seed=1, checkpoint=tmp_path / "work")
     hook.remove()
@@ -441,7 +441,7 @@ def test_latents_are_in_the_unets_scale_whatever_the_scheduler(tiny_model, sched
 
 
 def test_half_precision_weights_are_refused(tiny_model):
-    tiny_model.unet.to(torch.bfloat16)
+    tiny_model.network.to(torch.bfloat16)
 
     for pruning in (Off(), Learned(steps=1)):
         with pytest.raises(ValueError, match="weights of 'tiny' are bfloat16 and training needs float32"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.cases import PromptCase
 from attacks.evaluate import Proposal, search
-from attacks.noise import DDIMStep, picture_gradient
+from attacks.noise import PathStep, picture_gradient
 from attacks.prompt_search import embedding_gradient
 from diffusion.finite import NotFiniteError
 from diffusion.loading import ModelSource
@@ -22,7 +22,7 @@ from diffusion.sampling import Sampling
 from diffusion.training import fit
 from erasure.additions.safe_guidance import SafeGuidance
 from erasure.edit import Edit
-from erasure.finetuning import gradient, noise_error
+from erasure.finetuning import gradient, prediction_error
 from erasure.parameters import scope_parameters
 from erasure.pictures import Painting
 from erasure.pruning.calibration import input_products, input_squares
@@ -62,7 +62,7 @@ def test_a_diverged_eraser_ends_the_job_and_leaves_no_result(eraser: str, world:
 
 
 def test_a_damaged_base_model_draws_nothing(tiny_model: TextToImage) -> None:
-    damage(tiny_model.unet, WEIGHT)
+    damage(tiny_model.network, WEIGHT)
     with pytest.raises(NotFiniteError, match=r"^Latents that 'tiny' samples in 2 steps: [\d,]+ of [\d,]+ values"):
         tiny_model.generate(PROMPTS, seeds=SEEDS, steps=2, guidance=3.0)
 
@@ -212,9 +212,9 @@ def test_an_attack_whose_loss_is_not_finite_stops(tiny_model: TextToImage) -> No
     with pytest.raises(NotFiniteError, match="The attack's loss: 1 of 2 values"):
         embedding_gradient(*options, latents, torch.tensor([5, 9]), noise.index_fill(0, torch.tensor([1]), NAN))
     text = tiny_model.encode(PROMPTS)
-    path = [DDIMStep(500, 0.5, 0.9, 0)]
+    path = [PathStep(500, 0.5, 0.9, 0)]
     with pytest.raises(NotFiniteError, match="The attack's loss: 512 of 512 values"):
-        picture_gradient(tiny_model, lambda x, t: tiny_model.predict_noise(x, t, text), path, noise, latents * NAN)
+        picture_gradient(tiny_model, lambda x, t: tiny_model.predict(x, t, text), path, noise, latents * NAN)
 
 
 def test_a_search_does_not_go_on_from_a_loss_that_is_not_finite(tiny_model: TextToImage) -> None:
@@ -263,7 +263,7 @@ def test_gradients_that_score_weights_do_not_underflow_in_float16(tokenizer_fold
         weights = maskable_parameters(model, "ffn")
         latents, text = model.initial_latents(SEEDS), model.encode(PROMPTS)
         with model.trainable(list(weights.values())):
-            loss = noise_error(model, latents, torch.tensor([300, 600]), text, torch.zeros_like(latents))
+            loss = prediction_error(model, latents, torch.tensor([300, 600]), text, torch.zeros_like(latents))
             assert loss.dtype == torch.float32
             return torch.cat([value.flatten() for value in gradient(model, iter([loss * 1e-4]), weights).values()])
 

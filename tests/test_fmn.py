@@ -48,7 +48,7 @@ def test_loss_is_the_papers_formula_for_every_sample_of_a_batch(tiny_model64, no
         rows = []
         for place, (pick, t) in enumerate(zip(picks, timesteps, strict=True)):
             prompt = CONCEPT.target_prompts[pick]
-            alpha = tiny_model64.alphas_cumprod[t].item()
+            alpha = tiny_model64.process.alphas[t].item()
             x_t = alpha**0.5 * objective._pictures.latents[pick] + (1 - alpha) ** 0.5 * noise[place]
             end = len(tiny_model64.tokenizer(prompt).input_ids) - 1
             start = end - len(tiny_model64.tokenizer(CONCEPT.targets[pick // 2], add_special_tokens=False).input_ids)
@@ -57,23 +57,23 @@ def test_loss_is_the_papers_formula_for_every_sample_of_a_batch(tiny_model64, no
 
         loss = objective.loss(tiny_model64, step).item()
 
-        assert loss == pytest.approx(oracle.loss(tiny_model64.unet, rows, norm), rel=1e-6)
+        assert loss == pytest.approx(oracle.loss(tiny_model64.network, rows, norm), rel=1e-6)
 
 
 def test_recording_attention_changes_nothing_and_leaves_nothing_behind(tiny_model):
     text = tiny_model.encode(["a church", "a fish"])
     latents = tiny_model.initial_latents([0, 1])
-    undisturbed = tiny_model.predict_noise(latents, 500, text)
+    undisturbed = tiny_model.predict(latents, 500, text)
 
     with recorded_attention(tiny_model) as attention:
-        recorded = tiny_model.predict_noise(latents, 500, text)
+        recorded = tiny_model.predict(latents, 500, text)
     maps = list(attention.probabilities())
-    tiny_model.predict_noise(latents, 500, text)
+    tiny_model.predict(latents, 500, text)
 
     assert torch.equal(recorded, undisturbed)
-    layers = [name for name, _ in tiny_model.unet.named_modules() if name.endswith(".attn2")]
+    layers = [name for name, _ in tiny_model.network.named_modules() if name.endswith(".attn2")]
     assert len(maps) == len(layers) == len(list(attention.probabilities()))
-    assert not any(module._forward_hooks for module in tiny_model.unet.modules())
+    assert not any(module._forward_hooks for module in tiny_model.network.modules())
     for probabilities in maps:
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
 

@@ -308,13 +308,13 @@ def test_pefts_alpha_may_differ_by_layer(tiny_model64, tmp_path):
 
 def test_a_convolution_of_one_pixel_takes_linear_factors(tiny_model64, tmp_path):
     name = "mid_block.attentions.0.proj_in"
-    weight = tiny_model64.unet.get_parameter(f"{name}.weight").detach().clone()
+    weight = tiny_model64.network.get_parameter(f"{name}.weight").detach().clone()
     assert weight.shape[2:] == (1, 1)
     down, up = torch.randn(2, weight.shape[1]), torch.randn(len(weight), 2)
     save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, tmp_path / "lora.safetensors")
 
     with edit_of(tmp_path / "lora.safetensors", tiny_model64).applied(tiny_model64):
-        changed = tiny_model64.unet.get_parameter(f"{name}.weight")
+        changed = tiny_model64.network.get_parameter(f"{name}.weight")
         torch.testing.assert_close(changed[:, :, 0, 0], weight[:, :, 0, 0] + up.double() @ down.double())
 
 
@@ -370,11 +370,11 @@ def test_spms_squared_gate_is_a_switch(tiny_model, tmp_path):
         by_hand = Membranes(expected.up, expected.down, expected.targets, merge=merge)
         for edit in (eraser.erase(tiny_model, CONCEPT, Off(), seed=0).edit, Edit({}, {}, (by_hand,))):
             with edit.applied(tiny_model):
-                found = tiny_model.predict_noise(latents, 500, tiny_model.encode(prompt))
+                found = tiny_model.predict(latents, 500, tiny_model.encode(prompt))
             assert torch.equal(predictions.setdefault(merge, found), found)
 
     assert not torch.equal(predictions["exact"], predictions["published"])
-    assert not torch.equal(tiny_model.predict_noise(latents, 500, text), predictions["published"])
+    assert not torch.equal(tiny_model.predict(latents, 500, text), predictions["published"])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

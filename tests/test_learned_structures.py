@@ -53,7 +53,7 @@ def test_every_weight_hangs_on_the_score_of_its_unit(tiny_model, granularity):
         flat = value.flatten(2)[..., 0] if value.ndim > 2 else value
         for index, score in zip(structures.some_places(value.shape), flat.flatten().tolist(), strict=True):
             members.setdefault(score, set()).add((name, index))
-    heads = {name: module.heads for name, module in tiny_model.unet.named_modules() if hasattr(module, "heads")}
+    heads = {name: module.heads for name, module in tiny_model.network.named_modules() if hasattr(module, "heads")}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     expected = structures.units(shapes, heads if granularity == "head" else {})
     assert {frozenset(places) for places in members.values()} == expected
@@ -87,7 +87,7 @@ def test_units_are_pruned_as_a_whole(tiny_model, granularity, scope):
         **{name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()},
         **erasure.edit.masks(),
     }
-    heads = {name: module.heads for name, module in tiny_model.unet.named_modules() if hasattr(module, "heads")}
+    heads = {name: module.heads for name, module in tiny_model.network.named_modules() if hasattr(module, "heads")}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     first_taps = {name: mask.flatten(2)[..., 0] if mask.ndim > 2 else mask for name, mask in masks.items()}
     kept = {name: mask.tolist() for name, mask in first_taps.items()}
@@ -108,7 +108,7 @@ def test_units_are_pruned_as_a_whole(tiny_model, granularity, scope):
 def test_a_pruned_hidden_unit_or_head_says_nothing_more(tiny_model64):
     """Its output is gone although the biases of the feed-forward stay."""
     model = tiny_model64
-    block = model.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
+    block = model.network.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
     inputs = torch.randn(2, 9, INNER, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prefix = "down_blocks.0.attentions.0.transformer_blocks.0"
     weights = {name: value for name, value in maskable_parameters(model, "xattn_ffn").items() if prefix in name}
@@ -238,7 +238,7 @@ def test_weights_trained_jointly_follow_adam_on_the_masked_loss(tiny_model64):
     objective.prepare(model, CONCEPT, scope="xattn_kv", steps=3, seed=0, checkpoint=None)
 
     expected, losses = structures.trained_jointly(
-        model.unet, list(scope_parameters(model, "xattn_kv")), lambda step: objective.loss(model, step), pruning
+        model.network, list(scope_parameters(model, "xattn_kv")), lambda step: objective.loss(model, step), pruning
     )
     erasure = ERASER.erase(model, CONCEPT, pruning, seed=0)
 
@@ -282,7 +282,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(
     prepared = ERASER.objective().prepare(tiny_model, CONCEPT, scope="xattn_ffn", steps=steps, seed=0, checkpoint=None)
     assert undisturbed.unet_evaluations == prepared + 2 * steps
 
-    original, calls = tiny_model.predict_noise, 0
+    original, calls = tiny_model.predict, 0
 
     def dying(*arguments, **named):
         nonlocal calls
@@ -291,10 +291,10 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(
             raise Killed
         return original(*arguments, **named)
 
-    tiny_model.predict_noise = dying
+    tiny_model.predict = dying
     with pytest.raises(Killed):
         ERASER.erase(tiny_model, CONCEPT, pruning, seed=0, checkpoint=tmp_path / "work")
-    tiny_model.predict_noise = original
+    tiny_model.predict = original
     spent = tiny_model.unet_evaluations
     resumed = ERASER.erase(tiny_model, CONCEPT, pruning, seed=0, checkpoint=tmp_path / "work")
     assert_same_erasure(resumed, undisturbed)

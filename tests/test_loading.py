@@ -123,7 +123,7 @@ def assert_same_weights(one: TextToImage, other: TextToImage):
 )
 def test_every_part_has_the_wanted_precision_and_generates(half_folder: Path, precision, weights, autocast):
     model = load_model(str(half_folder), precision=precision, device="cpu")
-    for part in (model.unet, model.vae, model.text_encoder):
+    for part in (model.network, model.vae, model.text_encoder):
         assert {parameter.dtype for parameter in part.parameters()} == {weights}
     assert model.autocast == autocast
     pictures = model.generate(PROMPTS, **GENERATION)
@@ -134,7 +134,7 @@ def test_every_part_has_the_wanted_precision_and_generates(half_folder: Path, pr
 def test_a_folder_gives_its_weights_name_and_scheduler(half_folder: Path):
     model = load_model(str(half_folder), scheduler="lms", device="cpu")
     expected = load_file(half_folder / "unet" / "diffusion_pytorch_model.safetensors")
-    state = model.unet.state_dict()
+    state = model.network.state_dict()
     assert all(torch.equal(state[name], value.float()) for name, value in expected.items())
     assert (model.name, model.scheduler_name) == ("tiny", "lms")
     assert load_model(str(half_folder), name="mine", device="cpu").name == "mine"
@@ -184,17 +184,16 @@ def test_a_single_file_says_what_it_predicts_or_is_told(
     path = tmp_path / "single.safetensors"
     save_file(single_file_weights(half_folder) | {name: torch.empty(0) for name in mark}, path)
     model = ModelSource(str(path), config=str(half_folder), device="cpu", prediction_type=stated).load()
-    assert model.prediction_type == expected
+    assert model.process.prediction_type == expected
     assert (int(model.sampling_timesteps(5)[0]) == 999) == last
-    assert (float(model.alphas_cumprod[-1]) < 1e-6) == last
+    assert (float(model.process.alphas[-1]) < 1e-6) == last
     model.generate(PROMPTS, **GENERATION)
 
 
 def test_a_folder_is_told_what_it_predicts(half_folder: Path):
-    assert ModelSource(str(half_folder), device="cpu", prediction_type="v_prediction").load().prediction_type == (
-        "v_prediction"
-    )
-    assert ModelSource(str(half_folder), device="cpu").load().prediction_type == "epsilon"
+    told = ModelSource(str(half_folder), device="cpu", prediction_type="v_prediction").load()
+    assert told.process.prediction_type == "v_prediction"
+    assert ModelSource(str(half_folder), device="cpu").load().process.prediction_type == "epsilon"
 
 
 class Evil:
@@ -365,7 +364,7 @@ def test_the_options_reach_the_model(half_folder: Path):
     assert (model.autocast, model.dtype) == (torch.float16, torch.float32)
     assert model.image_size == (32, 32)
     assert model.offload
-    assert model.unet.is_gradient_checkpointing
+    assert model.network.is_gradient_checkpointing
     assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
 
 

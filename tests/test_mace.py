@@ -121,10 +121,10 @@ def test_loss_is_the_attention_at_the_concepts_tokens_within_its_mask(tiny_model
     masks = [None] * 3
     if part.kind == "object":
         noise = torch.randn((3, 4, 8, 8), generator=stream(3, "mace/masks", 1)).double()
-        alpha = tiny_model64.alphas_cumprod[200].item()
+        alpha = tiny_model64.process.alphas[200].item()
         for place in range(3):
             x_t = alpha**0.5 * pictures[place] + (1 - alpha) ** 0.5 * noise[place]
-            seen = attention_oracle.seen_by_layers(tiny_model64.unet, x_t, 200, text[place % 2])
+            seen = attention_oracle.seen_by_layers(tiny_model64.network, x_t, 200, text[place % 2])
             layers = [attention_oracle.probabilities(layer, pixels, text[place % 2]) for layer, pixels in seen]
             largest = [heads for heads in layers if len(heads[0]) == 64]
             stretched = maps_oracle.stretched_map(largest, own[place % 2], (8, 8))
@@ -143,7 +143,7 @@ def test_loss_is_the_attention_at_the_concepts_tokens_within_its_mask(tiny_model
         noise = torch.randn((2, 4, 8, 8), generator=generator).double()
         rows = []
         for place, (pick, t) in enumerate(zip(picks, timesteps, strict=True)):
-            alpha = tiny_model64.alphas_cumprod[t].item()
+            alpha = tiny_model64.process.alphas[t].item()
             x_t = alpha**0.5 * pictures[pick] + (1 - alpha) ** 0.5 * noise[place]
             prompt = pick % len(pieces)
             target, template = pieces[prompt]
@@ -152,7 +152,7 @@ def test_loss_is_the_attention_at_the_concepts_tokens_within_its_mask(tiny_model
             rows.append((x_t, t, text[prompt], tokens, masks[pick]))
 
         assert attention.loss(tiny_model64, step).item() == pytest.approx(
-            oracle.loss(tiny_model64.unet, rows), rel=1e-9
+            oracle.loss(tiny_model64.network, rows), rel=1e-9
         )
 
 

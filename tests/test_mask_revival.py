@@ -31,7 +31,7 @@ def prune(model: TextToImage, fraction: float = 0.2) -> TextToImage:
     """The model with random zeros in its values of cross-attention and in a kernel."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for name, weight in model.unet.named_parameters():
+        for name, weight in model.network.named_parameters():
             if weight.ndim >= 2 and (".attn2.to_v." in name or name == "conv_in.weight"):
                 weight.masked_fill_(torch.rand(weight.shape, generator=generator) < fraction, 0)
     return model
@@ -101,7 +101,7 @@ def test_every_check_is_drawn_with_its_zeros_filled(pruned_model: TextToImage) -
     assert {check.prompt for check in outcome.checks} == {"a church"}
     for picture, top_ratio in zip(seen[1:], ("0.6", "1"), strict=True):
         with torch.no_grad():
-            for name, weight in model.unet.named_parameters():
+            for name, weight in model.network.named_parameters():
                 if weight.ndim >= 2 and (".attn2.to_v." in name or name == "conv_in.weight"):
                     matrix = weight.flatten(1).tolist()
                     completed = soft_impute(weight.flatten(1), tolerance=1e-5, iterations=3)
@@ -151,7 +151,7 @@ def test_a_model_without_zeros_is_drawn_as_it_is(tiny_model64: TextToImage, capl
 
 
 def test_stray_zeros_and_what_is_gone_altogether_are_left_alone(tiny_model64: TextToImage) -> None:
-    kernel, matrix, bias = (tiny_model64.unet.get_parameter(name) for name in (
+    kernel, matrix, bias = (tiny_model64.network.get_parameter(name) for name in (
         "mid_block.resnets.0.conv1.weight", "conv_in.weight", "conv_in.bias"
     ))  # fmt: skip
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_stray_zeros_and_what_is_gone_altogether_are_left_alone(tiny_model64: Te
 
 def test_filled_weights_have_the_models_precision_and_keep_what_was_left(tiny_model: TextToImage) -> None:
     model = prune(tiny_model)
-    model.unet.to(torch.bfloat16)
+    model.network.to(torch.bfloat16)
     attack = MaskRevival(top_ratios=(1.0,), iterations=3)
     pruned = attack.find_pruned(model)
     for name, filled in attack.revive(pruned)["top 1"].items():

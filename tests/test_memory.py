@@ -15,19 +15,19 @@ LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 def noise_loss(model: TextToImage) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((2, *model.latent_shape), generator=generator).to(model.dtype)
-    return model.predict_noise(latents, 500, model.encode(["a church", "a tench"])).square().sum()
+    return model.predict(latents, 500, model.encode(["a church", "a tench"])).square().sum()
 
 
 def gradients(model: TextToImage) -> list[Tensor]:
-    with model.trainable(list(model.unet.parameters())):
-        return list(torch.autograd.grad(noise_loss(model), list(model.unet.parameters()), materialize_grads=True))
+    with model.trainable(list(model.network.parameters())):
+        return list(torch.autograd.grad(noise_loss(model), list(model.network.parameters()), materialize_grads=True))
 
 
 def test_checkpointed_blocks_give_the_same_gradients(tiny_model64: TextToImage) -> None:
     plain = gradients(tiny_model64)
-    checkpoint_activations(tiny_model64.unet)
+    checkpoint_activations(tiny_model64.network)
     calls: list[int] = []
-    resnet = tiny_model64.unet.down_blocks[0].resnets[0].conv1
+    resnet = tiny_model64.network.down_blocks[0].resnets[0].conv1
     forward = resnet.forward
     resnet.forward = lambda *arguments: calls.append(1) or forward(*arguments)
     for one, other in zip(gradients(tiny_model64), plain, strict=True):
@@ -37,20 +37,20 @@ def test_checkpointed_blocks_give_the_same_gradients(tiny_model64: TextToImage) 
 
 def test_stand_ins_for_parameters_count_when_activations_are_computed_again(tiny_model64: TextToImage) -> None:
     def gradient() -> Tensor:
-        stand_in = (2 * tiny_model64.unet.get_parameter(LAYER).detach()).requires_grad_()
+        stand_in = (2 * tiny_model64.network.get_parameter(LAYER).detach()).requires_grad_()
         with substituted(tiny_model64, {LAYER: stand_in}):
             loss = noise_loss(tiny_model64)
         (result,) = torch.autograd.grad(loss, stand_in)
         return result
 
     plain = gradient()
-    checkpoint_activations(tiny_model64.unet)
+    checkpoint_activations(tiny_model64.network)
     torch.testing.assert_close(gradient(), plain, rtol=1e-12, atol=1e-12)
 
 
 def test_blocks_with_hooks_keep_their_activations(tiny_model64: TextToImage) -> None:
     """A hook that has changed its mind by the time of the backward pass must not be asked again."""
-    layer = tiny_model64.unet.get_submodule(LAYER.removesuffix(".weight"))
+    layer = tiny_model64.network.get_submodule(LAYER.removesuffix(".weight"))
 
     def gradient() -> Tensor:
         scales = iter([3.0, 5.0])
@@ -61,7 +61,7 @@ def test_blocks_with_hooks_keep_their_activations(tiny_model64: TextToImage) -> 
         return result
 
     plain = gradient()
-    checkpoint_activations(tiny_model64.unet)
+    checkpoint_activations(tiny_model64.network)
     torch.testing.assert_close(gradient(), plain, rtol=1e-12, atol=1e-12)
 
 

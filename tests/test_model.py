@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffusion.guard import Encode, Guard, Guidance
-from diffusion.model import SCHEDULER_OPTIONS, SCHEDULERS, TextToImage
+from diffusion.model import TextToImage
+from diffusion.processes.variance import SCHEDULER_OPTIONS, SCHEDULERS
 from tests.conftest import make_tiny_pipeline
 
 PROMPTS = ["a church", "two gas pumps on fire", "pixel art of a tench"]
@@ -30,7 +31,7 @@ def latents_of(model: TextToImage, *, seed: int = 0, count: int = 3) -> Tensor:
 def unet_batches(model: TextToImage) -> list[int]:
     """A list that grows by the batch size of every call of the U-Net."""
     batches: list[int] = []
-    model.unet.register_forward_hook(lambda _module, inputs, _output: batches.append(len(inputs[0])))
+    model.network.register_forward_hook(lambda _module, inputs, _output: batches.append(len(inputs[0])))
     return batches
 
 
@@ -72,7 +73,7 @@ def test_unet_evaluations_are_counted_exactly(pipeline: StableDiffusionPipeline,
     calls = len(model.sampling_timesteps(5)) if until is None else until
     assert model.unet_evaluations == sum(batches) == 6 * calls
     assert calls == {None: 6 if scheduler == "pndm" else 5, 2: 2}[until]
-    model.predict_noise(latents_of(model), 500, model.encode(PROMPTS))
+    model.predict(latents_of(model), 500, model.encode(PROMPTS))
     assert model.unet_evaluations == 6 * calls + 3
 
 
@@ -99,7 +100,7 @@ def test_until_stops_where_a_loop_by_hand_stops(tiny_model: TextToImage, until: 
     scheduler = tiny_model.make_scheduler(5)
     timesteps = tiny_model.sampling_timesteps(5)
     for step in range(until):
-        noise = tiny_model.guided_noise(latents, timesteps[step], text, empty, 7.5)
+        noise = tiny_model.guided(latents, timesteps[step], text, empty, 7.5)
         latents = scheduler.step(noise, timesteps[step], latents).prev_sample
     sampled = tiny_model.sample(text, seeds=SEEDS, steps=5, guidance=7.5, until=until)
     torch.testing.assert_close(sampled, latents, atol=1e-5, rtol=0)
@@ -115,8 +116,8 @@ def test_ddim_follows_its_formula(tiny_model64: TextToImage):
         [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS]
     ).double()
     for timestep in (801, 601, 401, 201, 1):
-        unguided = model.predict_noise(latents, timestep, empty.expand_as(text))
-        noise = unguided + 7.5 * (model.predict_noise(latents, timestep, text) - unguided)
+        unguided = model.predict(latents, timestep, empty.expand_as(text))
+        noise = unguided + 7.5 * (model.predict(latents, timestep, text) - unguided)
         now, after = alphas[timestep], alphas[max(timestep - 200, 0)]
         clean = (latents - (1 - now).sqrt() * noise) / now.sqrt()
         latents = after.sqrt() * clean + (1 - after).sqrt() * noise
@@ -161,12 +162,12 @@ def test_fingerprint_changes_with_one_weight_of_any_part(tiny_model: TextToImage
 
 
 def test_trainable_lets_gradients_into_the_named_weights_and_freezes_again(tiny_model: TextToImage):
-    every = [*tiny_model.unet.parameters(), *tiny_model.vae.parameters(), *tiny_model.text_encoder.parameters()]
+    every = [*tiny_model.network.parameters(), *tiny_model.vae.parameters(), *tiny_model.text_encoder.parameters()]
     assert not any(parameter.requires_grad for parameter in every)
-    wanted = [value for name, value in tiny_model.unet.named_parameters() if "attn2.to_k" in name]
+    wanted = [value for name, value in tiny_model.network.named_parameters() if "attn2.to_k" in name]
     text = tiny_model.encode(PROMPTS)
     with tiny_model.trainable(wanted):
-        tiny_model.predict_noise(latents_of(tiny_model), 500, text).square().sum().backward()
+        tiny_model.predict(latents_of(tiny_model), 500, text).square().sum().backward()
         assert all(parameter.grad is not None for parameter in wanted)
         assert sum(parameter.grad is not None for parameter in every) == len(wanted)
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in every)
@@ -242,7 +243,7 @@ class Doubled(Guard):
         return text[:, text.shape[1] // 2 :]
 
     def guidance(self, model: TextToImage, steps: Iterable[int] | None = None) -> Guidance:
-        return lambda latents, timesteps, text, unconditional, scales: model.guided_noise(
+        return lambda latents, timesteps, text, unconditional, scales: model.guided(
             latents, timesteps, text, unconditional, 4.0
         )
 
@@ -280,10 +281,10 @@ def test_velocity_is_converted_to_noise(tiny_model64: TextToImage, tokenizer_fol
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     model = TextToImage(pipeline)
     latents, text, timesteps = latents_of(model), model.encode(PROMPTS), torch.tensor([1, 500, 999])
-    velocity = tiny_model64.predict_noise(latents, timesteps, text)
-    noise = model.predict_noise(latents, timesteps, text)
+    velocity = tiny_model64.predict(latents, timesteps, text)
+    noise = model.predict(latents, timesteps, text)
     for row, timestep in enumerate(timesteps):
-        alpha = float(model.alphas_cumprod[timestep])
+        alpha = float(model.process.alphas[timestep])
         expected = alpha**0.5 * velocity[row] + (1 - alpha) ** 0.5 * latents[row]
         torch.testing.assert_close(noise[row], expected, atol=1e-6, rtol=0)
 
@@ -323,8 +324,8 @@ def test_velocity_at_a_timestep_between_two_is_converted_with_its_own_noise_leve
     sampler.set_timesteps(7)
     latents, timestep, sigma = latents_of(model), sampler.timesteps[3], float(sampler.sigmas[3])
     assert timestep % 1 > 0.1
-    noise = model.predict_noise(latents, timestep, model.encode(PROMPTS))
-    velocity = model.as_trained(noise, latents, timestep)
+    noise = model.predict(latents, timestep, model.encode(PROMPTS))
+    velocity = model.as_told(noise, latents, timestep)
     # With x_0 = alpha x_t - sigma_t v, as diffusers has it.
     clean = (latents - sigma / (sigma**2 + 1) ** 0.5 * noise) * (sigma**2 + 1) ** 0.5
     wanted = latents / (sigma**2 + 1) ** 0.5 - velocity * sigma / (sigma**2 + 1) ** 0.5
@@ -334,10 +335,10 @@ def test_velocity_at_a_timestep_between_two_is_converted_with_its_own_noise_leve
 def test_gradients_and_text_encodings_are_counted_apart_from_evaluations(tiny_model: TextToImage):
     rows = tiny_model.token_embeddings(tiny_model.tokenize(PROMPTS)).requires_grad_()
     text = tiny_model.encode_embeddings(rows, torch.tensor([3, 6, 7]))
-    tiny_model.predict_noise(latents_of(tiny_model), 500, text).sum().backward()
+    tiny_model.predict(latents_of(tiny_model), 500, text).sum().backward()
     assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (3, 3, 3)
     noise = latents_of(tiny_model).requires_grad_()
-    predict = partial(tiny_model.predict_noise, timesteps=500, text=text.detach())
+    predict = partial(tiny_model.predict, timesteps=500, text=text.detach())
     checkpoint(predict, noise, use_reentrant=False).sum().backward()
     assert (tiny_model.unet_evaluations, tiny_model.unet_gradients, tiny_model.text_encodings) == (9, 6, 3)
     tiny_model.generate(PROMPTS, seeds=SEEDS, steps=2, guidance=1.0)
@@ -347,10 +348,10 @@ def test_gradients_and_text_encodings_are_counted_apart_from_evaluations(tiny_mo
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("until", [0, 2])
 def test_partly_denoised_latents_have_the_unets_scale(pipeline: StableDiffusionPipeline, scheduler: str, until: int):
-    """What ``until`` returns goes into ``predict_noise``: it must match what the U-Net sees at that step."""
+    """What ``until`` returns goes into ``predict``: it must match what the U-Net sees at that step."""
     model = TextToImage(pipeline, scheduler=scheduler)
     seen: list[Tensor] = []
-    model.unet.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    model.network.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     text = model.encode(PROMPTS)
     model.sample(text, seeds=SEEDS, steps=5, guidance=1.0)
     latents = model.sample(text, seeds=SEEDS, steps=5, guidance=1.0, until=until)
@@ -361,7 +362,7 @@ def test_add_noise_follows_its_formula(tiny_model64: TextToImage):
     latents, noise = latents_of(tiny_model64), latents_of(tiny_model64, seed=1)
     noisy = tiny_model64.add_noise(latents, noise, torch.tensor([0, 400, 999]))
     for row, timestep in enumerate((0, 400, 999)):
-        alpha = float(tiny_model64.alphas_cumprod[timestep])
+        alpha = float(tiny_model64.process.alphas[timestep])
         expected = alpha**0.5 * latents[row] + (1 - alpha) ** 0.5 * noise[row]
         torch.testing.assert_close(noisy[row], expected, atol=1e-6, rtol=0)
 

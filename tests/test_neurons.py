@@ -45,9 +45,9 @@ def test_activations_are_mean_sizes_at_every_step_of_the_prompts_half(tiny_model
         text, empty = model.encode_prompts(PROMPTS), model.encode_prompts([""])[0]
         expected = [
             oracle.sampled(
-                model.unet,
+                model.network,
                 RECORDS[units],
-                model.alphas_cumprod.double().tolist(),
+                model.process.alphas.double().tolist(),
                 model.sampling_timesteps(3).tolist(),
                 SEEDS[row],
                 model.latent_shape,
@@ -69,25 +69,25 @@ def test_activations_cost_the_pictures_alone_and_do_not_hang_on_the_batch_size(t
     # The second picture is not guided, but shares a batch with one that is.
     assert tiny_model64.unet_evaluations == 3 * (2 + 2 + 2)
     torch.testing.assert_close(measured(tiny_model64, batch_size=1), values, rtol=1e-9, atol=1e-12)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model64.unet.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model64.network.modules())
 
 
 def test_activations_are_those_of_the_model_as_it_is_now(tiny_model64):
     name = next(iter(neuron_layers(tiny_model64, "feed_forward"))).replace("net.2", "net.0.proj.weight")
-    kept = torch.ones(tiny_model64.unet.get_parameter(name).shape, dtype=torch.bool)
+    kept = torch.ones(tiny_model64.network.get_parameter(name).shape, dtype=torch.bool)
     kept[0] = False  # the value of the first unit, not its gate
     with Edit.from_mask({name: kept}).applied(tiny_model64):
         pruned = measured(tiny_model64)
     untouched = measured(tiny_model64)
-    bias = tiny_model64.unet.get_parameter(name.replace("weight", "bias"))
+    bias = tiny_model64.network.get_parameter(name.replace("weight", "bias"))
     assert bias[0] != 0
     assert not torch.allclose(pruned[..., 0], untouched[..., 0])
     torch.testing.assert_close(pruned[:, 0, 1:9], untouched[:, 0, 1:9], rtol=1e-9, atol=1e-12)
 
 
 def test_a_model_without_such_layers_is_one_sentence(tiny_model):
-    tiny_model.unet = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"'tiny' has no layer attn2.to_out.0, so no cross_attention units; choose"):
+    tiny_model.network = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"'tiny' has no cross_attention units; choose"):
         neuron_layers(tiny_model, "cross_attention")
 
 

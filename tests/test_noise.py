@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase
-from attacks.noise import NoiseAttack, ddim_move, denoising_path, invert, project_to_ball, project_to_cap, thinned
+from attacks.noise import NoiseAttack, denoising_path, invert, project_to_ball, project_to_cap, thinned
 from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
@@ -169,7 +169,8 @@ def test_path_is_that_of_the_ddim_sampler(tiny_model64: TextToImage) -> None:
     for step in path:
         latents, noise = draw(generator, 2, 4, 8, 8), draw(generator, 2, 4, 8, 8)
         expected = scheduler.step(noise, step.timestep, latents).prev_sample
-        torch.testing.assert_close(ddim_move(latents, noise, step.noisy, step.clean), expected, rtol=1e-5, atol=1e-5)
+        moved = tiny_model64.process.move(latents, noise, step.noisy, step.clean)
+        torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-5)
     for steps, count, kept in [(3, 3, TIMESTEPS), (3, 1, [667]), (4, 2, [751, 251]), (5, 2, [801, 401])]:
         some = thinned(denoising_path(tiny_model64, steps), count)
         assert [step.timestep for step in some] == kept
@@ -209,8 +210,8 @@ def test_one_iteration_is_ddim_inversion_as_usual(tiny_model64: TextToImage) -> 
     latents = targets
     with torch.no_grad():
         for timestep in scheduler.timesteps:
-            latents = scheduler.step(model.predict_noise(latents, timestep, text), timestep, latents).prev_sample
-    found = invert(lambda x, t: model.predict_noise(x, t, text), denoising_path(model, 3), targets, 1)
+            latents = scheduler.step(model.predict(latents, timestep, text), timestep, latents).prev_sample
+    found = invert(lambda x, t: model.predict(x, t, text), denoising_path(model, 3), targets, 1, model.process.move)
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
 
 
@@ -220,7 +221,7 @@ def test_sampling_from_well_inverted_noise_returns_the_picture(
 ) -> None:
     model = tiny_model64
     # The iteration converges where the prediction changes little with the latents; random weights are not so tame.
-    for parameter in model.unet.conv_out.parameters():
+    for parameter in model.network.conv_out.parameters():
         parameter.mul_(0.01)
     (case,) = make_cases(model, PROMPTS[:1], guidance)
     target = model.encode_images(case.target[None])
@@ -240,10 +241,10 @@ def test_inversions_loss_is_the_unlikelihood_of_the_noise(tiny_model64: TextToIm
     """A U-Net that predicts nothing leaves the picture's own numbers, scaled."""
     model = tiny_model64
     (case,) = make_cases(model, PROMPTS[:1])
-    model.predict_noise = lambda latents, *_: torch.zeros_like(latents)
+    model.predict = lambda latents, *_: torch.zeros_like(latents)
     target = model.encode_images(case.target[None])
     ((_, check),) = [outcome.checks for outcome in run(model, [case], **INVERSION).values()]
-    scaled = target * math.sqrt(float(model.alphas_cumprod[667] / model.alphas_cumprod[0]))
+    scaled = target * math.sqrt(float(model.process.alphas[667] / model.process.alphas[0]))
     assert check.loss == pytest.approx(float(scaled.square().mean() + math.log(2 * math.pi)) / 2, rel=1e-6)
 
 
@@ -292,7 +293,7 @@ def test_prompts_that_succeed_as_they_stand_are_not_attacked(tiny_model: TextToI
 @both
 def test_half_precision_models_are_attacked_too(tiny_model: TextToImage, fields: dict) -> None:
     cases = make_cases(tiny_model, PROMPTS[:2], GUIDANCE[:2])
-    for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
+    for part in (tiny_model.network, tiny_model.text_encoder, tiny_model.vae):
         part.to(torch.bfloat16)
     for outcome in run(tiny_model, cases, **{**fields, "checks": 1, "steps_per_check": 1}).values():
         assert len(outcome.checks) == 2

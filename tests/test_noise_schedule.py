@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from diffusion.model import SCHEDULER_OPTIONS, SCHEDULERS, TextToImage
+from diffusion.model import TextToImage
+from diffusion.processes.variance import SCHEDULER_OPTIONS, SCHEDULERS
 from tests.conftest import make_tiny_pipeline
 
 PROMPTS = ["a church", "two gas pumps on fire", "pixel art of a tench"]
@@ -50,7 +51,7 @@ def test_every_sampler_follows_a_schedule_down_to_pure_noise(
 ) -> None:
     model = TextToImage(pipeline_with(tokenizer_folder, prediction_type=predicts, **PURE_NOISE), scheduler=scheduler)
     alphas = model.make_scheduler(5).alphas_cumprod
-    torch.testing.assert_close(alphas, model.alphas_cumprod, atol=2e-8, rtol=1e-5)
+    torch.testing.assert_close(alphas, model.process.alphas, atol=2e-8, rtol=1e-5)
     latents = model.sample(model.encode(PROMPTS), seeds=SEEDS, steps=5, guidance=3.0)
     assert latents.abs().max() < 100
 
@@ -74,8 +75,8 @@ def test_a_predicted_picture_is_the_noise_that_it_leaves(tokenizer_folder: Path,
     model = TextToImage(pipeline)
     latents, text = model.initial_latents(SEEDS), model.encode(PROMPTS)
     timesteps = torch.tensor([1, 500, 999])
-    picture = tiny_model64.predict_noise(latents, timesteps, text)
-    noise = model.predict_noise(latents, timesteps, text)
+    picture = tiny_model64.predict(latents, timesteps, text)
+    noise = model.predict(latents, timesteps, text)
     torch.testing.assert_close(model.add_noise(picture, noise, timesteps), latents)
 
 
@@ -117,11 +118,11 @@ def test_half_precision_keeps_the_schedule_exact(
     model = TextToImage(pipeline if autocast else pipeline.to(half), autocast=half if autocast else None)
     latents, text = model.initial_latents(SEEDS), model.encode(PROMPTS)
     # Nothing of the network's own.
-    model.unet.conv_out.weight.zero_()
-    model.unet.conv_out.bias.zero_()
-    abar = float(model.alphas_cumprod[1])
+    model.network.conv_out.weight.zero_()
+    model.network.conv_out.bias.zero_()
+    abar = float(model.process.alphas[1])
     expected = latents.double() * ((1 - abar) ** 0.5 if predicts == "v_prediction" else (1 - abar) ** -0.5)
-    noise = model.predict_noise(latents, 1, text)
+    noise = model.predict(latents, 1, text)
     assert noise.dtype == torch.float32
     torch.testing.assert_close(noise.double(), expected, atol=0, rtol=2e-4)
 
@@ -134,7 +135,7 @@ def test_noise_is_added_in_half_precision_as_exactly_as_it_can_be_written(
     noise = model.initial_latents(SEEDS)
     timesteps = torch.tensor([1, 20, 900])
     added = model.add_noise(torch.zeros_like(noise), noise, timesteps)
-    roots = (1 - model.alphas_cumprod[timesteps].double()).sqrt().reshape(-1, 1, 1, 1)
+    roots = (1 - model.process.alphas[timesteps].double()).sqrt().reshape(-1, 1, 1, 1)
     assert added.dtype == half
     torch.testing.assert_close(added.double(), roots * noise.double(), atol=1e-6, rtol=torch.finfo(half).eps)
 
@@ -143,6 +144,6 @@ def test_guidance_scales_are_not_rounded_to_half_precision(tokenizer_folder: Pat
     model = TextToImage(pipeline_with(tokenizer_folder).to(torch.bfloat16))
     latents, text, empty = model.initial_latents(SEEDS), model.encode(PROMPTS), model.encode([""])
     both = torch.cat([empty.expand_as(text), text])
-    without, conditional = model.predict_noise(latents.repeat(2, 1, 1, 1), 500, both).double().chunk(2)
-    guided = model.guided_noise(latents, 500, text, empty, 7.3)
+    without, conditional = model.predict(latents.repeat(2, 1, 1, 1), 500, both).double().chunk(2)
+    guided = model.guided(latents, 500, text, empty, 7.3)
     torch.testing.assert_close(guided.double(), without + 7.3 * (conditional - without), atol=0.05, rtol=0)

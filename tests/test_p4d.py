@@ -171,18 +171,18 @@ def test_an_interrupted_run_goes_on_with_the_unfinished_cases(pair: Pair) -> Non
 def test_the_unedited_model_predicts_without_gradients_and_for_the_plain_prompt(pair: Pair) -> None:
     model, original = pair
     seen = []
-    predict = original.predict_noise
+    predict = original.predict
 
     def recorded(latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         seen.append((torch.is_grad_enabled(), text))
         return predict(latents, timesteps, text)
 
-    original.predict_noise = recorded
+    original.predict = recorded
     run(pair, make_cases(model, PROMPTS)[:1])
     assert not any(enabled for enabled, _ in seen)
     plain = original.encode([PROMPTS[0]])
     assert all(torch.allclose(row, plain[0]) for _, text in seen for row in text)
-    for part in (model.unet, original.unet, model.text_encoder):
+    for part in (model.network, original.network, model.text_encoder):
         assert all(parameter.grad is None for parameter in part.parameters())
 
 

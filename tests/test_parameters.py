@@ -115,17 +115,17 @@ def test_every_scope_names_parameters_in_module_order(tiny_model):
 def test_substitution_is_differentiable_nests_and_restores(tiny_model):
     latents, text = tiny_model.initial_latents([0]), tiny_model.encode(["a church"])
     weights = scope_parameters(tiny_model, "xattn_kv")
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     scale = torch.tensor(0.5, requires_grad=True)
 
     with substituted(tiny_model, {name: scale * weight for name, weight in weights.items()}):
-        halved = tiny_model.predict_noise(latents, 500, text)
+        halved = tiny_model.predict(latents, 500, text)
         with substituted(tiny_model, weights):
-            assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
-        assert torch.equal(tiny_model.predict_noise(latents, 500, text), halved)
+            assert torch.equal(tiny_model.predict(latents, 500, text), before)
+        assert torch.equal(tiny_model.predict(latents, 500, text), halved)
     halved.square().sum().backward()
 
     assert not torch.equal(halved, before)
     assert scale.grad is not None and scale.grad != 0
-    assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+    assert torch.equal(tiny_model.predict(latents, 500, text), before)
     assert all(scope_parameters(tiny_model, "xattn_kv")[name] is weight for name, weight in weights.items())

@@ -97,7 +97,7 @@ def expected_points(frozen, weights, config, objective, step):
         row = int(objective._turns[turn])
         x = esd.trajectory_point(
             unet,
-            frozen.alphas_cumprod.tolist(),
+            frozen.process.alphas.tolist(),
             timesteps,
             stop,
             seed,
@@ -128,14 +128,14 @@ def test_an_adapter_adds_what_the_formula_says(tiny_model64):
     latents, text = tiny_model64.initial_latents([1, 2]), tiny_model64.encode(["a church", ""])
     seen: dict[str, torch.Tensor] = {}
     hooks = [
-        tiny_model64.unet.get_submodule(name).register_forward_hook(
+        tiny_model64.network.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.setdefault(name, output)
         )
         for name in adapters.layers
     ]
     at_work = AdaptersAtWork(adapters, tiny_model64)
     with torch.no_grad(), at_work.heard() as heard:
-        tiny_model64.predict_noise(latents, 300, text)
+        tiny_model64.predict(latents, 300, text)
     at_work.detach()
     for hook in hooks:
         hook.remove()
@@ -151,11 +151,11 @@ def test_an_adapter_adds_what_the_formula_says(tiny_model64):
 def test_the_u_net_with_adapters_is_the_oracles(tiny_model64):
     adapters = trained(tiny_model64)
     latents, text = tiny_model64.initial_latents([1]), tiny_model64.encode(["a church"])
-    expected, _ = oracle.predict(tiny_model64.unet, dict(adapters.weights), latents, 300, text[0])
-    plain = tiny_model64.predict_noise(latents, 300, text)
+    expected, _ = oracle.predict(tiny_model64.network, dict(adapters.weights), latents, 300, text[0])
+    plain = tiny_model64.predict(latents, 300, text)
 
     with attached(tiny_model64, adapters):
-        torch.testing.assert_close(tiny_model64.predict_noise(latents, 300, text), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(tiny_model64.predict(latents, 300, text), expected, rtol=1e-10, atol=1e-10)
     assert (expected - plain).abs().max() > 1e-2
 
 
@@ -326,7 +326,7 @@ def test_an_attack_brings_the_prediction_closer_to_the_concepts(tiny_model):
         named, _, _ = objective._teach(tiny_model, latents, timesteps, rows)
         objective.loss(tiny_model, 0)
         text = objective.prompts.text(rows)
-        error = finetuning.noise_error(tiny_model, latents, timesteps, text, named).item()
+        error = finetuning.prediction_error(tiny_model, latents, timesteps, text, named).item()
         objective._at_work.detach()
         return error
 
@@ -407,7 +407,7 @@ def test_the_papers_settings_cost_no_more_than_the_authors_code(monkeypatch, cho
 def test_erasing_lowers_the_loss_adds_adapters_only_and_leaves_the_model_alone(tiny_model):
     fingerprint = tiny_model.fingerprint()
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     config = make(
         steps=24, learning_rate=1e-2, attack_steps=1, trajectory="frozen", trajectories=2, regularisation_weight=0.1
     )
@@ -415,7 +415,7 @@ def test_erasing_lowers_the_loss_adds_adapters_only_and_leaves_the_model_alone(t
     erasure = config.erase(tiny_model, CONCEPT, Off(), seed=0)
 
     assert tiny_model.fingerprint() == fingerprint == erasure.edit.metadata["base"]
-    assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+    assert torch.equal(tiny_model.predict(latents, 500, text), before)
     assert not any(parameter.requires_grad for parameter in named_parameters(tiny_model).values())
     assert not erasure.edit.entries
     [added] = erasure.edit.additions
@@ -427,16 +427,16 @@ def test_erasing_lowers_the_loss_adds_adapters_only_and_leaves_the_model_alone(t
 
 def test_the_edit_is_read_back_as_it_was_saved_and_reverts_bit_for_bit(tiny_model, tmp_path: Path):
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     edit = make(learning_rate=0.05).erase(tiny_model, CONCEPT, Off(), seed=0).edit
     edit.save(tmp_path / "edit.safetensors")
     read = Edit.load(tmp_path / "edit.safetensors")
     found = []
     for one in (edit, read):
         with one.applied(tiny_model):
-            found.append(tiny_model.predict_noise(latents, 500, text))
-            assert torch.equal(one.unedited(tiny_model).predict_noise(latents, 500, text), before)
-        assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+            found.append(tiny_model.predict(latents, 500, text))
+            assert torch.equal(one.unedited(tiny_model).predict(latents, 500, text), before)
+        assert torch.equal(tiny_model.predict(latents, 500, text), before)
 
     assert torch.equal(*found)
     assert not torch.equal(found[0], before)
@@ -446,11 +446,11 @@ def test_the_edit_is_read_back_as_it_was_saved_and_reverts_bit_for_bit(tiny_mode
 
 def test_untrained_adapters_add_nothing_and_are_drawn_by_the_seed_alone(tiny_model):
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     one, other = (Adapters.untrained(tiny_model, 128, torch.Generator().manual_seed(3)) for _ in range(2))
 
     with attached(tiny_model, one):
-        assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+        assert torch.equal(tiny_model.predict(latents, 500, text), before)
     assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
     for name, (down, down_bias, up, up_bias) in one.layers.items():
         width = layer_widths(tiny_model)[name]
@@ -462,11 +462,11 @@ def test_untrained_adapters_add_nothing_and_are_drawn_by_the_seed_alone(tiny_mod
 
 def test_a_model_in_half_precision_takes_the_adapters(tiny_model):
     adapters = trained(tiny_model)
-    tiny_model.unet.to(torch.bfloat16)
+    tiny_model.network.to(torch.bfloat16)
     text, latents = tiny_model.encode_prompts(["a church"]), tiny_model.initial_latents([1])
 
     with attached(tiny_model, adapters):
-        assert tiny_model.predict_noise(latents, 500, text).dtype == torch.bfloat16
+        assert tiny_model.predict(latents, 500, text).dtype == torch.bfloat16
 
 
 def test_adapters_of_another_model_are_refused(tiny_model):
@@ -484,7 +484,7 @@ def test_adapters_of_another_model_are_refused(tiny_model):
     for odd, wanted in ((wider, f"{name}' of width 5"), (elsewhere, "last_block")):
         with pytest.raises(ValueError, match=f"{wanted}.* 'tiny' has no such layer"):
             odd.attach(tiny_model)
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_pa
     with pytest.raises(KilledError):
         config.erase(tiny_model, CONCEPT, Off(), seed=1, checkpoint=tmp_path / "work")
     assert tiny_model.fingerprint() == fingerprint
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
     monkeypatch.setattr(RecelerObjective, "loss", loss)
     before = tiny_model.unet_evaluations
     resumed = config.erase(tiny_model, CONCEPT, Off(), seed=1, checkpoint=tmp_path / "work")
@@ -583,11 +583,11 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
 def test_what_does_not_fit_the_model_or_the_concept_is_refused(tiny_model, changes, concept, message):
     with pytest.raises(ValueError, match=message):
         make(**changes).erase(tiny_model, concept, Off(), seed=0)
-    assert not any(layer._forward_hooks for layer in tiny_model.unet.modules())
+    assert not any(layer._forward_hooks for layer in tiny_model.network.modules())
 
 
 def test_half_precision_weights_are_refused(tiny_model):
-    tiny_model.unet.to(torch.float16)
+    tiny_model.network.to(torch.float16)
     with pytest.raises(ValueError, match="training needs float32"):
         make().erase(tiny_model, CONCEPT, Off(), seed=0)
 

@@ -82,11 +82,11 @@ def test_training_agrees_with_the_slow_implementation(
     images = original.generate(prompts, seeds=seeds, steps=SAMPLING.steps, guidance=7.5)
     slow = list(
         oracle.train(
-            model.unet,
-            model.alphas_cumprod.tolist(),
+            model.network,
+            model.process.alphas.tolist(),
             list(model.encode_images(images)),
             list(model.encode_prompts(prompts)),
-            trained=[name for name, _ in model.unet.named_parameters() if ".attn2." in name or parameters == "*"],
+            trained=[name for name, _ in model.network.named_parameters() if ".attn2." in name or parameters == "*"],
             zeros_stay=keep_zeros,
             steps=3,
             size=2,
@@ -157,9 +157,9 @@ def test_zeros_are_kept_if_asked_for(pair: Pair) -> None:
 
 def test_half_precision_is_trained_in_single_precision(tiny_model: TextToImage) -> None:
     model, original = edited(tiny_model)
-    for part in (model.unet, model.vae, model.text_encoder, original.unet, original.text_encoder):
+    for part in (model.network, model.vae, model.text_encoder, original.network, original.text_encoder):
         part.to(torch.bfloat16)
-    own = dict(model.unet.named_parameters())
+    own = dict(model.network.named_parameters())
     # Too small a step for bfloat16; many add up.
     fields = {"learning_rate": 1e-4, "checks": (1, 40), "pictures_per_step": 1, "count": 1}
     first, last = (

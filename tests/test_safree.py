@@ -188,12 +188,12 @@ def test_the_concept_takes_the_empty_prompts_place_when_asked(tiny_model64):
         with erased(model, make(negative_prompt=asked, slope=0.0, most_steps=6)).applied(model):
             text = model.encode(PROMPTS[:2])
             for t in (800, 500):
-                predictions[asked, t] = model.guided_noise(latents, t, text, model.encode([""]), 3.0)
+                predictions[asked, t] = model.guided(latents, t, text, model.encode([""]), 3.0)
     for (asked, t), found in predictions.items():
         is_negative = asked == "always" or (asked == "while_filtering" and t == 800)
         empty = negative if is_negative else plain
-        without = model.predict_noise(latents, t, empty.expand(2, -1, -1))
-        prompted = model.predict_noise(latents, t, text[:, :24] if t == 800 else text[:, 24:48])
+        without = model.predict(latents, t, empty.expand(2, -1, -1))
+        prompted = model.predict(latents, t, text[:, :24] if t == 800 else text[:, 24:48])
         assert torch.allclose(found, without + 3 * (prompted - without), atol=1e-12)
 
 
@@ -219,7 +219,7 @@ def test_re_attention_goes_by_the_width_that_a_layer_adds_to_and_costs_a_third_e
     with erased(model, make(skip_scales=(0.5, 0.2), most_steps=None)).applied(model):
         text, empty = model.encode(PROMPTS[:2]), model.encode([""])[0]
         found = model.guard.guidance(model)(latents, torch.tensor([500, 500]), text, empty, scales)
-        alone = model.predict_noise(latents, 500, text)
+        alone = model.predict(latents, 500, text)
         spent = model.unet_evaluations
         together = model.sample(text, **settings)
         spent = model.unet_evaluations - spent
@@ -229,30 +229,30 @@ def test_re_attention_goes_by_the_width_that_a_layer_adds_to_and_costs_a_third_e
     texts = torch.cat([empty[None, :24].expand(2, -1, -1), text[:, :24], text[:, 24:48]])
     hooks = []
     # Layers take skip connections from the last on; the second block comes to its first with the first block's width.
-    for block, factors in zip(model.unet.up_blocks, ((0.5, 0.5), (0.2, 0.5)), strict=True):
+    for block, factors in zip(model.network.up_blocks, ((0.5, 0.5), (0.2, 0.5)), strict=True):
 
         def before(_block, arguments, named, factors=factors):
             skips = tuple(map(attenuated, named["res_hidden_states_tuple"], factors))
             return arguments, {**named, "res_hidden_states_tuple": skips}
 
         hooks.append(block.register_forward_pre_hook(before, with_kwargs=True))
-    without, prompted, _ = model.predict_noise(latents.repeat(3, 1, 1, 1), 500, texts).chunk(3)
+    without, prompted, _ = model.predict(latents.repeat(3, 1, 1, 1), 500, texts).chunk(3)
     for hook in hooks:
         hook.remove()
 
     assert torch.allclose(found, without + scales.view(-1, 1, 1, 1) * (prompted - without), atol=1e-12)
-    assert torch.equal(alone, model.predict_noise(latents, 500, text[:, :24]))
+    assert torch.equal(alone, model.predict(latents, 500, text[:, :24]))
     assert not torch.allclose(prompted, alone)
 
 
 def test_it_leaves_no_trace(tiny_model):
     text, latents = tiny_model.encode(PROMPTS), tiny_model.initial_latents(range(len(PROMPTS)))
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     with erased(tiny_model, make(skip_scales=(0.9, 0.2))).applied(tiny_model):
-        assert not torch.equal(tiny_model.predict_noise(latents, 900, tiny_model.encode(PROMPTS)), before)
+        assert not torch.equal(tiny_model.predict(latents, 900, tiny_model.encode(PROMPTS)), before)
     assert tiny_model.guard is None
-    assert not any(block._forward_pre_hooks for block in tiny_model.unet.up_blocks)
-    assert torch.equal(tiny_model.predict_noise(latents, 500, tiny_model.encode(PROMPTS)), before)
+    assert not any(block._forward_pre_hooks for block in tiny_model.network.up_blocks)
+    assert torch.equal(tiny_model.predict(latents, 500, tiny_model.encode(PROMPTS)), before)
 
 
 def test_it_costs_nothing_and_leaves_the_weights_alone(tiny_model):
@@ -301,7 +301,7 @@ def test_text_of_the_unguarded_model_is_refused(tiny_model):
         erased(tiny_model, make()).applied(tiny_model),
         pytest.raises(ValueError, match="text has 24 rows and SAFREE's has 49; encode prompts with the guarded model"),
     ):
-        tiny_model.predict_noise(tiny_model.initial_latents([1]), 500, text)
+        tiny_model.predict(tiny_model.initial_latents([1]), 500, text)
 
 
 def test_another_models_subspace_is_refused(tiny_model):

@@ -78,7 +78,7 @@ def test_mask_is_the_largest_gradients_of_the_forgetting_loss(tiny_model64, monk
             rows.append((objective._forgotten.latents[pick], eps, t, text, empty))
     names = list(scope_parameters(tiny_model64, "xattn"))
 
-    expected = oracle.saliency(tiny_model64.unet, names, tiny_model64.alphas_cumprod.tolist(), rows, guidance)
+    expected = oracle.saliency(tiny_model64.network, names, tiny_model64.process.alphas.tolist(), rows, guidance)
 
     assert list(objective._masks) == names
     assert flat(saliencies) == pytest.approx(expected, rel=1e-6, abs=1e-6 * max(expected))
@@ -116,8 +116,8 @@ def test_loss_is_the_papers_formula(tiny_model64, retain_weight):
                     text = tiny_model64.encode([CONCEPT.preserved_prompts[pick % 2]])[0]
                     retained.append((objective._retained.latents[pick], eps, t, text, text))
 
-            alphas = tiny_model64.alphas_cumprod.tolist()
-            expected = oracle.loss(tiny_model64.unet, alphas, forgotten, retained, retain_weight)
+            alphas = tiny_model64.process.alphas.tolist()
+            expected = oracle.loss(tiny_model64.network, alphas, forgotten, retained, retain_weight)
             assert objective.loss(tiny_model64, step).item() == pytest.approx(expected, rel=1e-6)
 
 

@@ -58,7 +58,7 @@ def picture_seeds(seed, count, purpose="painting/seeds"):
 
 
 def alphas(model):
-    return model.alphas_cumprod.double().tolist()
+    return model.process.alphas.double().tolist()
 
 
 @pytest.mark.parametrize("fraction", ["0.29", "0.5", "1"])
@@ -99,7 +99,7 @@ def recorded(tiny_model64):
         text = model.encode_prompts(["a church", "a photo"])
         layers = sorted({name.rpartition(".")[0] for name in maskable_parameters(model, "linear_conv")})
         records = oracle.recorded_steps(
-            model.unet,
+            model.network,
             layers,
             alphas(model),
             model.sampling_timesteps(3).tolist(),
@@ -140,11 +140,11 @@ def test_wanda_scores_of_kernels_follow_every_position_they_meet(recorded):
         "down_blocks.0.downsamplers.0.conv.weight",
         "down_blocks.1.resnets.0.conv_shortcut.weight",
     )
-    weights = {name: model.unet.get_parameter(name) for name in names}
+    weights = {name: model.network.get_parameter(name) for name in names}
     squares, _ = input_squares(model, weights, text, Painting(2, 3, 2.0, 2), seed=4, checkpoint=None, until=2)
 
     for name, weight in weights.items():
-        module = model.unet.get_submodule(name.rpartition(".")[0])
+        module = model.network.get_submodule(name.rpartition(".")[0])
         size = weight.shape[-1]
         for channel, y, x in [(0, 0, 0), (3, size - 1, size // 2), (2, size // 2, size - 1)]:
             used = oracle.kernel_norm(records[1][name.rpartition(".")[0]], channel, y, x, size, module.stride[0])
@@ -185,7 +185,7 @@ def test_conceptprune_prunes_what_is_skilled_at_more_steps_than_agreed(tiny_mode
     with torch.no_grad():
         targets, anchors = (
             oracle.recorded_steps(
-                model.unet,
+                model.network,
                 list(layers.values()),
                 alphas(model),
                 model.sampling_timesteps(3).tolist(),
@@ -240,10 +240,10 @@ def noised_pictures(model, prompts, seed, timesteps):
             # A last step to the end of the schedule, where diffusers has the first timestep's alpha.
             steps = model.sampling_timesteps(3).tolist()
             x = trajectory_point(
-                model.unet, alphas(model), steps, 2, picture_seed, model.latent_shape, condition, empty, 2.0
+                model.network, alphas(model), steps, 2, picture_seed, model.latent_shape, condition, empty, 2.0
             )
             t = torch.tensor([steps[2]])
-            e_0, e_c = (model.unet(x, t, c[None]).sample for c in (empty, condition))
+            e_0, e_c = (model.network(x, t, c[None]).sample for c in (empty, condition))
             a, end = alphas(model)[steps[2]], model.make_scheduler(3).final_alpha_cumprod.double().item()
             e = e_0 + 2.0 * (e_c - e_0)
             latents.append((end**0.5 * (x - (1 - a) ** 0.5 * e) / a**0.5 + (1 - end) ** 0.5 * e)[0])
@@ -254,7 +254,7 @@ def noised_pictures(model, prompts, seed, timesteps):
 
 def denoising_gradients(model, weights, prompts, seed, timesteps):
     for t, pictures in noised_pictures(model, prompts, seed, timesteps):
-        losses = list(oracle.denoising(model.unet, alphas(model), t, pictures))
+        losses = list(oracle.denoising(model.network, alphas(model), t, pictures))
         yield sum(loss.item() for loss in losses), oracle.gradients(iter(losses), weights)
 
 
@@ -305,13 +305,13 @@ def test_cad_prunes_the_highest_positive_attributions_of_each_row(tiny_model64):
     (own,) = picture_seeds(derived_seed(3, "cad/trajectories"), 1, "trajectories/pool")
     with torch.no_grad():
         points = [
-            trajectory_point(model.unet, alphas(model), steps, stop, own, model.latent_shape, text, empty, 2.0)
+            trajectory_point(model.network, alphas(model), steps, stop, own, model.latent_shape, text, empty, 2.0)
             for stop in range(3)
         ]
-        without = [model.unet(x, torch.tensor([t]), empty[None]).sample for x, t in zip(points, steps, strict=True)]
+        without = [model.network(x, torch.tensor([t]), empty[None]).sample for x, t in zip(points, steps, strict=True)]
     with model.trainable(list(weights.values())):
         losses = (
-            (model.unet(x, torch.tensor([t]), text[None]).sample - e).pow(2).sum()
+            (model.network(x, torch.tensor([t]), text[None]).sample - e).pow(2).sum()
             for x, t, e in zip(points, steps, without, strict=True)
         )
         scores = oracle.scored(oracle.gradients(losses, weights), lambda g, w: -g * w, weights)
@@ -333,7 +333,7 @@ def test_scored_pruning_leaves_the_model_alone_and_says_what_it_cost(tiny_model,
     assert not any(weight.requires_grad for weight in named_parameters(tiny_model).values())
     assert erasure.unet_evaluations == tiny_model.unet_evaluations
     assert erasure.edit.metadata["pruned_weights"] > 0
-    assert not any(module._forward_pre_hooks for module in tiny_model.unet.modules())
+    assert not any(module._forward_pre_hooks for module in tiny_model.network.modules())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[:5], ids=NAMES[:5])

@@ -178,17 +178,17 @@ def test_an_inserted_token_reads_as_if_it_were_typed(model: TextToImage):
 def test_the_pooled_embedding_and_the_size_reach_the_unet(tokenizer_folder: Path):
     small = TextToImage(make_tiny_sdxl(tokenizer_folder))
     text, latents = small.encode(PROMPTS[:1]), small.initial_latents([1])
-    noise = small.predict_noise(latents, 500, text)
+    noise = small.predict(latents, 500, text)
     other = text.clone()
     other[:, -1, 0] += 1
-    assert not torch.allclose(small.predict_noise(latents, 500, other), noise)
+    assert not torch.allclose(small.predict(latents, 500, other), noise)
     wide = TextToImage(make_tiny_sdxl(tokenizer_folder), resolution=32)
-    assert not torch.allclose(wide.predict_noise(latents, 500, text), noise)
+    assert not torch.allclose(wide.predict(latents, 500, text), noise)
 
 
 def test_half_precision_leaves_the_vae_in_float32(folder: Path):
     model = load_model(str(folder), precision="fp16", device="cpu")
-    assert (model.unet.dtype, model.vae.dtype) == (torch.float16, torch.float32)
+    assert (model.network.dtype, model.vae.dtype) == (torch.float16, torch.float32)
     assert model.decode(model.initial_latents([1])).shape == (1, 3, 16, 16)
 
 
@@ -201,7 +201,7 @@ def test_tokenizers_that_differ_are_refused(tokenizer_folder: Path):
 
 def test_the_fingerprint_covers_both_encoders(model: TextToImage):
     before = model.fingerprint()
-    next(model.pair.encoders[1].parameters()).data.add_(1)
+    next(model.text_encoders.encoders[1].parameters()).data.add_(1)
     assert model.fingerprint() != before
 
 
@@ -290,7 +290,7 @@ def test_a_single_file_gives_the_folders_model(
 
 
 def test_an_edit_exports_to_a_folder_of_its_own_pipeline(model: TextToImage, tmp_path: Path):
-    name, weight = next(iter(model.unet.named_parameters()))
+    name, weight = next(iter(model.network.named_parameters()))
     edit = Edit.from_weights({name: weight.detach()}, {name: weight.detach() + 1})
     export(model, edit, tmp_path / "out")
     with edit.applied(model):
@@ -392,7 +392,7 @@ def test_every_eraser_works_or_refuses(choice: str, tokenizer_folder: Path, tmp_
     model = TextToImage(make_tiny_sdxl(tokenizer_folder), name="tiny-xl", scheduler="ddim")
     overrides = [f"store={tmp_path}"]
     if choice == "imported":
-        name, weight = next(iter(model.unet.named_parameters()))
+        name, weight = next(iter(model.network.named_parameters()))
         save_file({f"unet.{name}": weight.detach() * 1.01}, tmp_path / "erased.safetensors")
         overrides.append(f"eraser.path={tmp_path / 'erased.safetensors'}")
     eraser, concept = composed("eraser", choice, *overrides), instantiate(CONCEPT, _convert_="all")

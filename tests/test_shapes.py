@@ -93,7 +93,7 @@ def test_sizes_are_those_of_the_parts(model: TextToImage) -> None:
     assert model.latent_shape == (CHANNELS, *LATENTS)
     assert model.image_size == (LATENTS[0] * FACTOR, LATENTS[1] * FACTOR)
     assert model.encode(PROMPTS).shape == (len(PROMPTS), TOKENS, WIDTH)
-    assert model.prediction_type == "v_prediction"
+    assert model.process.prediction_type == "v_prediction"
     pictures = model.generate(PROMPTS[:1], seeds=[1], steps=2, guidance=3.0)
     assert pictures.shape == (1, 3, *model.image_size)
     assert model.encode_images(pictures).shape == (1, *model.latent_shape)

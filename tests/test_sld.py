@@ -58,7 +58,7 @@ def test_pictures_are_those_of_the_papers_formulas(tiny_model64, scaling, warmup
     noise = model.initial_latents([3, 4])
     expected = [
         oracle.sample(
-            lambda x, t, c: model.predict_noise(x[None], t, c[None])[0],
+            lambda x, t, c: model.predict(x[None], t, c[None])[0],
             lambda eps, t, x: scheduler.step(eps, t, x).prev_sample,
             noise[place],
             text[place],
@@ -152,10 +152,10 @@ def test_it_costs_nothing_and_leaves_the_model_alone(tiny_model):
 
 def test_weights_and_single_predictions_stay_as_they_are(tiny_model):
     text, latents = tiny_model.encode(PROMPTS), tiny_model.initial_latents([1, 2])
-    before = tiny_model.predict_noise(latents, 500, text)
+    before = tiny_model.predict(latents, 500, text)
     with erased(tiny_model, make()).applied(tiny_model):
         assert torch.equal(tiny_model.encode(PROMPTS), text)
-        assert torch.equal(tiny_model.predict_noise(latents, 500, text), before)
+        assert torch.equal(tiny_model.predict(latents, 500, text), before)
     assert tiny_model.guard is None
 
 
@@ -263,6 +263,7 @@ def test_inversion_goes_back_through_it(tiny_model64):
             denoising_path(model, 3),
             model.encode_images(case.target[None]),
             1,
+            model.process.move,
         )
     nats = (found.double().square().mean() + math.log(2 * math.pi)) / 2
     assert outcome.checks[1].loss == pytest.approx(float(nats), rel=1e-9)

@@ -71,13 +71,13 @@ def test_the_models_layers_are_pruned_by_the_formula_on_its_own_inputs(tiny_mode
         "kernel": "down_blocks.0.downsamplers.0.conv.weight",
         "first": "conv_in.weight",
     }
-    base = {name: model.unet.get_parameter(name).detach().clone() for name in names.values()}
+    base = {name: model.network.get_parameter(name).detach().clone() for name in names.values()}
     layers = [name.rpartition(".")[0] for name in base]
     with torch.no_grad():
         records = scored_pruning.recorded_steps(
-            model.unet,
+            model.network,
             layers,
-            model.alphas_cumprod.double().tolist(),
+            model.process.alphas.double().tolist(),
             model.sampling_timesteps(3).tolist(),
             3,
             [
@@ -97,7 +97,7 @@ def test_the_models_layers_are_pruned_by_the_formula_on_its_own_inputs(tiny_mode
     text = model.encode_prompts(list(CONCEPT.preserved))
     products, spent = input_products(
         model,
-        {name: model.unet.get_parameter(name) for name in base},
+        {name: model.network.get_parameter(name) for name in base},
         text,
         Painting(2, 3, 2.0, 1),
         seed=4,
@@ -107,7 +107,7 @@ def test_the_models_layers_are_pruned_by_the_formula_on_its_own_inputs(tiny_mode
     assert spent == 2 * 3 * 2
     for name, weight in base.items():
         recorded = [inputs for record in records for inputs in record[name.rpartition(".")[0]]]
-        stride = model.unet.get_submodule(name.rpartition(".")[0]).stride[0] if weight.ndim == 4 else None
+        stride = model.network.get_submodule(name.rpartition(".")[0]).stride[0] if weight.ndim == 4 else None
         met = [
             row
             for inputs in recorded
@@ -131,7 +131,7 @@ def test_pruned_weights_are_exactly_zero_and_others_change_in_the_scope_alone(ti
     erasure = NoEraser().erase(tiny_model, CONCEPT, replace(SHORT, scope=scope), seed=0)
 
     assert all(torch.equal(weight, base[name]) for name, weight in named_parameters(tiny_model).items())
-    assert not any(module._forward_pre_hooks for module in tiny_model.unet.modules())
+    assert not any(module._forward_pre_hooks for module in tiny_model.network.modules())
     assert erasure.unet_evaluations == tiny_model.unet_evaluations == 2 * 3 * 2
     maskable = set(maskable_parameters(tiny_model, scope))
     zeros = 0

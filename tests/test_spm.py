@@ -75,7 +75,7 @@ def test_layers_add_what_the_formulas_say(tiny_model64, merge):
     added = membranes(tiny_model64, merge=merge)
     generator = torch.Generator().manual_seed(3)
     gates = torch.tensor([[0.3, 1.0], [0.8, 0.0]], dtype=torch.float64)
-    keys, projection = (tiny_model64.unet.get_submodule(name) for name in (KEYS, PROJECTION))
+    keys, projection = (tiny_model64.network.get_submodule(name) for name in (KEYS, PROJECTION))
     texts = torch.randn((2, 3, keys.in_features), generator=generator).double()
     pictures = torch.randn((2, projection.in_channels, 2, 3), generator=generator).double()
     plain = keys(texts), projection(pictures)
@@ -103,7 +103,7 @@ def test_layers_add_what_the_formulas_say(tiny_model64, merge):
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1)])
 def test_convolutions_keep_their_stride_and_padding(tiny_model64, stride, padding):
     name = "down_blocks.0.downsamplers.0.conv" if stride == 2 else "conv_in"
-    layer = tiny_model64.unet.get_submodule(name)
+    layer = tiny_model64.network.get_submodule(name)
     up, down = factors(tiny_model64, rank=1, scope="linear_conv")
     added = Membranes({name: up[name]}, {name: down[name]}, (STYLE.targets,), gate="off", strength=0.5)
     picture = torch.randn((layer.in_channels, 4, 4), generator=torch.Generator().manual_seed(1)).double()
@@ -121,18 +121,18 @@ def test_convolutions_keep_their_stride_and_padding(tiny_model64, stride, paddin
 def test_two_concepts_add_up_without_cross_terms(tiny_model64):
     added = membranes(tiny_model64, gate="off", strength=0.7)
     text, latents = tiny_model64.encode(PROMPTS[:1]), tiny_model64.initial_latents([1])
-    parameters = dict(tiny_model64.unet.named_parameters())
+    parameters = dict(tiny_model64.network.named_parameters())
     expected = {name: value.detach() for name, value in parameters.items()}
     for concept in range(2):
         pairs = {layer: (added.up[layer][concept], added.down[layer][concept]) for layer in added.up}
-        with_one = oracle.with_membranes(tiny_model64.unet, pairs, 0.7)
+        with_one = oracle.with_membranes(tiny_model64.network, pairs, 0.7)
         expected = {name: value + with_one[name].detach() - parameters[name] for name, value in expected.items()}
-    wanted = oracle.predict(tiny_model64.unet, expected, latents[0], 500, text[0])
+    wanted = oracle.predict(tiny_model64.network, expected, latents[0], 500, text[0])
 
     with attached(tiny_model64, added):
-        found = tiny_model64.predict_noise(latents, 500, text)[0]
+        found = tiny_model64.predict(latents, 500, text)[0]
     with attached(tiny_model64, dataclasses.replace(added, merge="published")):
-        published = tiny_model64.predict_noise(latents, 500, text)[0]
+        published = tiny_model64.predict(latents, 500, text)[0]
 
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
     assert not torch.allclose(published, wanted, atol=1e-3)
@@ -188,7 +188,7 @@ def test_attacks_differentiate_through_the_text_and_not_the_gate(tiny_model64):
         embeddings = model.vocabulary[ids].detach().requires_grad_()
         text = model.encode_embeddings(embeddings, ends)
         assert not torch.autograd.grad(text[:, -1].sum(), embeddings, retain_graph=True)[0].any()
-        loss = model.predict_noise(model.initial_latents([0]), 300, text).square().sum()
+        loss = model.predict(model.initial_latents([0]), 300, text).square().sum()
         [gradient] = torch.autograd.grad(loss, embeddings)
 
     assert gradient.abs().max() > 0
@@ -201,14 +201,14 @@ def test_both_halves_of_guidance_meet_the_prompts_permeability(tiny_model64):
     latents = model.initial_latents([1, 2])
     with attached(model, added):
         text, empty = model.encode(PROMPTS[:2]), model.encode([""])
-        guided = model.guided_noise(latents, 500, text, empty[0], 3.0)
+        guided = model.guided(latents, 500, text, empty[0], 3.0)
         gates = text[:, -1, :2] / GATE_UNIT
     plain = model.encode([*PROMPTS[:2], ""])
     for place in range(2):
         up = {name: up * gates[place, :, None, None] for name, up in added.up.items()}
         own = dataclasses.replace(added, gate="off", up=up)
         with attached(model, own):
-            expected = model.guided_noise(latents[[place]], 500, plain[[place]], plain[2], 3.0)
+            expected = model.guided(latents[[place]], 500, plain[[place]], plain[2], 3.0)
         torch.testing.assert_close(guided[[place]], expected, rtol=0, atol=1e-9)
 
 
@@ -219,17 +219,17 @@ def test_text_that_was_encoded_without_the_gate_is_refused(tiny_model):
         attached(tiny_model, membranes(tiny_model)),
         pytest.raises(ValueError, match=r"has 24 rows and that of gated membranes has 25; encode prompts with"),
     ):
-        tiny_model.predict_noise(tiny_model.initial_latents([0] * len(text)), 100, text)
+        tiny_model.predict(tiny_model.initial_latents([0] * len(text)), 100, text)
 
 
 @torch.no_grad()
 def test_without_gate_no_guard_is_needed(tiny_model):
     text, latents = tiny_model.encode(PROMPTS), tiny_model.initial_latents([0] * len(PROMPTS))
-    before = tiny_model.predict_noise(latents, 100, text)
+    before = tiny_model.predict(latents, 100, text)
     with attached(tiny_model, membranes(tiny_model, gate="off")):
         assert tiny_model.guard is None
         assert torch.equal(tiny_model.encode(PROMPTS), text)
-        assert not torch.allclose(tiny_model.predict_noise(latents, 100, text), before, atol=1e-3)
+        assert not torch.allclose(tiny_model.predict(latents, 100, text), before, atol=1e-3)
 
 
 @torch.no_grad()
@@ -288,14 +288,14 @@ def test_loss_is_the_papers_formula(tiny_model64, changes):
     up, down = factors(model, rank=config.rank)
     pairs = {layer: (up[layer][0], down[layer][0]) for layer in up}
     erasing = LatentAnchoring(config, model, STYLE, seed=7, checkpoint=None)
-    parameters = oracle.with_membranes(model.unet, pairs, config.alpha / config.rank)
+    parameters = oracle.with_membranes(model.network, pairs, config.alpha / config.rank)
     timesteps = model.sampling_timesteps(3).tolist()
     empty = model.encode([""])[0]
     surrogate = model.encode([STYLE.anchor])[0] if config.surrogate == "anchor" else empty
 
     def walked(x, t, text):
         sample = oracle.predict(
-            model.unet, parameters if config.trajectory == "current" else None, x[0], int(t), text[0]
+            model.network, parameters if config.trajectory == "current" else None, x[0], int(t), text[0]
         )
         return SimpleNamespace(sample=sample[None])
 
@@ -306,7 +306,7 @@ def test_loss_is_the_papers_formula(tiny_model64, changes):
         for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
             text = model.encode([STYLE.targets[(step * config.batch_size + place) % 2]])[0]
             x = trajectory_oracle.trajectory_point(
-                walked, model.alphas_cumprod.tolist(), timesteps, stop, seed, (4, 8, 8), text, empty, 3.0
+                walked, model.process.alphas.tolist(), timesteps, stop, seed, (4, 8, 8), text, empty, 3.0
             )
             # DDIM's 1000 steps are 1000 to 1, and theirs the one after as many thirds of them.
             scored_at = 1000 - 1000 * stop // 3 if config.published_offset else timesteps[stop]
@@ -318,7 +318,7 @@ def test_loss_is_the_papers_formula(tiny_model64, changes):
 
         loss = erasing.loss(model, config.membranes(pairs), step).item()
 
-        expected = oracle.loss(model.unet, parameters, points, anchors, config.eta, config.anchoring_weight)
+        expected = oracle.loss(model.network, parameters, points, anchors, config.eta, config.anchoring_weight)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert loss > 1e-6
 
@@ -357,7 +357,7 @@ def test_membranes_start_closed_with_a_layers_usual_values(tiny_model):
 
     assert initial.keys() == {name.removesuffix(".weight") for name in scope_parameters(tiny_model, "transformers")}
     for layer, (up, down) in initial.items():
-        weight = tiny_model.unet.get_submodule(layer).weight
+        weight = tiny_model.network.get_submodule(layer).weight
         assert not up.any()
         assert tuple(up.shape) == (len(weight), 3)
         assert tuple(down.shape) == (3, *weight.shape[1:])
@@ -413,7 +413,7 @@ def test_taking_them_out_leaves_no_trace(tiny_model):
     assert torch.equal(during, again)
     assert not torch.equal(before, during)
     assert tiny_model.guard is None
-    assert not any(module._forward_hooks for module in tiny_model.unet.modules())
+    assert not any(module._forward_hooks for module in tiny_model.network.modules())
 
 
 def test_they_are_read_back_as_they_were_saved(tiny_model, tmp_path):
@@ -471,7 +471,7 @@ def test_killed_training_resumes_to_the_same_membranes_bit_for_bit(
     monkeypatch.setattr(LatentAnchoring, "loss", dying_loss)
     with pytest.raises(RuntimeError, match="killed"):
         eraser.erase(tiny_model, BOTH, Off(), seed=1, checkpoint=tmp_path / "work")
-    assert not any(module._forward_hooks for module in tiny_model.unet.modules())
+    assert not any(module._forward_hooks for module in tiny_model.network.modules())
     monkeypatch.setattr(LatentAnchoring, "loss", loss)
     before = tiny_model.unet_evaluations
     resumed = eraser.erase(tiny_model, BOTH, Off(), seed=1, checkpoint=tmp_path / "work")

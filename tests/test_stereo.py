@@ -83,7 +83,7 @@ def changed(model):
 def point(source, text, empty, stop, seed):
     """x_t before a step of a trajectory, and its t, by the oracle."""
     timesteps = source.sampling_timesteps(3).tolist()
-    alphas = source.alphas_cumprod.tolist()
+    alphas = source.process.alphas.tolist()
     return esd.trajectory_point(
         source.unet, alphas, timesteps, stop, seed, (4, 8, 8), text, empty, guidance=3.0
     ), timesteps[stop]
@@ -147,7 +147,7 @@ def test_final_loss_is_the_papers_formula(tiny_model64, changes):
                     assert torch.equal(drawn, tiny_model64.encode(CONCEPT.target_anchors)[turn])
                 anchors = [(config.anchor_scale, drawn)]
             wanted = oracle.target(
-                tiny_model64.unet,
+                tiny_model64.network,
                 x,
                 t,
                 empty,
@@ -280,7 +280,7 @@ def test_a_rounds_loss_is_negative_guidance_away_from_one_name(tiny_model64, tra
     points = []
     for text, stop, seed in zip(names[:, 0], stops.tolist(), seeds, strict=True):
         x, t = point(edited if trajectory == "current" else tiny_model64, text, empty, stop, seed)
-        points.append((x, t, text, esd.target(tiny_model64.unet, x, t, text, empty, 1.5)))
+        points.append((x, t, text, esd.target(tiny_model64.network, x, t, text, empty, 1.5)))
 
     assert guidance.loss(edited, 1).item() == pytest.approx(esd.mean_squared_error(edited.unet, points), rel=1e-5)
 
@@ -294,7 +294,7 @@ def test_what_is_found_denoises_better_than_where_the_inversion_began(tiny_model
 
     def error(embedding):
         text = template[batch.prompts].encode(tiny_model, embedding.expand(128, 1, -1))
-        return finetuning.noise_error(tiny_model, batch.latents, batch.timesteps, text, batch.noise).item()
+        return finetuning.prediction_error(tiny_model, batch.latents, batch.timesteps, text, batch.targets).item()
 
     objective = STEREOObjective(make(inversion_steps=40, inversion_batch_size=8))
     with torch.enable_grad():
@@ -349,7 +349,7 @@ def test_erasing_lowers_the_loss_changes_the_scope_only_and_leaves_the_model_alo
     erasure = config.erase(tiny_model, CONCEPT, Off(), seed=0)
 
     assert tiny_model.fingerprint() == fingerprint
-    assert not any(parameter.requires_grad for parameter in tiny_model.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in tiny_model.network.parameters())
     assert set(erasure.edit.entries) == set(scope_parameters(tiny_model, "xattn_kv"))
     assert erasure.edit.metadata["method"] == "STEREO"
     assert sum(erasure.losses[-4:]) < sum(erasure.losses[:4])

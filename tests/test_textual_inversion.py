@@ -184,7 +184,7 @@ def test_an_interrupted_attack_goes_on_with_the_same_outcomes(pair: Pair) -> Non
 
 
 def test_half_precision_models_are_attacked_too(tiny_model: TextToImage) -> None:
-    for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
+    for part in (tiny_model.network, tiny_model.text_encoder, tiny_model.vae):
         part.to(torch.bfloat16)
     outcomes = run((tiny_model, tiny_model), cases=CASES[:2])
     assert all(len(outcome.checks) == 4 for outcome in outcomes.values())
@@ -196,7 +196,7 @@ def test_nothing_but_the_embedding_receives_a_gradient(pair: Pair) -> None:
     run(pair, cases=CASES[:1])
     assert [model.fingerprint() for model in pair] == before
     for model in pair:
-        for part in (model.unet, model.text_encoder, model.vae):
+        for part in (model.network, model.text_encoder, model.vae):
             assert all(parameter.grad is None for parameter in part.parameters())
 
 

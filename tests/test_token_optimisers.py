@@ -175,7 +175,7 @@ def test_readable_searches_find_tokens_that_are_read_back(attack: Attack, tiny_m
 @both
 def test_nothing_but_the_inserted_embeddings_receives_a_gradient(attack: Attack, tiny_model: TextToImage) -> None:
     run(attack, tiny_model, make_cases(tiny_model, PROMPTS[:1]))
-    for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
+    for part in (tiny_model.network, tiny_model.text_encoder, tiny_model.vae):
         assert all(parameter.grad is None for parameter in part.parameters())
 
 

@@ -5,7 +5,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
 from diffusion.model import TextToImage
-from diffusion.tokenizer import CleaningTokenizer, cleaned
+from diffusion.text.tokenizer import CleaningTokenizer, cleaned
 
 TEXTS = [
     "a painting of a church",

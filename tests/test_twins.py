@@ -314,7 +314,7 @@ def test_scored_pruning_follows_retraining(canvas: Path, twins: Path):
     edit = eraser.erase(model, CHURCH, Magnitude(sparsity=Sparsity(0.5, "layer")), seed=0).edit
     trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
     with edit.applied(model):
-        for name, value in model.unet.named_parameters():
+        for name, value in model.network.named_parameters():
             kept = value != 0
             torch.testing.assert_close(value[kept], trained[name][kept], rtol=0, atol=0)
             if name.endswith("attn2.to_k.weight"):

@@ -114,7 +114,7 @@ def test_strengths_follow_the_shares_of_the_pictures_round_by_round(tiny_model64
         expected = expected_weights(model, strengths, uce)
         base = {name: weight.clone() for name, weight in key_value_weights(model).items()}
         for name, weight in expected.items():
-            model.unet.get_parameter(name).copy_(weight)
+            model.network.get_parameter(name).copy_(weight)
         for place, concept in enumerate((CONCEPT, *CONCEPT.also)):
             if place in settled:
                 continue
@@ -128,7 +128,7 @@ def test_strengths_follow_the_shares_of_the_pictures_round_by_round(tiny_model64
             elif number < 2:
                 strengths[place] = [a + 0.8 * gap for a, gap in zip(strengths[place], gaps, strict=True)]
         for name, weight in base.items():
-            model.unet.get_parameter(name).copy_(weight)
+            model.network.get_parameter(name).copy_(weight)
 
     assert any(any(row) for row in strengths)
     for row, other in zip(erasure.edit.metadata["strengths"], strengths, strict=True):
@@ -227,7 +227,7 @@ def test_hundreds_of_concepts_are_erased_at_once_by_the_formula(tiny_model64, se
     assert len(edit.entries) == len(key_value_weights(tiny_model64))
     assert edit.size_bytes == 32 * 32 * 8
     with edit.applied(tiny_model64):
-        edited = tiny_model64.unet.get_parameter(name)
+        edited = tiny_model64.network.get_parameter(name)
         assert (edited - expected).norm() <= 1e-8 * expected.norm()
 
 

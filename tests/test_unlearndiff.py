@@ -93,10 +93,8 @@ def test_l1_is_the_mean_absolute_error(tiny_model64: TextToImage) -> None:
     embeddings = model.vocabulary[torch.tensor([[30]])]
     latents = model.add_noise(targets, noise, 40)
     _, loss = embedding_gradient(model, template, embeddings, latents, torch.tensor([40]), noise, criterion="l1")
-    abar = float(model.alphas_cumprod[40])
-    predicted = model.predict_noise(
-        abar**0.5 * targets + (1 - abar) ** 0.5 * noise, 40, template.encode(model, embeddings)
-    )
+    abar = float(model.process.alphas[40])
+    predicted = model.predict(abar**0.5 * targets + (1 - abar) ** 0.5 * noise, 40, template.encode(model, embeddings))
     assert loss.item() == pytest.approx((predicted - noise).abs().mean().item(), rel=1e-6)
 
 
@@ -247,7 +245,7 @@ def test_timesteps_are_spread_from_low_noise_to_high(
 
 def test_nothing_but_the_inserted_embeddings_receives_a_gradient(tiny_model: TextToImage) -> None:
     run(tiny_model, make_cases(tiny_model, PROMPTS)[:2], timesteps=1)
-    for part in (tiny_model.unet, tiny_model.text_encoder, tiny_model.vae):
+    for part in (tiny_model.network, tiny_model.text_encoder, tiny_model.vae):
         assert all(parameter.grad is None for parameter in part.parameters())
 
 

@@ -85,7 +85,7 @@ class CanvasSource(ModelSource):
             return model
         folder = self.unet_folder()
         try:
-            model.unet.load_state_dict(read_unet(folder))
+            model.network.load_state_dict(read_unet(folder))
         except RuntimeError as error:
             raise ValueError(f"The U-Net in {folder} is no twin of {self.source}: {in_short(error)}.") from error
         if self.name is None:

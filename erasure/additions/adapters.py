@@ -116,7 +116,7 @@ class AdaptersAtWork:
                 )
         with ExitStack() as hooks:
             for name, parts in layers.items():
-                layer = model.unet.get_submodule(name)
+                layer = model.network.get_submodule(name)
                 ready = [part.to(model.device, model.dtype) for part in parts]
                 hooks.callback(layer.register_forward_hook(self._hook(name, ready)).remove)
             self.detach: Callable[[], None] = hooks.pop_all().close
@@ -163,5 +163,9 @@ class AdaptersAtWork:
 
 
 def layer_widths(model: TextToImage) -> dict[str, int]:
-    """How many numbers each cross-attention layer puts out for a pixel, by its name in the U-Net."""
-    return {name: layer.to_out[0].out_features for name, layer in model.unet.named_modules() if name.endswith(".attn2")}
+    """How many numbers each cross-attention layer puts out for a pixel, by its name in the network.
+
+    Raises:
+        ValueError: The network has no such layers.
+    """
+    return {name: int(layer.to_out[0].out_features) for name, layer in model.denoiser.text_attention().items()}

@@ -77,7 +77,7 @@ class Membranes(Addition):
 
     def attach(self, model: TextToImage) -> Callable[[], None]:
         """See :class:`erasure.addition.Addition`."""
-        layers = dict(model.unet.named_modules())
+        layers = dict(model.network.named_modules())
         for name, up in self.up.items():
             expected = (up.shape[1], *self.down[name].shape[2:])
             if name not in layers or not has_membrane_shape(layers[name], expected):

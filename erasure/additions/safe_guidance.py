@@ -88,7 +88,7 @@ class SafetyGuard(Guard):
         def guided(latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
             nonlocal momentum
             texts = torch.cat([unconditional.expand_as(text), text, concept.expand_as(text)])
-            noise = model.predict_noise(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
+            noise = model.predict(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
             # |phi| may be too large for half precision.
             plain, prompted, unsafe = noise.to(torch.promote_types(noise.dtype, torch.float32)).chunk(3)
             difference = prompted - unsafe

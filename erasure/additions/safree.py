@@ -81,11 +81,11 @@ class Filters(Addition):
             )
         guard = FilteringGuard(self, model)
         take_away = set_guard(model, guard)
-        widths = sorted(set(model.unet.config.block_out_channels), reverse=True)
+        widths = sorted(set(model.network.config.block_out_channels), reverse=True)
         scales = dict(zip(widths, self.skip_scales or (), strict=False))
         hooks = [
             block.register_forward_pre_hook(guard.attenuator(scales), with_kwargs=True)
-            for block in (model.unet.up_blocks if scales else ())
+            for block in (model.network.up_blocks if scales else ())
         ]
 
         def detach() -> None:
@@ -161,14 +161,14 @@ class FilteringGuard(Guard):
     def guidance(self, model: Predictor, steps: Iterable[int] | None = None) -> Guidance:
         """See :class:`diffusion.guard.Guard`; with latent re-attention, the original prompts are predicted beside."""
         if self.added.skip_scales is None:
-            return model.guided_noise
+            return model.guided
 
         def guided(latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
             originals = torch.cat([text[:, self.tokens : -1]] * 2 + [text[:, -1:]], dim=1)
             texts = torch.cat([self.pair(unconditional.expand_as(text), text), text, originals])
             self._attenuates = True
             try:
-                noise = model.predict_noise(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
+                noise = model.predict(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
             finally:
                 self._attenuates = False
             without, conditional, _ = noise.chunk(3)

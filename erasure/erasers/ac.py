@@ -13,7 +13,7 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Trained, noise_error, retaining
+from erasure.finetuning import FineTuning, Trained, prediction_error, retaining
 from erasure.parameters import UNetScope
 from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
@@ -158,17 +158,19 @@ class ACObjective:
         text = model.encode_ids(self._target_ids[rows]) if learns_text else self._targets[rows]
         with first_token_detached(model, enabled=config.detach_first_token):
             if config.variant == "noise":
-                wanted = batch.noise
+                wanted = batch.targets
             else:
                 with torch.no_grad():
-                    wanted = model.predict_noise(batch.latents, batch.timesteps, self._anchors[batch.prompts])
-            loss = noise_error(model, batch.latents, batch.timesteps, text, wanted.to(batch.latents.dtype))
+                    wanted = model.predict(batch.latents, batch.timesteps, self._anchors[batch.prompts])
+            loss = prediction_error(model, batch.latents, batch.timesteps, text, wanted.to(batch.latents.dtype))
             if not config.prior_weight:
                 return loss
             others = torch.randint(len(self._pictures.latents), (config.batch_size,), generator=generator)
             prior = self._pictures.noised(model, others, generator)
             text = self._anchors[prior.prompts]
-            return loss + config.prior_weight * noise_error(model, prior.latents, prior.timesteps, text, prior.noise)
+            return loss + config.prior_weight * prediction_error(
+                model, prior.latents, prior.timesteps, text, prior.targets
+            )
 
 
 def target_token_rows(model: TextToImage, concept: Concept) -> Tensor:
@@ -194,11 +196,8 @@ def first_token_detached(model: TextToImage, *, enabled: bool) -> Iterator[None]
     def cut(_module: nn.Module, _inputs: object, projected: Tensor) -> Tensor:
         return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1)
 
-    hooks = [
-        module.register_forward_hook(cut)
-        for name, module in model.unet.named_modules()
-        if enabled and name.endswith((".attn2.to_k", ".attn2.to_v"))
-    ]
+    layers = model.denoiser.text_attention().values() if enabled else ()
+    hooks = [module.register_forward_hook(cut) for layer in layers for module in (layer.to_k, layer.to_v)]
     try:
         yield
     finally:

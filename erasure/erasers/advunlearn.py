@@ -14,7 +14,7 @@ from diffusion.parameters import substituted
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.streams import stream
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Trained, noise_error, retaining
+from erasure.finetuning import FineTuning, Trained, prediction_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool
@@ -166,9 +166,9 @@ class AdvUnlearnObjective:
             text = template.encode(model, self._attack(model, template, step))
         unconditional = self._unconditional.expand(len(text), -1, -1)
         with torch.no_grad(), substituted(model, self._base):
-            empty = model.predict_noise(samples.latents, samples.timesteps, unconditional).to(samples.targets.dtype)
+            empty = model.predict(samples.latents, samples.timesteps, unconditional).to(samples.targets.dtype)
         targets = empty - config.eta * (samples.targets - empty)
-        return noise_error(model, samples.latents, samples.timesteps, text, targets)
+        return prediction_error(model, samples.latents, samples.timesteps, text, targets)
 
     def _attack(self, model: TextToImage, template: PromptTemplate, step: int) -> Tensor:
         """The adversarial embeddings of a training step, float [batch, k, width]."""
@@ -186,7 +186,7 @@ class AdvUnlearnObjective:
             samples, _ = self._samples.batch(number)
             with torch.enable_grad():
                 text = template.encode(model, prefix)
-                error = noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
+                error = prediction_error(model, samples.latents, samples.timesteps, text, samples.targets)
                 # Every prefix has its own sample's mean to lower, whatever the batch.
                 (gradient,) = torch.autograd.grad(config.batch_size * error, prefix)
             if config.accumulate and prefix.grad is not None:

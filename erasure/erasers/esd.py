@@ -11,10 +11,10 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Trained, noise_error, retaining
+from erasure.finetuning import FineTuning, Trained, prediction_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Objective
-from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, target_noise
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, target_prediction
 
 
 @checked
@@ -146,7 +146,7 @@ class ESDObjective:
         """See :class:`erasure.protocols.Objective`."""
         if self._samples is not None:
             samples, text = self._samples.batch(step)
-            return noise_error(model, samples.latents, samples.timesteps, text, samples.targets)
+            return prediction_error(model, samples.latents, samples.timesteps, text, samples.targets)
         config = self._config
         latents, timesteps, prompts = current_points(
             model, self._text, config.settings, batch_size=config.batch_size, seed=self._seed, step=step
@@ -155,5 +155,5 @@ class ESDObjective:
         reference = self._reference[prompts]
         attribute = None if self._attribute is None else self._attribute[prompts]
         with substituted(model, self._base):
-            targets = target_noise(model, latents, timesteps, text, reference, -config.strength, attribute)
-        return noise_error(model, latents, timesteps, text, targets)
+            targets = target_prediction(model, latents, timesteps, text, reference, -config.strength, attribute)
+        return prediction_error(model, latents, timesteps, text, targets)

@@ -104,7 +104,7 @@ class FMNObjective:
         """See :class:`erasure.protocols.Objective`."""
         batch = self._pictures.draw(model, self._config.batch_size, stream(self._seed, "fmn/training", step))
         with recorded_attention(model) as attention:
-            model.predict_noise(batch.latents, batch.timesteps, self._text[batch.prompts])
+            model.predict(batch.latents, batch.timesteps, self._text[batch.prompts])
         squares = concept_squares(attention, self._columns[batch.prompts])
         norms = squares.sqrt().sum(0) if self._config.norm == "layers" else squares.sum(0).sqrt()
         return norms.mean()

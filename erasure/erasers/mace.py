@@ -287,7 +287,7 @@ class ConceptAttention:
             timesteps = torch.multinomial(self._likelihood, size, replacement=True, generator=generator)
         batch = self._pictures.noised(model, picks, generator, timesteps)
         with recorded_attention(model) as record:
-            model.predict_noise(batch.latents, batch.timesteps, self._text[batch.prompts])
+            model.predict(batch.latents, batch.timesteps, self._text[batch.prompts])
         masks = None if self._masks is None else self._masks[picks]
         squares = concept_squares(record, self._columns[batch.prompts], masks)
         # The root of an empty mask's 0 would have no gradient.
@@ -307,7 +307,7 @@ class ConceptAttention:
         for chunk in picks.split(config.sampling_batch_size):
             prompts = batch.prompts[chunk]
             with recorded_attention(model) as record:
-                model.predict_noise(batch.latents[chunk], batch.timesteps[chunk], self._text[prompts])
+                model.predict(batch.latents[chunk], batch.timesteps[chunk], self._text[prompts])
             maps = concept_maps(record, columns[prompts], size)
             masks.append(nearest(maps >= config.mask_threshold, (height, width)))
         return torch.cat(masks)

@@ -212,10 +212,10 @@ class RecelerObjective:
         with self._at_work.fixed():
             for _ in range(config.attack_steps - attacks_last):
                 text = self.prompts.text(rows).requires_grad_()
-                self._attack(text, model.predict_noise(latents, timesteps, text), named, rows)
+                self._attack(text, model.predict(latents, timesteps, text), named, rows)
         text = self.prompts.text(rows) if config.attack_steps else self._text[rows]
         with self._at_work.heard() as added:
-            noise = model.predict_noise(latents, timesteps, text.requires_grad_(attacks_last))
+            noise = model.predict(latents, timesteps, text.requires_grad_(attacks_last))
         if attacks_last:
             self._attack(text, noise, named, rows, retain_graph=True)
         error = functional.mse_loss(noise.to(targets.dtype), targets)
@@ -253,7 +253,7 @@ class RecelerObjective:
         """What the frozen model predicts for c, what is to be predicted, float [n, c, h, w], and M, bool [n, h, w]."""
         texts = torch.cat([self._references[rows], self._text[rows]])
         with self._at_work.silenced(), recorded_attention(model) as record:
-            noise = model.predict_noise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), texts).to(latents.dtype)
+            noise = model.predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), texts).to(latents.dtype)
         reference, named = noise.chunk(2)
         maps = concept_maps(record, self._columns[rows].repeat(2, 1), self._mask_size)[len(rows) :]
         targets = reference - self._config.eta * (named - reference)

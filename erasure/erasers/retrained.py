@@ -70,7 +70,7 @@ class Retrained:
         Raises:
             ValueError: ``model`` is not the one that knows all, or the twin does not fit it.
         """
-        before: dict[str, Tensor] = dict(model.unet.named_parameters())
+        before: dict[str, Tensor] = dict(model.network.named_parameters())
         base = Twin("all", self.training_seed)
         if not _same(read_unet(self._folder(base)), before):
             raise ValueError(

@@ -15,7 +15,7 @@ from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Trained, gradient, noise_error, require_preserved
+from erasure.finetuning import FineTuning, Trained, gradient, prediction_error, require_preserved
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.pictures import Painting, paint
 from erasure.protocols import Objective
@@ -119,19 +119,19 @@ class SalUnObjective:
     def loss(self, model: TextToImage, step: int) -> Tensor:
         """See :class:`erasure.protocols.Objective`; weights outside the mask get a gradient of exactly zero."""
         config = self._config
-        current = dict(model.unet.named_parameters())
+        current = dict(model.network.named_parameters())
         masked = {name: torch.where(mask, current[name], current[name].detach()) for name, mask in self._masks.items()}
         generator = stream(self._seed, "salun/training", step)
         batch = self._forgotten.draw(model, config.batch_size, generator)
         with substituted(model, masked):
             with torch.no_grad():
-                anchored = model.predict_noise(batch.latents, batch.timesteps, self._anchors[batch.prompts])
+                anchored = model.predict(batch.latents, batch.timesteps, self._anchors[batch.prompts])
             targets = anchored.to(batch.latents.dtype)
-            loss = noise_error(model, batch.latents, batch.timesteps, self._targets[batch.prompts], targets)
+            loss = prediction_error(model, batch.latents, batch.timesteps, self._targets[batch.prompts], targets)
             if config.retain_weight:
                 kept = self._retained.draw(model, config.batch_size, generator)
                 text = self._preserved[kept.prompts]
-                retaining = noise_error(model, kept.latents, kept.timesteps, text, kept.noise)
+                retaining = prediction_error(model, kept.latents, kept.timesteps, text, kept.targets)
                 loss = loss + config.retain_weight * retaining
         return loss
 
@@ -146,12 +146,12 @@ class SalUnObjective:
                 batch = self._forgotten.noised(model, picks, stream(self._seed, "salun/saliency", number))
                 text = self._targets[batch.prompts]
                 if config.saliency_guidance == 1:
-                    noise = model.predict_noise(batch.latents, batch.timesteps, text)
+                    predicted = model.predict(batch.latents, batch.timesteps, text)
                 else:
-                    noise = model.guided_noise(
+                    predicted = model.guided(
                         batch.latents, batch.timesteps, text, unconditional, config.saliency_guidance
                     )
-                yield functional.mse_loss(noise.to(batch.noise.dtype), batch.noise, reduction="sum")
+                yield functional.mse_loss(predicted.to(batch.targets.dtype), batch.targets, reduction="sum")
 
         with model.trainable(list(parameters.values())):
             saliency = {name: value.abs() for name, value in gradient(model, losses(), parameters).items()}

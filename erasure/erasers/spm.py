@@ -21,7 +21,7 @@ from erasure.edit import Edit
 from erasure.finetuning import prune_after, require_preserved, require_trainable_precision, train_beside
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure, Pruning, check_pair
-from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage, target_noise
+from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage, target_prediction
 
 
 @checked
@@ -249,15 +249,15 @@ class LatentAnchoring:
         latents, timesteps, text, targets = self._points(model, membranes, step)
         if not config.anchoring_weight:
             with attached(model, membranes):
-                return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets), targets)
+                return functional.mse_loss(model.predict(latents, timesteps, text).to(targets), targets)
         places = torch.arange(config.anchors) % len(latents)
         anchors = self.sampler.draw(text[places], stream(self._seed, "spm/anchors", step))
         if self._empty is not None:
             anchors[::2] = self._empty
         with torch.no_grad():
-            kept = model.predict_noise(latents[places], timesteps[places], anchors).to(targets)
+            kept = model.predict(latents[places], timesteps[places], anchors).to(targets)
         with attached(model, membranes):
-            predicted = model.predict_noise(
+            predicted = model.predict(
                 torch.cat([latents, latents[places]]),
                 torch.cat([timesteps, timesteps[places]]),
                 torch.cat([text, anchors]),
@@ -276,7 +276,7 @@ class LatentAnchoring:
                 model, self._text, config.settings, batch_size=config.batch_size, seed=self._seed, step=step
             )
         text, surrogate = self._text[prompts], self._surrogate[prompts]
-        return latents, timesteps, text, target_noise(model, latents, timesteps, text, surrogate, -config.eta)
+        return latents, timesteps, text, target_prediction(model, latents, timesteps, text, surrogate, -config.eta)
 
 
 class SimilarityWeighted:

@@ -16,7 +16,7 @@ from diffusion.parameters import substituted
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
-from erasure.finetuning import FineTuning, Trained, fine_tune, minimise, noise_error, retaining
+from erasure.finetuning import FineTuning, Trained, fine_tune, minimise, prediction_error, retaining
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.pictures import Painting, Pictures, paint
 from erasure.protocols import Objective
@@ -220,7 +220,7 @@ class ComposedGuidance:
             known = [samples.targets]
         with substituted(model, self._base):
             targets = self._teach(model, latents, timesteps, rows.cpu(), known, step)
-        return noise_error(model, latents, timesteps, self._text[rows], targets)
+        return prediction_error(model, latents, timesteps, self._text[rows], targets)
 
     @torch.no_grad()
     def _teach(
@@ -233,9 +233,9 @@ class ComposedGuidance:
         texts += [self._names[turns, (own + other) % count] for other in range(len(known), count)]
         if self._anchors is not None:
             texts.append(self._anchor_texts(turns, step))
-        noise = model.predict_noise(
-            latents.repeat(len(texts), 1, 1, 1), timesteps.repeat(len(texts)), torch.cat(texts)
-        ).to(latents.dtype)
+        noise = model.predict(latents.repeat(len(texts), 1, 1, 1), timesteps.repeat(len(texts)), torch.cat(texts)).to(
+            latents.dtype
+        )
         empty, *predictions = noise.chunk(len(texts))
         target = empty
         if self._anchors is not None:
@@ -367,7 +367,7 @@ class STEREOObjective:
         def loss(step: int) -> Tensor:
             batch = pictures.draw(model, config.inversion_batch_size, stream(seed, "stereo/inversion", step))
             text = template[batch.prompts].encode(model, embedding.expand(len(batch.prompts), 1, -1))
-            return noise_error(model, batch.latents, batch.timesteps, text, batch.noise)
+            return prediction_error(model, batch.latents, batch.timesteps, text, batch.targets)
 
         _, spent = minimise(
             model,

@@ -169,7 +169,7 @@ def _diffusers_names(keys: Sequence[str], model: TextToImage) -> dict[str, str]:
     The converter counts the blocks that it is given and insists on some tensors, so all are shown to it, by keys that
     mean nothing.
     """
-    config = model.unet.config
+    config = model.network.config
     blocks = len(config.down_block_types) * (config.layers_per_block + 1)
     counts = {"input_blocks": blocks, "middle_block": 3, "output_blocks": blocks}
     shown = {f"{LDM_UNET_KEY}{block}.{n}.shown": "" for block, count in counts.items() for n in range(count)}

@@ -9,7 +9,7 @@ from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
-from erasure.finetuning import gradient, noise_error
+from erasure.finetuning import gradient, prediction_error
 from erasure.parameters import UNetScope
 from erasure.pruning.masks import Masks, Sparsity
 from erasure.pruning.scored import Scored, Weights
@@ -62,7 +62,7 @@ class CAD(Scored):
         before = model.unet_evaluations
         with model.trainable(list(weights.values())):
             parts = (
-                noise_error(model, x, t, c, without) * len(x)
+                prediction_error(model, x, t, c, without) * len(x)
                 for x, t, c, without in zip(
                     *(
                         column.split(self.batch_size)

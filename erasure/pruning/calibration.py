@@ -14,7 +14,7 @@ from diffusion.model import TextToImage
 from diffusion.progress import track
 from diffusion.streams import stream
 from erasure.concept import Concept
-from erasure.finetuning import noise_error
+from erasure.finetuning import prediction_error
 from erasure.pictures import PICTURES_PER_FILE, Painting, paint
 from erasure.trajectories import remembered
 
@@ -168,7 +168,7 @@ def _watched(
 
     with ExitStack() as hooks:
         for name in weights:
-            module = model.unet.get_submodule(name.rpartition(".")[0])
+            module = model.network.get_submodule(name.rpartition(".")[0])
             hooks.callback(module.register_forward_pre_hook(partial(show, name)).remove)
         yield
 
@@ -232,7 +232,7 @@ class DenoisingLoss:
         seed: int,
         checkpoint: Path | None,
     ) -> None:
-        self.timesteps = ((torch.arange(timesteps) + 0.5) * model.training_timesteps / timesteps).long()
+        self.timesteps = torch.tensor([model.process.middle(share, timesteps) for share in range(timesteps)])
         self._batch_size = batch_size
         self._seed = seed
         places = spread(prompts, painting.images)
@@ -257,4 +257,5 @@ class DenoisingLoss:
         for rows in torch.arange(count).split(self._batch_size):
             timesteps = self.timesteps[place].to(model.device).expand(len(rows))
             latents = model.add_noise(self._pictures[rows], noise[rows], timesteps)
-            yield noise_error(model, latents, timesteps, self._text[rows], noise[rows]) * len(rows) / count
+            targets = model.process.target(self._pictures[rows], noise[rows])
+            yield prediction_error(model, latents, timesteps, self._text[rows], targets) * len(rows) / count

@@ -17,9 +17,12 @@ Granularity = Literal["weight", "neuron", "head"]
 - ``weight``: a single weight.
 - ``neuron``: a hidden unit of a feed-forward (the rows of its value and its gate in ``net.0.proj`` and its column of
   ``net.2``), an inner channel of an attention (its row of ``to_q``, ``to_k`` and ``to_v`` and its column of
-  ``to_out.0``), an output channel (row) of any other layer.
+  ``to_out.0``; where text has projections of its own, theirs as well), an output channel (row) of any other layer.
 - ``head``: the same, but all inner channels of an attention's head together.
 """
+
+_INTO_HEADS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+_OUT_OF_HEADS = ("to_out.0", "to_add_out")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def structure_of(model: TextToImage, weights: Mapping[str, Tensor], granularity:
     places: dict[str, tuple[str, Tensor | None]] = {}
     sizes: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        group, units = _units_of(model.unet, name, weight, granularity)
+        group, units = _units_of(model.network, name, weight, granularity)
         every = units.expand(weight.shape)
         counts = torch.bincount(every.reshape(-1))
         sizes[group] = sizes[group] + counts if group in sizes else counts
@@ -65,13 +68,13 @@ def _units_of(unet: nn.Module, name: str, weight: Tensor, granularity: Granulari
     """The group of a parameter, and the unit of each of its weights, int64 that broadcasts to its shape."""
     rows, columns = (torch.arange(size, device=weight.device) for size in weight.shape[:2])
     path = name.removesuffix(".weight")
-    for leaf in ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"):
+    for leaf in (*_INTO_HEADS, *_OUT_OF_HEADS, "net.0.proj", "net.2"):
         owner = path.removesuffix(f".{leaf}")
         if owner == path:
             continue
         module = unet.get_submodule(owner)
         if isinstance(module, Attention):
-            inner = columns[None] if leaf == "to_out.0" else rows[:, None]
+            inner = columns[None] if leaf in _OUT_OF_HEADS else rows[:, None]
             width = inner.numel() // module.heads
             return owner, inner // width if granularity == "head" else inner
         if isinstance(module, FeedForward):

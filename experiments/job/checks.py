@@ -152,7 +152,7 @@ def most_bytes(job: Job, model: TextToImage) -> int:
     picture = max(_SMALLEST_FILE, round(_PNG_SHARE * 3 * height * width))
     # By the base model and the edited one, and the attack's last one; the attack may aim at others.
     pictures = 4 * len(job.prompts) + 2 * len(job.retained)
-    weights: int = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
+    weights: int = sum(weight.numel() * weight.element_size() for weight in model.network.parameters())
     return pictures * picture + _STATES * weights
 
 

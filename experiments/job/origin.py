@@ -54,7 +54,7 @@ def computing_threads(model: TextToImage, asked: int | None) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     if asked is None:
-        small = sum(weight.numel() for weight in model.unet.parameters()) < SMALL
+        small = sum(weight.numel() for weight in model.network.parameters()) < SMALL
         asked = 1 if small and model.device.type == "cpu" else before
     torch.set_num_threads(asked)
     try:

@@ -116,7 +116,7 @@ def _write_file(
     model: TextToImage, edit: Edit, summary: Mapping[str, Any], target: Path, *, text_encoder: bool
 ) -> None:
     with edit.applied(model):
-        tensors = dict(model.unet.state_dict())
+        tensors = dict(model.network.state_dict())
         if text_encoder:
             tensors |= {
                 f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.state_dict().items()

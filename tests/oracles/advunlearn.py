@@ -15,7 +15,7 @@ def adversarial_text(model: TextToImage, prompt: str, rows: list[Tensor], where:
 
 def squared_error(model: TextToImage, x: Tensor, t: int, text: Tensor, wanted: Tensor) -> Tensor:
     """Mean over the elements of (eps(x, text, t) - wanted)^2; x and wanted [1, c, h, w]."""
-    predicted = model.unet(x, torch.tensor([t]), text).sample
+    predicted = model.network(x, torch.tensor([t]), text).sample
     return ((predicted - wanted) ** 2).sum() / wanted.numel()
 
 

@@ -19,9 +19,9 @@ def denoising_loss(
     model: TextToImage, text: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, t: int
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise at x_t = sqrt(abar) x0 + sqrt(1 - abar) noise."""
-    abar = float(model.alphas_cumprod[t])
+    abar = float(model.process.alphas[t])
     x_t = math.sqrt(abar) * x0 + math.sqrt(1 - abar) * noise
-    return ((model.predict_noise(x_t[None], t, text)[0] - noise) ** 2).sum() / noise.numel()
+    return ((model.predict(x_t[None], t, text)[0] - noise) ** 2).sum() / noise.numel()
 
 
 def attack(

@@ -16,17 +16,17 @@ def predictor(model: TextToImage, prompt: str, guidance: float) -> Predict:
     text, nothing = model.encode([prompt]).detach(), model.encode([""]).detach()
 
     def predict(x: Tensor, t: int) -> Tensor:
-        conditional = model.predict_noise(x[None], t, text)[0]
+        conditional = model.predict(x[None], t, text)[0]
         if guidance == 1:
             return conditional
-        return (1 - guidance) * model.predict_noise(x[None], t, nothing)[0] + guidance * conditional
+        return (1 - guidance) * model.predict(x[None], t, nothing)[0] + guidance * conditional
 
     return predict
 
 
 def levels(model: TextToImage, timesteps: list[int]) -> list[float]:
     """abar at each timestep, and where the last step ends: at that of the first timestep of all."""
-    return [float(model.alphas_cumprod[t]) for t in [*timesteps, 0]]
+    return [float(model.process.alphas[t]) for t in [*timesteps, 0]]
 
 
 def sample(model: TextToImage, predict: Predict, z: Tensor, timesteps: list[int]) -> Tensor:

@@ -80,12 +80,12 @@ def attack(
         losses = []
         for step in range(steps):
             t = timesteps[check] if timesteps is not None else drawn[step]
-            abar = float(model.alphas_cumprod[t])
+            abar = float(model.process.alphas[t])
             x_t = (math.sqrt(abar) * x0 + math.sqrt(1 - abar) * noises[step])[None]
             with torch.no_grad():
-                wanted = original.predict_noise(x_t, t, plain)
+                wanted = original.predict(x_t, t, plain)
             free = [vocabulary[nearest(row, vocabulary, allowed)].clone().requires_grad_() for row in e.detach()]
-            predicted = model.predict_noise(x_t, t, encode(model, layout(model, prompt, variant, free, every)))
+            predicted = model.predict(x_t, t, encode(model, layout(model, prompt, variant, free, every)))
             loss = ((predicted - wanted) ** 2).sum() / wanted.numel()
             loss.backward()
             e.grad = torch.stack([torch.zeros_like(row) if row.grad is None else row.grad for row in free])

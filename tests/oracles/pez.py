@@ -37,10 +37,10 @@ def attack(
         noises = torch.randn((steps, *model.latent_shape), generator=generator).double()
         losses = []
         for t, noise in zip(drawn, noises, strict=True):
-            abar = float(model.alphas_cumprod[t])
+            abar = float(model.process.alphas[t])
             x_t = math.sqrt(abar) * x0 + math.sqrt(1 - abar) * noise
             free = [vocabulary[nearest(row, vocabulary, allowed)].clone().requires_grad_() for row in e.detach()]
-            predicted = model.predict_noise(x_t[None], t, encode(model, insert(own, free, where)))[0]
+            predicted = model.predict(x_t[None], t, encode(model, insert(own, free, where)))[0]
             loss = ((predicted - noise) ** 2).sum() / noise.numel()
             loss.backward()
             e.grad = torch.stack([row.grad for row in free])

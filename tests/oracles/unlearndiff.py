@@ -57,9 +57,9 @@ def loss_of_one_hot(
     model: TextToImage, prompt: str, one_hot: torch.Tensor, where: str, x0: torch.Tensor, noise: torch.Tensor, t: int
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise at x_t = sqrt(abar) x0 + sqrt(1 - abar) noise."""
-    abar = float(model.alphas_cumprod[t])
+    abar = float(model.process.alphas[t])
     x_t = math.sqrt(abar) * x0 + math.sqrt(1 - abar) * noise
-    predicted = model.predict_noise(x_t[None], t, encode_one_hot(model, prompt, one_hot, where))[0]
+    predicted = model.predict(x_t[None], t, encode_one_hot(model, prompt, one_hot, where))[0]
     return ((predicted - noise) ** 2).sum() / noise.numel()
 
 

@@ -15,11 +15,6 @@ noise (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed
 says nothing of x_0; with this abar it does, in float32, and x_T is changed by a four-thousandth."""
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or float32 if that is more precise."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def as_noise(output: Tensor, latents: Tensor, alphas: Tensor, predicts: str) -> Tensor:
     """The noise in ``latents`` according to a network's output, both float [n, c, h, w].
 

@@ -1,0 +1,71 @@
+"""What the model asks of its network."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Selector = Callable[[str, nn.Module], bool]
+"""(name of a parameter, the module that has it) -> whether it is one of a group."""
+
+ParameterGroups = Mapping[str, Selector]
+"""What the names of scopes mean on an architecture; see :mod:`erasure.parameters`. It has no others."""
+
+
+class Denoiser(Protocol):
+    """A network that predicts what is to be taken off noisy latents, float [n, c, h, w] on every architecture."""
+
+    @property
+    def network(self) -> Any:
+        """The network, a module of diffusers."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def part(self) -> str:
+        """What diffusers' pipelines and folders call it."""
+
+    @property
+    def groups(self) -> ParameterGroups:
+        """Its parameters by scope."""
+
+    def with_network(self, network: nn.Module) -> "Denoiser":
+        """The same with another network."""
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents that it was trained on."""
+
+    @property
+    def multiple(self) -> int:
+        """What the latents' edges must be multiples of."""
+
+    @property
+    def largest(self) -> int | None:
+        """The longest edge of latents that it takes, if there is one."""
+
+    def tokens(self, height: int, width: int) -> int:
+        """How many positions it sees latents of this size in."""
+
+    def evaluate(self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None) -> Tensor:
+        """The network's output, float [n, c, h, w].
+
+        Args:
+            latents: float [n, c, h, w].
+            timesteps: [n].
+            text: float [n, rows, width].
+            pooled: What the prompts are as a whole, float [n, width], if the model has it.
+        """
+
+    def text_attention(self) -> dict[str, Any]:
+        """The layers that only read text, each a cross-attention, by name in module order.
+
+        Raises:
+            ValueError: It has none; the sentence says what it has.
+        """

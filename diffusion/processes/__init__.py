@@ -1,0 +1,1 @@
+"""How pictures become noise and noise pictures: the process that a network was trained to undo."""

@@ -1,0 +1,138 @@
+"""Text encoders with a T5 beside CLIP's, which may be absent: those of Stable Diffusion 3."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diffusion.memory import visiting
+from diffusion.text.encoders import TextEncoders
+
+
+@dataclass(frozen=True)
+class T5:
+    """A T5 encoder, which reads texts in tokens of its own.
+
+    Attributes:
+        encoder: The encoder.
+        tokenizer: Its tokenizer.
+        visits: Where it is taken while it reads, if it waits elsewhere.
+    """
+
+    encoder: Any
+    tokenizer: Any
+    visits: torch.device | None = None
+
+    def read(self, texts: Sequence[str], count: int) -> Tensor:
+        """The last hidden states of ``texts``, cut and padded to ``count`` tokens, float [n, count, width]."""
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=count, truncation=True, return_tensors="pt"
+        ).input_ids
+        with nullcontext() if self.visits is None else visiting(self.encoder, self.visits):
+            return self.encoder(ids.to(self.encoder.device)).last_hidden_state  # type: ignore[no-any-return]
+
+
+class TripleTextEncoder(TextEncoders):
+    """The text encoders of Stable Diffusion 3 (Esser et al., ICML 2024), section 5.2.
+
+    The rows are the penultimate hidden states of both CLIP encoders side by side, padded with zeros to the width of
+    T5, and below them T5's last hidden states; the pooled embedding is both encoders' projected one, side by side.
+    Where there is no T5, its rows are zeros, as many as in diffusers, for the network attends to them all the same:
+    pictures depend on their number.
+
+    Args:
+        encoders: The two CLIP encoders, with projection.
+        tokenizers: Theirs.
+        t5: The T5, or None.
+        t5_tokens: Rows of T5.
+        width: Of a row.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[Any],
+        tokenizers: Sequence[Any],
+        *,
+        t5: T5 | None,
+        t5_tokens: int,
+        width: int,
+    ) -> None:
+        super().__init__(encoders, tokenizers)
+        self.t5 = t5
+        self.t5_tokens = t5_tokens
+        self.reads_text = t5 is not None
+        self._width = width
+        self.pooled_width = sum(int(encoder.config.projection_dim) for encoder in encoders)
+
+    @property
+    def all_encoders(self) -> tuple[Any, ...]:
+        """See :attr:`TextEncoders.all_encoders`."""
+        return self.encoders if self.t5 is None else (*self.encoders, self.t5.encoder)
+
+    @property
+    def all_tokenizers(self) -> tuple[Any, ...]:
+        """See :attr:`TextEncoders.all_tokenizers`."""
+        return self.tokenizers if self.t5 is None else (*self.tokenizers, self.t5.tokenizer)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """See :attr:`TextEncoders.parts`."""
+        third = (None, None) if self.t5 is None else (self.t5.encoder, self.t5.tokenizer)
+        return {**super().parts, "text_encoder_3": third[0], "tokenizer_3": third[1]}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See :attr:`TextEncoders.settings`."""
+        return {"t5": self.t5 is not None, "t5_tokens": self.t5_tokens}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of CLIP, of T5, and a row; and their width."""
+        return self.max_tokens + self.t5_tokens + 1, self._width
+
+    def read_ids(self, ids: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """See :meth:`TextEncoders.read_ids`; T5 reads ``texts``, or else what the ids spell."""
+        ends = self.ends(ids)
+        outputs = self._outputs(self._padded(ids, ends))
+        if self.t5 is None:
+            return self._join(outputs, ends)
+        if texts is None:
+            texts = [
+                self.tokenizer.decode(row[1:end], skip_special_tokens=True).strip()
+                for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
+            ]
+        return self._stack(outputs, self.t5.read(texts, self.t5_tokens))
+
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+        """See :meth:`TextEncoders.read_embeddings`.
+
+        Raises:
+            ValueError: There is a T5, which reads no embeddings of CLIP's tokens.
+        """
+        if self.t5 is not None:
+            raise ValueError(
+                "Embeddings of CLIP's tokens are no text for the model's T5; load the model with model.t5=false for "
+                "what searches in them, or choose an attack that gives texts (random, paraphrase, seed_search)."
+            )
+        return super().read_embeddings(token_embeddings, ends)
+
+    def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TextEncoders.split`."""
+        return text[:, :-1], text[:, -1, : self.pooled_width]
+
+    def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
+        first = outputs[0].hidden_states[-2]
+        return self._stack(outputs, first.new_zeros((len(first), self.t5_tokens, self._width)))
+
+    def _stack(self, outputs: Sequence[Any], below: Tensor) -> Tensor:
+        tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+        clip = torch.cat([self._widened(tokens), below.to(tokens)], dim=1)
+        return torch.cat([clip, self._widened(pooled)[:, None]], dim=1)
+
+    def _widened(self, rows: Tensor) -> Tensor:
+        return functional.pad(rows, (0, self._width - rows.shape[-1]))
