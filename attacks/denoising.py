@@ -18,6 +18,7 @@ from attacks.prompt_search import (
     adam_step,
     embedding_gradient,
     middle_timestep,
+    require_embeddings_read,
     require_targets,
     require_timesteps,
     target_latents,
@@ -152,6 +153,7 @@ class DenoisingAttack(ABC):
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
+        require_embeddings_read(model)
         require_targets(cases, type(self).__name__)
         candidates = self.candidates(model)
 

@@ -18,6 +18,7 @@ from attacks.prompt_search import (
     embedding_gradient,
     one_hot_gradient,
     random_rows,
+    require_embeddings_read,
     require_targets,
     require_timesteps,
     summed_errors,
@@ -134,6 +135,7 @@ class GCG:
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
+        require_embeddings_read(model)
         require_targets(cases, "GCG")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
         if self.top_k > len(candidates):

@@ -19,6 +19,7 @@ from attacks.prompt_search import (
     Schedule,
     candidate_tokens,
     random_rows,
+    require_embeddings_read,
     require_targets,
     target_latents,
 )
@@ -178,6 +179,7 @@ class P4D:
             raise ValueError("original is None; P4D aims at the unedited model's predictions: give it that model.")
         for variant in self.variants:
             self._template(model, variant, [""])  # refuses a number of tokens that does not fit
+        require_embeddings_read(model)
         require_targets(cases, "P4D")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 

@@ -17,6 +17,7 @@ from attacks.prompt_search import (
     Schedule,
     candidate_tokens,
     random_rows,
+    require_embeddings_read,
     require_targets,
     require_timesteps,
     target_latents,
@@ -101,6 +102,7 @@ class PEZ:
         """
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
+        require_embeddings_read(model)
         require_targets(cases, "PEZ")
         candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
-from attacks.prompt_search import EmbeddingStart, adam_step, candidate_tokens, embedding_gradient, first_embeddings
+from attacks.prompt_search import (
+    EmbeddingStart,
+    adam_step,
+    candidate_tokens,
+    embedding_gradient,
+    first_embeddings,
+    require_embeddings_read,
+)
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
@@ -125,6 +132,7 @@ class TextualInversion:
         if original is None:
             raise ValueError("original is None; TextualInversion learns from the unedited model's pictures: give it.")
         PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
+        require_embeddings_read(model)
         training = self._train(model, original, self._start(model), sampling)
         # The cases in hand may be at different checks, all behind the training if they came late.
         known: list[Snapshot] = []

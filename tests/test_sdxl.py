@@ -309,7 +309,7 @@ def test_the_unedited_model_beside_an_edited_one_reads_with_its_own_encoder(mode
 def test_one_encoder_has_the_text_it_had(tokenizer_folder: Path):
     pipeline = make_tiny_pipeline(tokenizer_folder)
     model = TextToImage(pipeline)
-    assert model.pair is None
+    assert len(model.text_encoders.encoders) == 1
     expected = pipeline.text_encoder(model.tokenize(PROMPTS)).last_hidden_state
     assert torch.equal(model.encode_tokens(PROMPTS), expected)
 

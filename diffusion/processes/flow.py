@@ -96,8 +96,8 @@ class RectifiedFlow:
         self.config = dict(config)
         if unknown := [field for field in _OTHER_SPACINGS if self.config.get(field)]:
             raise ValueError(
-                f"The scheduler of {name!r} has {unknown[0]}={self.config[unknown[0]]!r}; a fixed or dynamic shift is all "
-                "that is known here."
+                f"The scheduler of {name!r} has {unknown[0]}={self.config[unknown[0]]!r}; a fixed or dynamic shift is "
+                "all that is known here."
             )
         self.shift = _shift_of(self.config, tokens)
         self._spacing = spacing

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, NOTHING, ONE_TEXT_ENCODER, Need
 from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
 from erasure.finetuning import FineTuning, Trained, prediction_error, retaining
@@ -71,6 +72,13 @@ class AC(Trained):
     retain_trajectories: Annotated[int, Field(ge=1)] | None = None
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
     cache: Path | None = None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return (CROSS_ATTENTION if self.detach_first_token else NOTHING) | (
+            ONE_TEXT_ENCODER if self.scope == "token_embedding" else NOTHING
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

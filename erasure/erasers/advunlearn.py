@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import NOTHING, ONE_TEXT_ENCODER, Need
 from diffusion.parameters import substituted
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.streams import stream
@@ -82,6 +83,11 @@ class AdvUnlearn(Trained):
     trajectories: Annotated[int, Field(ge=1)] | None = None
     published_offset: bool = False
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return ONE_TEXT_ENCODER if self.scope == "text_encoder" else NOTHING
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,13 +1,14 @@
 """FMN: take the cross-attention away from the concept's tokens."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, Need
 from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_squares, recorded_attention
 from erasure.concept import Concept
@@ -60,6 +61,8 @@ class FMN(Trained):
     retain_batch_size: Annotated[int, Field(ge=1)] = 8
     retain_trajectories: Annotated[int, Field(ge=1)] | None = None
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
 
     def objective(self) -> Objective:
         """The loss, with the retain term if it has weight."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, Need
 from diffusion.parameters import substituted
 from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention, reduced_size
@@ -102,6 +103,8 @@ class MACE:
     mask_timestep: Annotated[int, Field(ge=0, le=999)] = 200
     mask_reduction: Annotated[int, Field(ge=1)] = 4
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,6 +1,6 @@
 """RECE: UCE, then the embeddings that still bring the concept back are found and erased in turn, in closed form."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, Need
 from erasure.closed_form import (
     ClosedForm,
     Term,
@@ -51,6 +52,8 @@ class RECE(ClosedForm):
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] = 0.1
     empty_for_each_target: bool = False
+
+    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
 
     @model_validator(mode="after")
     def _check(self) -> Self:

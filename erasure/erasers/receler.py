@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, Need
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
 from erasure.additions.adapters import Adapters, AdaptersAtWork
@@ -108,6 +109,8 @@ class Receler:
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
     scope: UNetScope = "xattn"
+
+    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
 
     @model_validator(mode="after")
     def _check(self) -> Self:

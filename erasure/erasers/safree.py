@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import ONE_TEXT_ENCODER, Need
 from erasure.additions.safree import Filters, Projection
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -71,6 +72,8 @@ class SAFREE:
     negative_prompt: Literal["never", "always", "while_filtering"] = "never"
     skip_scales: tuple[Scale, Scale] | None = None
     scope: UNetScope = "xattn"
+
+    needs: ClassVar[frozenset[Need]] = ONE_TEXT_ENCODER
 
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None

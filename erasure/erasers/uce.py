@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import CROSS_ATTENTION, Need
 from diffusion.streams import derived_seed
 from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
 from erasure.concept import Concept
@@ -138,6 +139,8 @@ class UCE(ClosedForm):
     anchor: str | None = None
 
     debias: Debias | None = None
+
+    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
 
     def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
         """See :class:`erasure.closed_form.ClosedForm`."""

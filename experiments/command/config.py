@@ -13,10 +13,11 @@ from diffusion.finite import find_not_finite
 from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments import CONFIG_FOLDER
+from experiments.command.architecture import check_architecture
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
-from experiments.fit import FITTED, fitted
+from experiments.fit import FITTED, family_of, fitted
 from experiments.job.settings import Job, Settings
 
 OBJECTS = (
@@ -61,6 +62,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
+    check_architecture({group: objects[group] for group in FITTED}, family_of(plain["model"]), choices or {})
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     return Job(
         **objects,
