@@ -248,7 +248,7 @@ class PairedComparison:
         _check_groups(len(one), groups)
         differences = one.astype(int) - two.astype(int)
         share = effective_number(differences, groups) / len(one) if len(one) else 1.0
-        low, high = _newcombe_interval(both * share, only_first * share, only_second * share, neither * share)
+        low, high = newcombe_interval(both * share, only_first * share, only_second * share, neither * share)
         sums: dict[Hashable, int] = {}
         for group, difference in zip(range(len(one)) if groups is None else groups, differences.tolist(), strict=True):
             sums[group] = sums.get(group, 0) + difference
@@ -272,11 +272,25 @@ class PairedComparison:
         return asdict(self)
 
 
-def _newcombe_interval(both: float, only_first: float, only_second: float, neither: float) -> tuple[float, float]:
+def newcombe_interval(
+    both: float, only_first: float, only_second: float, neither: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Newcombe's interval of the difference of paired proportions (1998, method 10).
+
+    Args:
+        both: Pairs that succeeded under both conditions; like the others it may be a fraction.
+        only_first: Pairs that succeeded under the first alone.
+        only_second: Pairs that succeeded under the second alone.
+        neither: Pairs that succeeded under none.
+        confidence: Level of the interval, in (0, 1).
+
+    Returns:
+        Lower and upper end of first minus second, in [-1, 1].
+    """
     n = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
-    first_low, first_high = wilson_interval(first, n)
-    second_low, second_high = wilson_interval(second, n)
+    first_low, first_high = wilson_interval(first, n, confidence)
+    second_low, second_high = wilson_interval(second, n, confidence)
     below_first, above_first = first / n - first_low, first_high - first / n
     below_second, above_second = second / n - second_low, second_high - second / n
 
