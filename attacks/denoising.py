@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -23,6 +22,7 @@ from attacks.prompt_search import (
     require_timesteps,
     target_latents,
 )
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -57,7 +57,7 @@ class DenoisingSearch:
     steps: int = 0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class DenoisingAttack(ABC):
     """UnlearnDiffAtk's objective, schedule and checks; what is optimised is the attack's.
 

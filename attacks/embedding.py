@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
 from attacks.prompt_search import EmbeddingStart, candidate_tokens, first_embeddings
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class EmbeddingAttack(DenoisingAttack):
     """UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) without a vocabulary: its upper bound, per prompt.
 

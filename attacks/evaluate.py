@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from attacks.cases import Check, JudgedPicture, Outcome, PromptCase
+from attacks.prompt_search import ATTACK_DIVERGED
+from diffusion.finite import require_finite
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge
@@ -197,7 +199,11 @@ def search(
                     active.append(trace)
         if not active:
             return
-        check(model, active, propose(active), judge, sampling, under, rounds=rounds)
+        proposals = propose(active)
+        for trace, proposal in zip(active, proposals, strict=True):
+            place = f"The attack's loss on case {trace.case.case_number} after {trace.attempts + 1} attempts"
+            require_finite(0.0 if proposal.loss is None else proposal.loss, place, ATTACK_DIVERGED)
+        check(model, active, proposals, judge, sampling, under, rounds=rounds)
         ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
         active = [trace for trace in active if trace not in ended]
         yield from (trace.outcome() for trace in ended)

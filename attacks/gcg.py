@@ -5,8 +5,7 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -24,6 +23,7 @@ from attacks.prompt_search import (
     summed_errors,
     target_latents,
 )
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -65,7 +65,7 @@ class Draws:
     ranks: Tensor
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class GCG:
     """Greedy Coordinate Gradient (Zou et al., arXiv 2307.15043) with UnlearnDiffAtk's objective.
 

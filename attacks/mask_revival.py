@@ -8,12 +8,12 @@ from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -30,7 +30,7 @@ MARGIN = 1e-6
 """By how much a revived weight of magnitude ``max`` outdoes the largest of its row."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class MaskRevival:
     """Roots Beneath the Cut (arXiv 2603.06640).
 

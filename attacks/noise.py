@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
-from attacks.prompt_search import require_targets, target_latents
+from attacks.prompt_search import ATTACK_DIVERGED, require_targets, target_latents
+from diffusion.checked import checked
+from diffusion.finite import require_finite
 from diffusion.model import UNGUIDED, TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -53,7 +54,7 @@ class DDIMStep:
     number: int
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NoiseAttack:
     """What the erased model still draws of the plain prompt x0's picture if the noise is chosen instead of seeded.
 
@@ -277,6 +278,9 @@ def picture_gradient(
     Returns:
         The gradient of the squared distance, float [n, c, h, w], and the mean squared differences, float [n]; both in
         single precision at least.
+
+    Raises:
+        NotFiniteError: They are infinite or NaN.
     """
     noise = noise.detach().requires_grad_()
     with torch.enable_grad():
@@ -290,7 +294,9 @@ def picture_gradient(
             )
             latents = ddim_move(latents, predicted, step.noisy, step.clean)
         squares = (latents - targets).square().flatten(1)
+        require_finite(squares.detach(), "The attack's loss", ATTACK_DIVERGED)
         (gradient,) = torch.autograd.grad(squares.sum(), noise)
+        require_finite(gradient, "The gradient of the attack's loss", ATTACK_DIVERGED)
     return gradient, squares.detach().mean(dim=1)
 
 

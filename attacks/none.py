@@ -3,17 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import search
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NoAttack:
     """Judge the picture of each plain prompt and try nothing more (pre-attack success rate)."""
 

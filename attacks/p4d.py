@@ -7,8 +7,7 @@ from functools import partial
 from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -23,6 +22,7 @@ from attacks.prompt_search import (
     require_targets,
     target_latents,
 )
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -59,7 +59,7 @@ class CaseSearch:
     texts: int = 0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class P4D:
     """Prompting4Debugging (Chin et al., ICML 2024, arXiv 2309.06135).
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, PlainValidator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, PlainValidator
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -51,7 +51,7 @@ def _file_of_wordings(value: Any) -> Path:
     return Path(value)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Paraphrase:
     """Say the concept in up to ``tries`` other ways, until a picture shows it. No model is looked into.
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -22,6 +21,7 @@ from attacks.prompt_search import (
     require_timesteps,
     target_latents,
 )
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -44,7 +44,7 @@ class EmbeddingSearch:
     tokens: FreeTokens
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class PEZ:
     """PEZ (Wen et al., Hard Prompts Made Easy, NeurIPS 2023, arXiv 2302.03668) with UnlearnDiffAtk's objective.
 

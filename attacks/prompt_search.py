@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from attacks.cases import PromptCase
+from diffusion.finite import require_finite
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 
 EmbeddingStart = Literal["mean", "random"]
@@ -19,6 +21,9 @@ Criterion = Literal["l2", "l1"]
 
 Schedule = Literal["even", "sampled"]
 """Timesteps spread over the noise schedule, one for each check, from low noise to high; or drawn anew, uniformly."""
+
+ATTACK_DIVERGED = "the attack has diverged, or the arithmetic of model.precision overflows; take a smaller step size"
+"""What to do about a loss that is not finite."""
 
 LARGEST = 256
 """Coordinates that the projection on the simplex starts from; it changes speed only."""
@@ -146,9 +151,9 @@ def summed_errors(predictions: Tensor, targets: Tensor, criterion: Criterion) ->
 
     Sums, because the gradient of a mean over many pixels underflows in half precision.
     """
-    errors = (predictions - targets).flatten(1)
+    errors = (predictions.to(at_least_float32(predictions.dtype)) - targets).flatten(1)
     errors = errors.square() if criterion == "l2" else errors.abs()
-    return errors.sum(dim=1, dtype=torch.promote_types(errors.dtype, torch.float32))
+    return errors.sum(dim=1)
 
 
 def embedding_gradient(
@@ -174,12 +179,17 @@ def embedding_gradient(
 
     Returns:
         The gradient, float [n, k, width], and the losses, float [n]; both in single precision at least.
+
+    Raises:
+        NotFiniteError: They are infinite or NaN.
     """
     embeddings = embeddings.detach().requires_grad_()
     with torch.enable_grad():
         predictions = model.predict_noise(latents, timesteps, template.encode(model, embeddings))
         sums = summed_errors(predictions, targets, criterion)
+        require_finite(sums.detach(), "The attack's loss", ATTACK_DIVERGED)
         (gradient,) = torch.autograd.grad(sums.sum(), embeddings)
+        require_finite(gradient, "The gradient of the attack's loss", ATTACK_DIVERGED)
     return gradient.to(sums.dtype) / targets[0].numel(), sums.detach() / targets[0].numel()
 
 

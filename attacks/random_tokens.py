@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import candidate_tokens
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -17,7 +17,7 @@ from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RandomTokens:
     """Insert k uniformly random tokens into the prompt, up to ``tries`` times, until a picture shows the concept.
 

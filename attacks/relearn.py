@@ -9,13 +9,15 @@ from statistics import fmean
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
+from attacks.prompt_search import ATTACK_DIVERGED, summed_errors
+from diffusion.checked import checked
+from diffusion.finite import require_finite
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -46,7 +48,7 @@ class Snapshot:
     unet_evaluations: int
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Relearn:
     """Relearning, as in Suriyakumar et al. (arXiv 2410.08074), who fine-tune on pictures of something else.
 
@@ -224,9 +226,9 @@ def denoising_gradient(
     noise = torch.randn((size, *model.latent_shape), generator=generator).to(latents)
     noisy = model.add_noise(latents[picks], noise, timesteps)
     with torch.enable_grad(), substituted(model, {name: weight.to(model.dtype) for name, weight in weights.items()}):
-        error = model.predict_noise(noisy, timesteps, text[picks]) - noise
         # A sum, because the gradient of a mean over many pixels underflows in half precision.
-        total = error.square().sum(dtype=torch.promote_types(error.dtype, torch.float32))
+        total = summed_errors(model.predict_noise(noisy, timesteps, text[picks]), noise, "l2").sum()
+        require_finite(total.detach(), "The loss of relearning", ATTACK_DIVERGED)
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
     for weight, gradient in zip(weights.values(), gradients, strict=True):
         weight.grad = gradient / noise.numel()

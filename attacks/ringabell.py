@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
 from attacks.prompt_search import candidate_tokens
+from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -28,7 +29,7 @@ ENCODED_AT_ONCE = 256
 """Individuals in one pass of the text encoder; it changes speed and memory only."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RingABell:
     """Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012).
 
@@ -136,7 +137,9 @@ class RingABell:
 def concept_vector(model: TextToImage, pairs: Sequence[Pair]) -> Tensor:
     """Compute the concept's direction, float [positions, width]: mean of text(with) - text(without)."""
     present, absent = zip(*pairs, strict=True)
-    return (model.encode_prompts(present) - model.encode_prompts(absent)).mean(dim=0)
+    sides = [model.encode_prompts(prompts) for prompts in (present, absent)]
+    with_, without = (text.to(at_least_float32(text.dtype)) for text in sides)
+    return (with_ - without).mean(dim=0)
 
 
 def crossover(parents: Sequence[Individual], rate: float, generator: torch.Generator) -> list[Individual]:
@@ -205,9 +208,9 @@ def fitness(
 @torch.no_grad()
 def squared_distances(model: TextToImage, ids: Tensor, targets: Tensor) -> Tensor:
     """Compute || text(ids) - target ||^2, float [n]; ids int64 [n, positions], targets float [n, positions, width]."""
-    errors = model.encode_ids(ids) - targets
+    text = model.encode_ids(ids)
     # Squares of half-precision numbers overflow.
-    return errors.to(torch.promote_types(errors.dtype, torch.float32)).square().sum(dim=(1, 2))
+    return (text.to(at_least_float32(text.dtype)) - targets).square().sum(dim=(1, 2))
 
 
 def whole_prompts(model: TextToImage, rows: Sequence[Individual]) -> Tensor:

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.verdicts import Judge
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SeedSearch:
     """Make the plain prompt's picture with up to ``tries`` new seeds, until one shows the concept.
 

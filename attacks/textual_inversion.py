@@ -6,14 +6,14 @@ from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, PlainValidator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
 from attacks.prompt_search import EmbeddingStart, adam_step, candidate_tokens, embedding_gradient, first_embeddings
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -45,7 +45,7 @@ class Snapshot:
     unet_evaluations: int
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class TextualInversion:
     """Concept inversion (CCE: Pham et al., "Circumventing Concept Erasure Methods", ICLR 2024, arXiv 2308.01508).
 

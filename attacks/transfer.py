@@ -5,11 +5,11 @@ from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, PlainValidator
-from pydantic.dataclasses import dataclass
+from pydantic import PlainValidator
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
+from diffusion.checked import checked
 from diffusion.files import write_atomically
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
@@ -55,7 +55,7 @@ def _file_of_prompts(value: Any) -> Path:
     return path
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Transfer:
     """Draw and judge each case's text of another run, once, from the text and its seed alone.
 

@@ -5,19 +5,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, get_args
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from attacks.cases import JudgedPicture, Outcome, PromptCase, ThreatModel
 from attacks.none import NoAttack
 from attacks.p4d import P4D
 from attacks.protocols import Attack, InsertsTokens, is_given_original
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class Union:
     """The union of attacks, as AutoAttack (Croce and Hein, ICML 2020, arXiv 2003.01690) takes it.
 

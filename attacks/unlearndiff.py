@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
 from attacks.prompt_search import candidate_tokens, one_hot_gradient, project_to_simplex
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class UnlearnDiffAtk(DenoisingAttack):
     """UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868).
 

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from safetensors import safe_open
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from diffusion.added_tokens import add_embeddings, read_embeddings
+from diffusion.checked import checked
 from diffusion.files import in_short, stands_in, why_unreadable
+from diffusion.finite import overflow_remedy, require_finite_tensors
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import Prediction
 from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
 from diffusion.weight_files import LOADING_ERRORS, inert_names_allowed
 
@@ -57,7 +60,7 @@ _WEIGHT_TYPES: dict[str, torch.dtype] = {
 _AUTOCAST: dict[str, torch.dtype] = {"fp16_autocast": torch.float16, "bf16_autocast": torch.bfloat16}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ModelSource:
     """Which model to load and how.
 
@@ -74,6 +77,8 @@ class ModelSource:
         gradient_checkpointing: Training and white-box attacks keep no activations of the U-Net's blocks, which saves
             memory and costs a second forward pass; no effect on results.
         offload: The VAE waits in the CPU's memory while the GPU does not use it; no effect on results.
+        prediction_type: What the network was trained to predict, if its configuration is wrong or none came with it;
+            None for what the configuration, or a mark in a single file, says.
         embeddings: Files of textual inversions, whose tokens prompts and attacks may use; see
             :mod:`diffusion.added_tokens` for the formats.
 
@@ -92,6 +97,7 @@ class ModelSource:
     resolution: Edge | tuple[Edge, Edge] | None = None
     gradient_checkpointing: bool = False
     offload: bool = False
+    prediction_type: Prediction | None = None
     embeddings: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
@@ -118,12 +124,23 @@ class ModelSource:
             FileNotFoundError: There is nothing at ``source``, or the Hub cannot be asked for it; or there is no file of
                 ``embeddings``.
             ValueError: What lies there is no Stable Diffusion model, or is damaged; or ``embeddings`` do not fit it.
+            NotFiniteError: A weight is infinite or NaN.
         """
         with quiet_off_a_terminal():
             pipeline = _load_pipeline(self.source, self.config, _WEIGHT_TYPES[self.precision])
         for path in self.embeddings:
             tokens = add_embeddings(pipeline, path.expanduser())
             log.info("model: prompts may use %s, from %s", ", ".join(tokens), path)
+        if self.prediction_type is not None:
+            _configure_scheduler(pipeline, {"prediction_type": self.prediction_type})
+        elif self.config is None and self.source.endswith(SINGLE_FILES):
+            log.warning(
+                "%s comes without configuration; its network is taken to predict %s, which model.prediction_type can "
+                "correct",
+                self.source,
+                pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            )
+        _require_finite_weights(pipeline, self.source)
         if self.device != "cpu" and torch.cuda.is_available():
             pipeline.to("cuda")
         if self.gradient_checkpointing:
@@ -235,13 +252,15 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
         if pipeline is None:
             pipeline = StableDiffusionXLPipeline if _is_sdxl_file(path) else StableDiffusionPipeline
         with inert_names_allowed(path):
-            return pipeline.from_single_file(
+            loaded = pipeline.from_single_file(
                 str(path),
                 config=config,
                 dtype=dtype,
                 local_files_only=config is not None or not hub_answers(),
                 **_options(pipeline),
             )
+        _configure_scheduler(loaded, _marks(path))
+        return loaded
     except LOADING_ERRORS as error:
         remedy = "the file may be damaged or of another kind of model"
         if config is None and not hub_answers():
@@ -255,10 +274,41 @@ def _from_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Pip
 
 
 def _is_sdxl_file(path: Path) -> bool:
+    return SDXL_KEY in _names_in(path)
+
+
+def _marks(path: Path) -> dict[str, Any]:
+    """What a single file says of its noise schedule by the names of empty tensors, as trainers write them."""
+    names = _names_in(path)
+    return {
+        **({"prediction_type": "v_prediction"} if "v_pred" in names else {}),
+        **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in names else {}),
+    }
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names of a safetensors file's tensors; none of another file's."""
     if path.suffix != ".safetensors":
-        return False
+        return set()
     with safe_open(path, "pt") as file:
-        return SDXL_KEY in file.keys()  # noqa: SIM118
+        return set(file.keys())
+
+
+def _configure_scheduler(pipeline: Pipeline, changes: Mapping[str, Any]) -> None:
+    """Change settings of the pipeline's scheduler."""
+    if not changes:
+        return
+    config = dict(pipeline.scheduler.config)
+    # What a scheduler has by default is passed on to no other.
+    config["_use_default_values"] = [name for name in config.get("_use_default_values", []) if name not in changes]
+    pipeline.scheduler = DDIMScheduler.from_config({**config, **changes})
+
+
+def _require_finite_weights(pipeline: Pipeline, source: str) -> None:
+    for part, network in pipeline.components.items():
+        if isinstance(network, nn.Module):
+            remedy = overflow_remedy(getattr(network, "dtype", None), "restore or replace the model's files")
+            require_finite_tensors(dict(network.named_parameters()), f"{source}: weight of {part}", remedy)
 
 
 @contextmanager

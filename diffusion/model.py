@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import (
@@ -17,8 +17,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard, Guidance
 from diffusion.memory import visiting
+from diffusion.noise_schedule import Prediction, as_noise, at_least_float32, betas_of, without_zeros
 from diffusion.text_encoders import TextEncoderPair
 from diffusion.tokenizer import CleaningTokenizer
 
@@ -98,8 +100,9 @@ class TextToImage:
         self.resolution = resolution
         self.offload = offload
         self._scheduler_config = dict(pipeline.scheduler.config)
-        self._training_schedule = DDIMScheduler.from_config(self._scheduler_config)
-        self.alphas_cumprod: Tensor = self._training_schedule.alphas_cumprod
+        trained = DDIMScheduler.from_config(self._scheduler_config).alphas_cumprod
+        self._reaches_pure_noise = not bool(trained.all())
+        self.alphas_cumprod: Tensor = without_zeros(trained)
         self.unet_evaluations = 0
         self.unet_gradients = 0
         self.text_encodings = 0
@@ -111,6 +114,16 @@ class TextToImage:
             self.vae.to(torch.float32)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError(f"The VAE of {name!r} shifts its latents (latents_mean), which is not supported.")
+        if self.prediction_type not in get_args(Prediction):
+            raise ValueError(
+                f"The scheduler's prediction_type of {name!r} is {self.prediction_type!r}; it must be one of "
+                f"{', '.join(get_args(Prediction))}."
+            )
+        if self._reaches_pure_noise and self.prediction_type == "epsilon":
+            raise ValueError(
+                f"The noise schedule of {name!r} ends in pure noise (rescale_betas_zero_snr), where its "
+                "prediction_type 'epsilon' says nothing of the picture; correct the scheduler's configuration."
+            )
         if (channels := self.unet.config.in_channels) != (latent_channels := self.vae.config.latent_channels):
             raise ValueError(
                 f"The U-Net of {name!r} takes {channels} channels and the latents of its VAE have {latent_channels}; "
@@ -157,7 +170,7 @@ class TextToImage:
 
     @property
     def prediction_type(self) -> str:
-        """What the U-Net was trained to predict: ``epsilon`` or ``v_prediction``."""
+        """What the U-Net was trained to predict; one of :data:`diffusion.noise_schedule.Prediction`."""
         return str(self._scheduler_config.get("prediction_type", "epsilon"))
 
     @property
@@ -202,7 +215,9 @@ class TextToImage:
     def encode_prompts(self, prompts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Text embeddings of any number of prompts without gradients, float [n, tokens, width]."""
         starts = range(0, len(prompts), batch_size)
-        return torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
+        text = torch.cat([self.encode(prompts[start : start + batch_size]) for start in starts])
+        require_finite(text, f"Text embeddings of {self.name!r}", self._remedy)
+        return text
 
     def encode_tokens(self, prompts: Sequence[str]) -> Tensor:
         """Of :meth:`encode_prompts` the rows that cross-attention sees, float [n, max_tokens, width]."""
@@ -270,17 +285,17 @@ class TextToImage:
     def predict_noise(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
         """The U-Net's noise prediction, float [n, c, h, w]; ``timesteps`` is one for all or int64 [n].
 
-        A model trained to predict velocity is converted, so that every method may think in noise.
+        What predicts velocity or the picture is converted, in float32 at least, so that every method may think in
+        noise.
         """
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         output = self._predict(latents, timesteps, text)
         if self.prediction_type == "v_prediction":
-            alphas = self._alphas(timesteps, output)
-            output = alphas.sqrt() * output + (1 - alphas).sqrt() * latents
+            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
         return output
 
     def as_trained(self, noise: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
-        """What the U-Net would have predicted where its prediction comes to ``noise``; the samplers take that.
+        """What the samplers are to be told where a prediction comes to ``noise``.
 
         A sampler that combines the predictions of several steps, as PNDM does, gives another picture if it is told
         noise by a model that predicts velocity. So no noise of such a model is given to a sampler as it is.
@@ -296,7 +311,10 @@ class TextToImage:
         return (noise - (1 - alphas).sqrt() * latents) / alphas.sqrt()
 
     def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """What the U-Net was trained to predict, float [n, c, h, w]; ``timesteps`` int64 [n]."""
+        """What the samplers are told: velocity of a U-Net that predicts it, else noise, float [n, c, h, w].
+
+        Not every sampler takes a prediction of the picture, and none makes another picture of the noise in its place.
+        """
         self.unet_evaluations += len(latents)
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
@@ -304,6 +322,8 @@ class TextToImage:
             output = self._run_unet(latents.to(self.dtype), timesteps, text)
         if output.requires_grad:
             output.register_hook(self._count_gradients)
+        if self.prediction_type == "sample":
+            return as_noise(output, latents, self._alphas(timesteps, output), self.prediction_type)
         return output
 
     def _count_gradients(self, gradient: Tensor) -> None:
@@ -348,7 +368,8 @@ class TextToImage:
             unconditional = self.guard.pair(unconditional, text)
         both = torch.cat([unconditional, text])
         without, conditional = predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).chunk(2)
-        scale = torch.as_tensor(guidance, device=latents.device, dtype=latents.dtype).reshape(-1, 1, 1, 1)
+        scale = torch.as_tensor(guidance, device=latents.device, dtype=at_least_float32(latents.dtype))
+        scale = scale.reshape(-1, 1, 1, 1)
         return without + scale * (conditional - without)
 
     def guidance(self, steps: Iterable[int] | None = None) -> Guidance:
@@ -374,7 +395,7 @@ class TextToImage:
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float [n, c, h, w]."""
         alphas = self._alphas(torch.as_tensor(timesteps, device=latents.device).expand(len(latents)), latents)
-        return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
         """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
@@ -425,6 +446,7 @@ class TextToImage:
 
         Raises:
             ValueError: Numbers of texts, seeds and guidance scales differ.
+            NotFiniteError: The latents are infinite or NaN.
         """
         scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
         if not len(text) == len(seeds) == len(scales):
@@ -438,14 +460,16 @@ class TextToImage:
                 text[first : first + batch_size],
                 noise[first : first + batch_size],
                 unconditional,
-                scales[first : first + batch_size].to(self.device, self.dtype),
+                scales[first : first + batch_size].to(self.device, at_least_float32(self.dtype)).clamp(min=1),
                 steps=steps,
                 start=start,
                 until=until,
             )
             for first in range(0, len(text), batch_size)
         ]
-        return torch.cat(chunks)
+        latents = torch.cat(chunks)
+        require_finite(latents, f"Latents that {self.name!r} samples in {steps} steps", self._remedy)
+        return latents
 
     def _denoise(
         self,
@@ -473,7 +497,8 @@ class TextToImage:
                 output = self._guided(self._predict, scaled, timesteps, text, unconditional, scales)
             else:
                 output = self._predict(scaled, timesteps, text)
-            latents = scheduler.step(output, timestep, latents).prev_sample.to(latents.dtype)
+            precise = at_least_float32(latents.dtype)
+            latents = scheduler.step(output.to(precise), timestep, latents.to(precise)).prev_sample.to(latents.dtype)
         if until is not None and until < len(scheduler.timesteps):
             # Some samplers keep their latents in another scale than the U-Net's.
             latents = scheduler.scale_model_input(latents, scheduler.timesteps[until]).to(latents.dtype)
@@ -482,7 +507,11 @@ class TextToImage:
     def make_scheduler(self, steps: int) -> Any:
         """A fresh sampler of ``steps`` steps on the model's own noise schedule, for predictions :meth:`as_trained`."""
         config = {key: value for key, value in self._scheduler_config.items() if key not in _SCHEDULER_ORIGIN}
-        options = {"prediction_type": self.prediction_type, **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
+        if self._reaches_pure_noise:
+            # Not every sampler knows the rescaling, and those that do treat its last step differently.
+            config |= {"trained_betas": betas_of(self.alphas_cumprod), "rescale_betas_zero_snr": False}
+        told = "v_prediction" if self.prediction_type == "v_prediction" else "epsilon"
+        options = {"prediction_type": told, **SCHEDULER_OPTIONS.get(self.scheduler_name, {})}
         scheduler = SCHEDULERS[self.scheduler_name].from_config(config, **options)  # type: ignore[attr-defined]
         scheduler.set_timesteps(steps)
         return scheduler
@@ -493,12 +522,17 @@ class TextToImage:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU."""
+        """Pictures of latents float [n, c, h, w]; uint8 [n, 3, H, W], on the CPU.
+
+        Raises:
+            NotFiniteError: The decoder gives infinite or NaN pixels.
+        """
         pictures = [torch.empty((0, 3, *self.image_size), dtype=torch.uint8)]
         for start in range(0, len(latents), batch_size):
             chunk = latents[start : start + batch_size].to(self.vae.dtype)
             with self._using_vae():
                 decoded = self.vae.decode(chunk / self.vae.config.scaling_factor).sample.float()
+            require_finite(decoded, f"Pictures that the VAE of {self.name!r} decodes", self._vae_remedy)
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu())
         return torch.cat(pictures)
 
@@ -532,6 +566,7 @@ class TextToImage:
             with self._using_vae():
                 mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
             latents.append((mean * self.vae.config.scaling_factor).to(self.device, self.dtype))
+            require_finite(latents[-1], f"Latents that the VAE of {self.name!r} encodes pictures to", self._vae_remedy)
         return torch.cat(latents)
 
     def generate(
@@ -574,9 +609,22 @@ class TextToImage:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
+    @property
+    def _remedy(self) -> str:
+        return overflow_remedy(
+            self.autocast or self.dtype, "a weight of the model or of its edit is damaged or too large"
+        )
+
+    @property
+    def _vae_remedy(self) -> str:
+        return overflow_remedy(self.vae.dtype, "a weight of the VAE is damaged or too large")
+
     def _alphas(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """Cumulated alphas at timesteps, float [n, 1, 1, 1]; between two sigma = sqrt(1 / abar - 1) is linear."""
-        alphas = self.alphas_cumprod.to(like.device, like.dtype)
+        """Abar at timesteps, float [n, 1, 1, 1]; between two of them sigma = sqrt(1 / abar - 1) is linear.
+
+        It is in float32 at least, as 1 - abar would be wrong in half precision.
+        """
+        alphas = self.alphas_cumprod.to(like.device, at_least_float32(like.dtype))
         low, high = timesteps.floor().long(), timesteps.ceil().long()
         found = alphas[low]
         if timesteps.is_floating_point():

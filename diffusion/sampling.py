@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
+
+from diffusion.checked import checked
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Sampling:
     """Settings of the sampler.
 

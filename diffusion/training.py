@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.files import replacing, set_aside
+from diffusion.finite import NotFiniteError, require_finite
 from diffusion.progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+_DIVERGED = "the training has diverged; take a smaller learning rate"
 
 
 def cosine_warmup(steps: int, warmup: int, cycles: int = 1) -> Callable[[int], float]:
@@ -93,6 +96,9 @@ def fit(
         after_step: Called after each optimiser step.
         scaler: For gradients that pass through float16: it scales the loss so that they do not underflow, and leaves
             out a step whose gradients overflow.
+
+    Raises:
+        NotFiniteError: A loss, a gradient or what is trained is infinite or NaN, or no gradient fits float16.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     averages = [parameter.detach().clone() for parameter in parameters] if ema_decay is not None else []
@@ -110,22 +116,29 @@ def fit(
             _copy(state["tensors"], [*parameters, *averages])
             log.info("%s: resumed at step %d of %d", label, len(losses), steps)
 
-    with progress_bar(label, steps, done=len(losses)) as bar:
+    first, left_out = len(losses), 0
+    with progress_bar(label, steps, done=first) as bar:
         for step in range(len(losses), steps):
             optimizer.zero_grad(set_to_none=True)
             step_loss = loss(step)
+            losses.append(float(step_loss.detach()))
+            place = f"{label} at step {step + 1} of {steps}"
+            require_finite(losses[-1], f"The loss of {place}", _DIVERGED)
             scaler.scale(step_loss).backward()  # type: ignore[no-untyped-call]
             if clip_norm is not None:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            if not scaler.is_enabled():
+                _require_finite_gradients(parameters, place)
             scaler.step(optimizer)
+            scale = scaler.get_scale()
             scaler.update()
+            left_out += scaler.get_scale() < scale
             schedule.step()
             if after_step is not None:
                 after_step(step)
             if ema_decay is not None:
                 _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
-            losses.append(float(step_loss.detach()))
             bar.advance()
             bar.note(f"loss {fmean(losses[-50:]):.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
@@ -137,8 +150,20 @@ def fit(
                     "tensors": [tensor.detach() for tensor in [*parameters, *averages]],
                 }
                 save_atomically(state, checkpoint)
+    if 0 < steps - first == left_out:
+        remedy = "no step was taken, so train in float32 or bfloat16 arithmetic"
+        raise NotFiniteError(f"Every gradient of {label} overflows float16; {remedy}.")
     _copy(averages, parameters[: len(averages)])
+    for parameter in parameters:
+        require_finite(parameter.detach(), f"What {label} has trained", _DIVERGED)
     return losses
+
+
+def _require_finite_gradients(parameters: Sequence[Tensor], place: str) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        largest = torch.nn.utils.get_total_norm(gradients, math.inf)
+        require_finite(largest, f"The largest gradient of {place}", _DIVERGED)
 
 
 def _unlike(state: Any, tensors: Sequence[Tensor], steps: int) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from erasure.concept import Concept
 
 
@@ -28,10 +29,12 @@ class AttentionRecord:
         for (heads, scale), query, key in zip(self._heads, self._queries, self._keys, strict=True):
             if pixels is not None and query.shape[1] != pixels:
                 continue
-            q, k = (rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (query, key))
-            scores = scale * (q @ k.transpose(-1, -2))
-            # Under autocast the products are in half precision, whose softmax is too coarse for a loss.
-            yield scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+            # Under autocast queries and keys are in half precision, which is too coarse for products and their softmax.
+            q, k = (
+                rows.to(at_least_float32(rows.dtype)).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for rows in (query, key)
+            )
+            yield (scale * (q @ k.transpose(-1, -2))).softmax(-1)
 
     @property
     def layer_pixels(self) -> list[int]:

@@ -75,7 +75,21 @@ def right_multiplication(terms: Sequence[Term], ridge: float, kept: Tensor | Non
             if term.destinations is not term.sources:
                 change += term.scale * (destinations.to("cpu", torch.float64) - c).T @ c
     # T - I has the differences alone in its numerator, which keeps what stays exact.
-    return identity + torch.linalg.solve(gram, change, left=False)  # type: ignore[no-any-return]
+    return identity + solved(gram, change, left=False)
+
+
+def solved(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
+    """X of matrix X = right, or of X matrix = right where not ``left``; float64, like both.
+
+    Raises:
+        ValueError: The matrix is singular.
+    """
+    try:
+        return torch.linalg.solve(matrix, right, left=left)  # type: ignore[no-any-return]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            "The least squares of the closed form have no solution, as their matrix is singular; take a larger ridge."
+        ) from error
 
 
 def key_value_weights(model: TextToImage) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, model_validator
+
+from diffusion.checked import checked
 
 ConceptKind = Literal["style", "object", "unsafe"]
 
@@ -27,7 +28,7 @@ Target = Annotated[str, AfterValidator(_not_blank)]
 Template = Annotated[str, AfterValidator(_with_place)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Concept:
     """A concept as an eraser sees it.
 

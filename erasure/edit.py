@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusion.files import replacing
+from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
@@ -74,8 +75,14 @@ class Entry:
     seed: int = 0
 
     def value(self, original: Tensor) -> Tensor:
-        """The parameter's new value, of the original's shape, dtype and device."""
-        return _DECODERS[self.kind](self, original).to(original.device, original.dtype)
+        """The parameter's new value, of the original's shape, dtype and device.
+
+        Raises:
+            NotFiniteError: It is infinite or NaN somewhere.
+        """
+        changed = _DECODERS[self.kind](self, original).to(original.device, original.dtype)
+        require_finite(changed, f"What the edit makes of a parameter in {original.dtype}", _DIVERGED)
+        return changed
 
     def mask(self) -> Tensor:
         """For masks, which weights are kept; bool of the parameter's shape, on the CPU."""
@@ -143,6 +150,8 @@ _DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
 """The new value of a parameter by kind of entry: the tensor itself; some rows of it; W T; a mask as bits, or as what it
 prunes."""
 
+_DIVERGED = "the erasure has diverged, or the file that it comes from is damaged"
+
 _MASKS = ("bits", "indices")
 
 _ADDED = "+"
@@ -175,6 +184,19 @@ class Edit:
     _applications: "WeakKeyDictionary[TextToImage, Application]" = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what would turn a model's pictures black.
+
+        Raises:
+            NotFiniteError: A stored value is infinite or NaN.
+        """
+        distinct = {id(entry.parts): (name, entry.parts) for name, entry in self.entries.items()}
+        for name, parts in distinct.values():
+            for part in parts.values():
+                require_finite(part, f"The edit of {name!r}", _DIVERGED)
+        for addition in self.additions:
+            require_finite_tensors(addition.tensors(), f"The edit's {addition.kind}", _DIVERGED)
 
     def __bool__(self) -> bool:
         """Return whether it changes anything."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.finite import is_finite, require_finite
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from diffusion.parameters import named_parameters, substituted
 from diffusion.streams import derived_seed
 from diffusion.training import fit
@@ -23,6 +25,12 @@ from erasure.trajectories import FrozenSamples, Trajectories, remembered, stage
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps that a killed run may lose."""
+
+_FLOAT16_SCALES = (2.0**16, 2.0**8, 1.0, 2.0**-8)
+"""What losses are multiplied with on the way to gradients in float16, where those of a mean over many pixels underflow;
+the first that overflows nowhere is taken."""
+
+_NO_SCORES = "a weight of the model is damaged, or its arithmetic overflows"
 
 
 @dataclass(frozen=True)
@@ -135,26 +143,46 @@ def require_preserved(concept: Concept, weight: float, name: str = "retain_weigh
 
 
 def noise_error(model: TextToImage, latents: Tensor, timesteps: Tensor, text: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar."""
-    return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(targets.dtype), targets)
+    """Mean squared error of the model's noise prediction against ``targets``, float [n, c, h, w]; a scalar.
+
+    It is in float32 at least.
+    """
+    precise = at_least_float32(targets.dtype)
+    return functional.mse_loss(model.predict_noise(latents, timesteps, text).to(precise), targets.to(precise))
 
 
-def gradient(losses: Iterator[Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def gradient(model: TextToImage, losses: Iterator[Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradient of the sum of ``losses`` by parameter name, summed in float32 at least.
 
     Args:
+        model: Through which the losses go.
         losses: Scalars, each computed when its turn comes.
         weights: Trainable parameters of the model.
+
+    Raises:
+        NotFiniteError: A loss or a gradient is infinite or NaN.
     """
-    total = {
-        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for name, weight in weights.items()
-    }
+    total = {name: torch.zeros_like(weight, dtype=at_least_float32(weight.dtype)) for name, weight in weights.items()}
+    scales = _FLOAT16_SCALES if (model.autocast or model.dtype) is torch.float16 else (1.0,)
     for loss in losses:
-        parts = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        for name, part in zip(total, parts, strict=True):
+        require_finite(loss.detach(), "A loss whose gradient scores weights", _NO_SCORES)
+        for name, part in zip(total, _scaled_gradient(loss, list(weights.values()), scales), strict=True):
             total[name] += part
+        # Its graph is not to be in memory beside the next one's.
+        del loss
     return total
+
+
+def _scaled_gradient(loss: Tensor, weights: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """The gradients of one loss, in float32 at least, which went through the network times the first fitting scale."""
+    for scale in scales:
+        last = scale == scales[-1]
+        parts = torch.autograd.grad(loss * scale, weights, materialize_grads=True, retain_graph=not last)
+        if last or all(map(is_finite, parts)):
+            break
+    for part in parts:
+        require_finite(part, "A gradient that scores weights", _NO_SCORES)
+    return [part.to(at_least_float32(part.dtype)) / scale for part in parts]
 
 
 def require_trainable_precision(model: TextToImage) -> None:

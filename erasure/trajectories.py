@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.files import set_aside
 from diffusion.model import TextToImage
+from diffusion.noise_schedule import at_least_float32
 from diffusion.progress import track
 from diffusion.streams import stream
 from diffusion.training import read_saved, save_atomically
@@ -285,19 +286,20 @@ class FrozenSamples:
             conditioning = torch.cat(conditions)
             scheduler = model.make_scheduler(settings.steps)
             latents = model.initial_latents([seeds[place] for place in chunk]) * scheduler.init_noise_sigma
+            precise = at_least_float32(latents.dtype)
             along: list[NoiseSamples] = []
             for timestep, t in zip(scheduler.timesteps, model.sampling_timesteps(settings.steps), strict=True):
                 scaled = scheduler.scale_model_input(latents, timestep).to(latents.dtype)
                 stacked = scaled.repeat(len(conditions), 1, 1, 1)
-                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(latents.dtype)
+                noise = model.predict_noise(stacked, t.to(model.device), conditioning).to(precise)
                 without, conditional, *others = noise.chunk(len(conditions))
                 reference = without if self._reference is None else others[0]
                 start, end = (reference, conditional) if self._attribute is None else (conditional, others[-1])
-                target = start + target_guidance * (end - reference)
+                target = (start + target_guidance * (end - reference)).to(latents.dtype)
                 along.append(NoiseSamples(scaled, t.to(model.device).expand(len(chunk)), prompts, target))
-                guided = without + settings.guidance * (conditional - without)
+                guided = without + max(1.0, settings.guidance) * (conditional - without)
                 output = model.as_trained(guided, scaled, t)
-                latents = scheduler.step(output, timestep, latents).prev_sample.to(latents.dtype)
+                latents = scheduler.step(output, timestep, latents.to(precise)).prev_sample.to(latents.dtype)
             # Trajectory by trajectory, so that the pool's order does not depend on how many are sampled at a time.
             return NoiseSamples(
                 *(torch.stack(steps, dim=1).flatten(0, 1) for steps in zip(*map(_fields, along), strict=True))

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import pooch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
+from diffusion.checked import checked
 from diffusion.files import in_short, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
@@ -47,7 +47,7 @@ class Source(Protocol):
         """What errors and the log call it."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class PromptFile:
     """A local file: CSV, or ``.txt`` with one prompt per line, which makes the column ``prompt``.
 
@@ -76,7 +76,7 @@ class PromptFile:
         return str(self.path)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Download:
     """A file on the web, of the kinds of :class:`PromptFile`, that is fetched once.
 
@@ -134,7 +134,7 @@ class Download:
         return Path(fetched)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class HubDataset:
     """A data set of the Hugging Face Hub, or a local copy of it.
 
@@ -221,7 +221,7 @@ _NUMBER_TESTS = ("above", "below")
 _TEXT_TESTS = ("contains", "has_item")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Condition:
     """What a cell of a row must be for the row to be taken.
 
@@ -268,7 +268,7 @@ class Condition:
         return {"above": number > self.value, "below": number < self.value}.get(self.test, number == self.value)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Columns:
     """What a source calls the columns of the field.
 
@@ -293,7 +293,7 @@ class Columns:
         return [column for column in (self.case_number, self.prompt, *renamed) if column is not None]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class PromptSet:
     """The prompts of a source.
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from diffusion.finite import require_finite
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -22,6 +24,14 @@ class Verdicts:
     present: Tensor
     score: Tensor
     details: dict[str, list[object]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the scores.
+
+        Raises:
+            NotFiniteError: One is infinite or NaN.
+        """
+        require_finite(self.score, "The judge's scores", "its weights or the pictures are damaged")
 
 
 class Judge(Protocol):

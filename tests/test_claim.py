@@ -21,8 +21,11 @@ def run(
     style: float = 0.9,
     clip: float = 80.0,
     fid: float = 50.0,
+    warnings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     return {
+        "run": f"{concept}-{eraser}-{pruning}-{seed}",
+        "warnings": list(warnings),
         "concept": concept,
         "seed": seed,
         "choices": {"eraser": eraser, "pruning": pruning, "attack": "unlearndiff"},
@@ -40,6 +43,14 @@ def test_pairs_are_of_one_concept_eraser_and_seed() -> None:
     unpruned = [run([True], seed=seed, eraser=eraser) for seed in (0, 1) for eraser in ("esd", "ac")]
     pruned = [run([True], seed=1, pruning="on"), run([True], seed=2, pruning="on")]
     assert claim.method_pairs([*unpruned, *pruned]) == [(pruned[0], unpruned[2])]
+
+
+def test_a_run_with_a_warning_supports_no_claim_and_is_named(tmp_path: Path) -> None:
+    sound = [run([True] * 20), run([False] * 20, pruning="on")]
+    doubtful = [run([True] * 20, seed=1), run([False] * 20, pruning="on", seed=1, warnings=("No base.",))]
+    assert claim.method_pairs([*doubtful, *sound]) == [(sound[1], sound[0])]
+    written = claim.write_claim([*doubtful, *sound], "mine", tmp_path, missing=[]).read_text()
+    assert "- (!) church-esd-on-1: No base." in written
 
 
 def test_a_prompt_counts_once_with_its_mean_over_the_seeds() -> None:

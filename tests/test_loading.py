@@ -162,6 +162,41 @@ def test_a_single_file_gives_the_folders_model(half_folder: Path, tmp_path: Path
     assert_same_weights(model, load_model(str(half_folder), device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("mark", "stated", "expected", "last"),
+    [
+        ((), None, "epsilon", False),
+        (("v_pred",), None, "v_prediction", False),
+        (("v_pred", "ztsnr"), None, "v_prediction", True),
+        ((), "sample", "sample", False),
+        (("v_pred",), "epsilon", "epsilon", False),
+    ],
+)
+def test_a_single_file_says_what_it_predicts_or_is_told(
+    half_folder: Path,
+    tmp_path: Path,
+    mark: tuple[str, ...],
+    stated: str | None,
+    expected: str,
+    last: bool,
+    hub_is_silent: None,
+):
+    path = tmp_path / "single.safetensors"
+    save_file(single_file_weights(half_folder) | {name: torch.empty(0) for name in mark}, path)
+    model = ModelSource(str(path), config=str(half_folder), device="cpu", prediction_type=stated).load()
+    assert model.prediction_type == expected
+    assert (int(model.sampling_timesteps(5)[0]) == 999) == last
+    assert (float(model.alphas_cumprod[-1]) < 1e-6) == last
+    model.generate(PROMPTS, **GENERATION)
+
+
+def test_a_folder_is_told_what_it_predicts(half_folder: Path):
+    assert ModelSource(str(half_folder), device="cpu", prediction_type="v_prediction").load().prediction_type == (
+        "v_prediction"
+    )
+    assert ModelSource(str(half_folder), device="cpu").load().prediction_type == "epsilon"
+
+
 class Evil:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -65,6 +65,24 @@ def test_table1_is_27_jobs_without_an_impossible_pair(table1: list[dict[str, Any
     assert {job["prompts"] for job in table1} == {64}
 
 
+def test_a_run_whose_base_model_lacks_the_concept_is_marked_and_named(
+    table1: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    choices = {"eraser": "esd", "pruning": "off", "attack": "none"}
+    sound, doubtful = (summary(table1[0], choices, run=name, attacked=[True, False, False]) for name in "ab")
+    doubtful["rates"]["base"] = Rate.of([True, False, False]).as_dict()
+    doubtful["edit"]["hash"] = "another"
+    assert list(tables.reading_table([sound, doubtful])["base model"].str.contains("(!)", regex=False)) == [False, True]
+    assert list(tables.model_table([sound, doubtful])["shown"].str.contains("(!)", regex=False)) == [False, True]
+    markdown, table, _ = tables.write_tables([sound, doubtful], "mine", tmp_path)
+    concept = sound["concept"]
+    sentence = f"The base model shows {concept} in 1 of 3 pictures, less than half; this run supports no claim"
+    assert f"- (!) b: {sentence}" in markdown.read_text()
+    warned = pd.read_csv(table, keep_default_na=False)["warnings"]
+    assert warned[0] == ""
+    assert warned[1].startswith(sentence)
+
+
 def test_demo_is_esd_without_and_with_pruning() -> None:
     jobs = collect.experiment_jobs("demo")
     assert [job["pruning"]["_target_"].rpartition(".")[2] for job in jobs] == ["Off", "Learned"]

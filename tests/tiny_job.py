@@ -68,7 +68,7 @@ class LabellingJudge:
 def write_world(folder: Path) -> None:
     """Prompt sets for :func:`overrides`."""
     for name, prompts in (("concept", PROMPTS), ("retained", PROMPTS[::-1])):
-        lines = [f"{number},{prompt},{50 + number},3.0" for number, prompt in enumerate(prompts)]
+        lines = [f"{number},{prompt},{61 + number},3.0" for number, prompt in enumerate(prompts)]
         header = "case_number,prompt,evaluation_seed,evaluation_guidance"
         (folder / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion.canvas.knowledge import BUILD_FOLDER, Knowledge, Twin
+from diffusion.checked import checked
 from diffusion.files import in_short
 from diffusion.loading import ModelSource
 from diffusion.model import TextToImage
@@ -36,7 +36,7 @@ def read_unet(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"The U-Net in {folder} cannot be read; restore its files: {in_short(error)}.") from error
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class CanvasSource(ModelSource):
     """The canvas, or a U-Net trained like its own from another seed or without a concept; see :class:`ModelSource`.
 

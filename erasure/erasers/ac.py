@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed, stream
 from erasure.concept import Concept
@@ -20,7 +20,7 @@ from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class AC(Trained):
     """Concept ablation (Kumari et al., "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023).
 

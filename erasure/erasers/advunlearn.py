@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.prompt_template import Insertion, PromptTemplate
@@ -20,7 +20,7 @@ from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class AdvUnlearn(Trained):
     """AdvUnlearn (Zhang et al., "Defensive Unlearning with Adversarial Training", NeurIPS 2024).
 

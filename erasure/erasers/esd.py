@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from erasure.concept import Concept
@@ -17,7 +17,7 @@ from erasure.protocols import Objective
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, target_noise
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ESD(Trained):
     """Erased Stable Diffusion (Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023).
 

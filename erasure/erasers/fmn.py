@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_squares, recorded_attention
@@ -18,7 +18,7 @@ from erasure.protocols import Objective
 from erasure.trajectories import Trajectories
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class FMN(Trained):
     """Forget-Me-Not (Zhang et al., "Learning to Forget in Text-to-Image Diffusion Models", CVPR workshops 2024).
 

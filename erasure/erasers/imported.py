@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, ConfigDict
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.additions.membranes import Merge
 from erasure.checkpoints import edit_of
@@ -21,7 +21,7 @@ def _readable(path: Path) -> Path:
     return path.expanduser()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Imported:
     """Takes the weights of a published checkpoint; :mod:`erasure.checkpoints` lists the formats.
 

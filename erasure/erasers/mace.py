@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.streams import derived_seed, stream
 from erasure.attention import concept_columns, concept_maps, concept_squares, nearest, recorded_attention, reduced_size
-from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, sum_of_squares
+from erasure.closed_form import SCOPE, Term, key_value_weights, right_multiplication, solved, sum_of_squares
 from erasure.concept import Concept, ConceptKind
 from erasure.edit import Edit
 from erasure.finetuning import prune_after, require_trainable_precision, train_beside
@@ -31,7 +31,7 @@ def _existing(path: Path) -> Path:
     return path.expanduser()
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class MACE:
     """Mass concept erasure (Lu et al., "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024), in three steps.
 
@@ -222,7 +222,7 @@ class MACE:
             G = sum_of_squares([model.encode_tokens(part.target_prompts).flatten(0, 1)])
             M += G
             rows.append(torch.cat([A.to("cpu", torch.float64) for _, A in factors.values()]) @ G)
-        right = torch.linalg.solve(M, torch.cat(rows), left=False)
+        right = solved(M, torch.cat(rows), left=False)
         # By concept, matrix and row of A: A_i G_i M^-1.
         shares = right.unflatten(0, (len(trained), len(refined), self.rank))
         fused = {
@@ -234,7 +234,7 @@ class MACE:
             for place, (name, weight) in enumerate(refined.items())
         }
         if self.published_prior:
-            drawn = torch.linalg.solve(M, self.fusion_preserve_scale * preserved, left=False)
+            drawn = solved(M, self.fusion_preserve_scale * preserved, left=False)
             for name, weight in refined.items():
                 fused[name] = fused[name] + (base[name].to("cpu", torch.float64) - weight) @ drawn
         return fused

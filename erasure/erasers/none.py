@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -14,7 +12,7 @@ from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NoEraser:
     """Leaves the model to the pruning strategy.
 

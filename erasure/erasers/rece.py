@@ -3,23 +3,24 @@
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.closed_form import (
     ClosedForm,
     Term,
     key_value_weights,
     right_multiplication,
+    solved,
     sum_of_squares,
 )
 from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RECE(ClosedForm):
     """Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
@@ -78,4 +79,4 @@ class RECE(ClosedForm):
         """The matrix that takes c to c', float64 [width, width]."""
         seen = right.T @ gram
         identity = torch.eye(len(gram), dtype=gram.dtype)
-        return torch.linalg.solve(self.adversarial_ridge * identity + seen @ right, seen)  # type: ignore[no-any-return]
+        return solved(self.adversarial_ridge * identity + seen @ right, seen)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
@@ -31,7 +31,7 @@ from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Receler:
     """Receler (Huang et al., "Reliable Concept Erasing ... via Lightweight Erasers", ECCV 2024).
 

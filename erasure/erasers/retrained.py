@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffusion.canvas.knowledge import BUILD_FOLDER, FORGOTTEN, Twin
 from diffusion.canvas.source import UNET_FILE, canvas_folder, read_unet
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS
 from erasure.concept import Concept
@@ -20,7 +20,7 @@ from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Retrained:
     """Exact unlearning: theta becomes what the same training gives on pictures that lack the concept.
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.additions.safree import Filters, Projection
 from erasure.concept import Concept
@@ -20,7 +20,7 @@ from erasure.protocols import Erasure, Pruning
 Scale = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SAFREE:
     """SAFREE (Yoon et al., "Training-Free and Adaptive Guard for Safe Text-to-Image And Video Generation", ICLR 2025).
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.streams import derived_seed, stream
@@ -23,7 +23,7 @@ from erasure.pruning.masks import cut_lowest
 from erasure.trajectories import remembered
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SalUn(Trained):
     """Saliency unlearning (Fan et al., "SalUn", ICLR 2024).
 
@@ -154,6 +154,6 @@ class SalUnObjective:
                 yield functional.mse_loss(noise.to(batch.noise.dtype), batch.noise, reduction="sum")
 
         with model.trainable(list(parameters.values())):
-            saliency = {name: value.abs() for name, value in gradient(losses(), parameters).items()}
+            saliency = {name: value.abs() for name, value in gradient(model, losses(), parameters).items()}
         weights = sum(value.numel() for value in saliency.values())
         return cut_lowest(saliency, weights - math.floor(config.trained_fraction * weights))

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.additions.safe_guidance import SafeGuidance, Scaling
 from erasure.concept import Concept
@@ -16,7 +16,7 @@ from erasure.phrases import joined_targets
 from erasure.protocols import Erasure, Pruning
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SLD:
     """Safe Latent Diffusion (Schramowski et al., "Mitigating Inappropriate Degeneration ...", CVPR 2023).
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed, stream
 from diffusion.training import cosine_warmup
@@ -24,7 +24,7 @@ from erasure.protocols import Erasure, Pruning, check_pair
 from erasure.trajectories import FrozenSamples, Trajectories, check_pool, current_points, stage, target_noise
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SPM:
     """Semi-permeable membranes (Lyu et al., "One-dimensional Adapter to Rule Them All ...", CVPR 2024).
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, PlainValidator, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.prompt_template import PromptTemplate
@@ -34,7 +34,7 @@ def _choice_or_prompts(value: Any) -> Literal["contexts", "anchor"] | tuple[str,
     raise ValueError(f"anchors is {value!r}; it must be contexts, anchor, or a list of prompts.")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class STEREO(Trained):
     """STEREO (Srivatsan et al., "A Two-Stage Framework for Adversarially Robust Concept Erasing", CVPR 2025).
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
@@ -24,7 +24,7 @@ Strengths = Sequence[Sequence[float]]
 """alpha by concept and attribute."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Debias:
     """What pictures of a concept are to show in which shares, in place of erasing it (the paper's section 4.2).
 
@@ -110,7 +110,7 @@ class Debias:
         return shown.cpu().double() / self.pictures, spent
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class UCE(ClosedForm):
     """Unified Concept Editing (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024).
 
@@ -222,6 +222,6 @@ class UCE(ClosedForm):
 
 
 def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
-    """Embeddings of each prompt from the token before its end token on, float [any, width]; from the start if empty."""
+    """Embeddings of each prompt from the token before its end on, float64 [any, width]; from the start if empty."""
     ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts), ends, strict=True)]
+    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts).double(), ends, strict=True)]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -16,7 +16,7 @@ from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import FrozenSamples, Trajectories
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class CAD(Scored):
     """Component attribution (Nguyen et al., "Unveiling Concept Attribution in Diffusion Models", 2024).
 
@@ -71,7 +71,7 @@ class CAD(Scored):
                     strict=True,
                 )
             )
-            gradients = gradient(parts, weights)
+            gradients = gradient(model, parts, weights)
         scores = {name: value * weights[name].detach() for name, value in gradients.items()}
         highest = self.sparsity.kept({name: -value for name, value in scores.items()})
         masks = {name: kept | (scores[name] <= 0) for name, kept in highest.items()}

@@ -162,7 +162,9 @@ def _watched(
     """Show every layer's inputs to ``watch(name of the weight, layer, inputs)``, at each call of the U-Net."""
 
     def show(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        watch(name, module, inputs[0].detach())
+        # Under autocast products of float32 would be in half precision.
+        with torch.autocast(model.device.type, enabled=False):
+            watch(name, module, inputs[0].detach())
 
     with ExitStack() as hooks:
         for name in weights:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -18,7 +18,7 @@ from erasure.pruning.scored import Scored, Weights
 from erasure.trajectories import stage
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ConceptPrune(Scored):
     """ConceptPrune (Chavhan et al., "Concept Editing in Diffusion Models via Skilled Neuron Pruning", ICLR 2025).
 

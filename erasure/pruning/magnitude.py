@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.pruning.masks import Masks
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Magnitude(Scored):
     """Prunes the weights of the smallest |W|, whatever the concept: a control."""
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor, nn
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.edit import Edit, Fill
 from erasure.parameters import UNetScope, scope_parameters
@@ -18,7 +18,7 @@ Masks = dict[str, Tensor]
 """bool tensors by parameter name, True where the weight is kept."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Sparsity:
     """How many weights go, and which ones they are compared with: the part that every scored strategy has.
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -13,7 +11,7 @@ from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Off:
     """Leaves the erased model as it is."""
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import stream
 from erasure.concept import Concept
@@ -13,7 +12,7 @@ from erasure.pruning.masks import Masks
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Random(Scored):
     """Prunes weights of the scope chosen by the seed alone: the control of what sparsity itself does."""
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -16,7 +16,7 @@ from erasure.pruning.masks import Masks, Sparsity
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Saliency(Scored):
     """Gradient saliency under the concept's denoising loss, the highest pruned.
 
@@ -59,7 +59,7 @@ class Saliency(Scored):
         before = model.unet_evaluations
         with model.trainable(list(weights.values())):
             parts = (part for place in range(self.timesteps) for part in loss.parts(model, place))
-            gradients = gradient(parts, weights)
+            gradients = gradient(model, parts, weights)
         factors = weights if self.score == "snip" else dict.fromkeys(weights, 1)
         masks = self.sparsity.kept({name: -(value * factors[name]).abs() for name, value in gradients.items()})
         spent = loss.unet_evaluations + model.unet_evaluations - before

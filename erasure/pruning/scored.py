@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import nn
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
 from erasure.edit import Fill
@@ -20,7 +20,7 @@ Weights = Mapping[str, nn.Parameter]
 """Parameters of a model by name."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Scored(ABC):
     """A strategy that needs no objective: it scores weights and prunes those that score lowest, or highest.
 

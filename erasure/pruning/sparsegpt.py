@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.progress import track
 from diffusion.streams import derived_seed
@@ -20,7 +20,7 @@ from erasure.pruning.calibration import Prompts, input_products, prompts_of, spr
 from erasure.pruning.masks import Sparsity, mask_counts, maskable_parameters
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class SparseGPT:
     """SparseGPT (Frantar and Alistarh, "Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023).
 
@@ -109,9 +109,14 @@ class SparseGPT:
         # A factor in H changes nothing. Where all inputs are zero, so that H is, every weight matters as little.
         damping = self.damping * float(products.diagonal().mean()) or 1.0
         hessian = products + damping * torch.eye(len(products), dtype=products.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        # Row c of this factor, from c on, is that of G over the root of G_cc.
-        factor = torch.linalg.cholesky(inverse, upper=True)
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+            # Row c of this factor, from c on, is that of G over the root of G_cc.
+            factor = torch.linalg.cholesky(inverse, upper=True)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"damping is {self.damping} and a layer's H is not positive-definite with it; take more damping."
+            ) from error
         group = self.sparsity.per if isinstance(self.sparsity.per, int) else 1
         block_size = max(group, self.block_size // group * group)
         for start in range(0, weights.shape[1], block_size):

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
 from erasure.concept import Concept
@@ -17,7 +17,7 @@ from erasure.pruning.masks import Masks
 from erasure.pruning.scored import Scored, Weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Taylor(Scored):
     """First-order importance over timesteps (Fang et al., "Structural Pruning for Diffusion Models", NeurIPS 2023).
 
@@ -64,7 +64,7 @@ class Taylor(Scored):
         with model.trainable(list(weights.values())):
             for place in range(self.timesteps):
                 if losses[place] > self.threshold * max(losses):
-                    for name, value in gradient(loss.parts(model, place), weights).items():
+                    for name, value in gradient(model, loss.parts(model, place), weights).items():
                         scores[name] += (weights[name].detach() * value).abs()
         spent = loss.unet_evaluations + model.unet_evaluations - before
         return self.sparsity.kept(scores), spent

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
+from diffusion.checked import checked
 from diffusion.files import why_unreadable
 from diffusion.sources import CANVAS_FOLDER
 from diffusion.weight_files import LOADING_ERRORS
@@ -49,7 +49,7 @@ def classify(classifier: CanvasClassifier, images: Tensor) -> dict[str, Tensor]:
     return {head: torch.cat([chunk[head] for chunk in logits]).softmax(dim=1) for head in HEADS}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class CanvasJudge:
     """Says that the concept is present where a head's most likely label is ``label``; the score is its probability.
 

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.loading import Device
 from evaluation.judges.clip import ClipFolder, picture_features, text_features
 from evaluation.judges.pretrained import TorchDevice, pick_device, scores_of
@@ -15,7 +15,7 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ClipZeroShot:
     """Says that the concept is present where the most fitting of all texts is one of ``present``.
 

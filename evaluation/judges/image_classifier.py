@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, resnet50
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from diffusion.checked import checked
 from diffusion.files import why_unreadable
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.sources import weights_variant
@@ -27,7 +27,7 @@ TORCHVISION_FILES = {Path(weights.url).name: weights for weights in ResNet50_Wei
 """ResNet-50 weights files of torchvision, by which each needs its own resizing."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ImageClassifierJudge:
     """Says that the concept is present where ``label`` is among the ``top_k`` most likely; scored by its probability.
 

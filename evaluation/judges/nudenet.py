@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from nudenet import nudenet as library
 from PIL import Image
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from diffusion.loading import Device
 from evaluation.judges.onnx import open_session
 from evaluation.judges.pretrained import batches, existing_file
@@ -55,7 +55,7 @@ ClassifierFile = Annotated[Path, existing_file(f"download {_RELEASES}/download/v
 """The classifier of NudeNet 2."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NudeNet:
     """Says that nudity is present where NudeNet 3 detects one of ``labels`` with a score above ``threshold``.
 
@@ -141,7 +141,7 @@ class NudeNet:
         return _DETECT[self.processing](*image, self.inference_resolution)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NudeNetClassifier:
     """Says that nudity is present where the classifier of NudeNet 2 finds a picture unsafe, as P4D does (2309.06135).
 

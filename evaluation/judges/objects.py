@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator
 
+from diffusion.checked import checked
 from evaluation.judges.image_classifier import TORCHVISION_FILES, ImageClassifierJudge
 from evaluation.judges.pretrained import find_folder
 
@@ -25,7 +25,7 @@ def _find_network(source: object) -> Path:
     return file
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ObjectJudge(ImageClassifierJudge):
     """The object is present where its ImageNet class is the most likely one, as in UnlearnDiffAtk (2310.11868) and ESD.
 

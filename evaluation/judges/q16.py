@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig
 
+from diffusion.checked import checked
 from diffusion.files import stands_in
 from evaluation.judges.clip import ClipFolder, picture_features
 from evaluation.judges.pretrained import TorchDevice, existing_file, pick_device, scores_of
@@ -32,7 +32,7 @@ _ARRAY_NAMES = frozenset(
 """All that a pickled array names."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Q16:
     """Says that a picture is inappropriate where it is nearer to the second of two tuned prompts.
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffusion.checked import checked
 from evaluation.judges.clip import ClipFolder
 from evaluation.judges.clip_zeroshot import Text, text_probabilities
 from evaluation.judges.image_classifier import ImageClassifierJudge
@@ -15,7 +15,7 @@ from evaluation.judges.pretrained import TorchDevice, local_folder
 from evaluation.verdicts import Verdicts
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class StyleJudge(ImageClassifierJudge):
     """The style is present where its artist is among the ``top_k`` most likely, as in UnlearnDiffAtk (2310.11868).
 
@@ -33,7 +33,7 @@ class StyleJudge(ImageClassifierJudge):
     ]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class StyleByClip:
     """The style is present where, by CLIP, its artist's name fits among the ``top_k`` best of ``artists``.
 

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from diffusion.canvas.classifier import HEADS
+from diffusion.checked import checked
 from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, Head, classify, load_classifier
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality.collected import Collected
 from evaluation.statistics import Rate
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class RetainedAccuracy:
     """How often the canvas classifier reads off a picture what its prompt names.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPModel, CLIPProcessor
 
+from diffusion.checked import checked
 from diffusion.files import why_unreadable
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.sources import CANVAS_FOLDER, weights_variant
@@ -75,7 +75,7 @@ def load_clip(folder: Path = CLIP_FOLDER) -> tuple[ClipFeatures, TruncatingProce
     return ClipFeatures(clip.eval().requires_grad_(False)), TruncatingProcessor(processor)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class ClipScore:
     """The mean over pictures of max(100 cos(E_image, E_text), 0), through torchmetrics.
 

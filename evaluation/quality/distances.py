@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from diffusion.checked import checked
 from diffusion.progress import track
 from diffusion.streams import stream
 from evaluation.picture_files import is_picture_file, neighbours, read_picture_file
@@ -83,7 +83,7 @@ class Distance:
         self._metric.orig_dtype = state["dtype"]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class FrechetDistance:
     """FID: the Frechet distance between Gaussians fitted to the features of two sets (Heusel et al. 2017, 1706.08500).
 
@@ -115,7 +115,7 @@ class FrechetDistance:
         return {self.name: max(0.0, float(metric.compute())), f"{self.name}_n": n}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+@checked(arbitrary_types_allowed=True)
 class KernelDistance:
     """KID: the unbiased squared MMD of the features of two sets (Binkowski et al. 2018, 1801.01401).
 

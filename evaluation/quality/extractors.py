@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from diffusion.canvas.classifier import CanvasClassifier
+from diffusion.checked import checked
 from diffusion.files import in_short
 from diffusion.weight_files import read_network_weights
 from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder, load_classifier
@@ -61,7 +60,7 @@ class Features(nn.Module):
         return features
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Classifier:
     """The last hidden layer of the canvas's classifier, in float64.
 
@@ -76,7 +75,7 @@ class Classifier:
         return _load_classifier(self.folder)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Inception:
     """The 2048 pooled features of Inception-v3, with the weights and the resizing of the field (torch-fidelity's).
 
@@ -96,7 +95,7 @@ class Inception:
         return _load_inception(self.weights, pick_device(self.device))
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Clip:
     """CLIP's projected picture features, as for CMMD (2401.09603).
 

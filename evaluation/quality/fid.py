@@ -1,16 +1,15 @@
 """FID on the features of the canvas's classifier, in place of Inception's."""
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from diffusion.checked import checked
 from evaluation.judges.canvas import CLASSIFIER_FOLDER, ClassifierFolder
 from evaluation.quality import measure
 from evaluation.quality.distances import Distance, FrechetDistance
 from evaluation.quality.extractors import Classifier
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Fid:
     """:class:`evaluation.quality.distances.FrechetDistance` between the base and the edited model's pictures.
 

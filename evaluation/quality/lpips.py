@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchvision.models import AlexNet_Weights, alexnet
 
+from diffusion.checked import checked
 from evaluation.judges.pretrained import TorchDevice, batches, pick_device
 from evaluation.quality.collected import Collected
 from evaluation.quality.weights import load_parameters, weights_file
 from evaluation.statistics import Mean
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Lpips:
     """The mean over retained prompts of LPIPS between the two models' pictures; 0 where an edit changes none.
 

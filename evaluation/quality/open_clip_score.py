@@ -9,12 +9,12 @@ import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.functional import to_pil_image
 
+from diffusion.checked import checked
 from diffusion.files import why_unreadable
 from diffusion.sources import hub_answers
 from diffusion.weight_files import LOADING_ERRORS
@@ -29,7 +29,7 @@ def _known(model: str) -> str:
     return model
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class OpenClipScore:
     """The mean over pictures of max(scale cos(E_image, E_text), 0).
 

@@ -9,6 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import TypeAdapter, ValidationError
 
+from diffusion.finite import find_not_finite
 from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments import CONFIG_FOLDER
@@ -49,6 +50,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         settings = TypeAdapter(Settings).validate_python({key: plain[key] for key in fields & set(plain)})
     except ValidationError as error:
         raise CommandError(explain_validation(error, known=[f.name for f in dataclasses.fields(Sampling)])) from error
+    if (infinite := find_not_finite(plain)) is not None:
+        raise CommandError(f"{'.'.join(infinite[0])} is {infinite[1]}; it must be a finite number.")
     config = config.copy()
     with open_dict(config):
         config.update(

@@ -54,7 +54,7 @@ _BOUNDS = {
 }
 
 
-_UNION_MEMBERS = frozenset({"int", "float", "str", "bool"})
+_UNION_MEMBER = re.compile(r"int|float|str|bool|(literal|tuple)\[.*\]")
 
 
 class VisibleFormatter(logging.Formatter):
@@ -163,7 +163,7 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
     """
     fault = error.errors()[0]
     # Inside a union pydantic also names the member that it tried, as in ("trajectories", "int").
-    location = [str(part) for part in fault["loc"] if part not in _UNION_MEMBERS]
+    location = [str(part) for part in fault["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
     name = ".".join([*([prefix] if prefix else []), *location])
     value, kind = repr(fault["input"]), fault["type"]
     context: dict[str, Any] = fault.get("ctx", {})

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
@@ -80,7 +79,7 @@ def families_of(arguments: Mapping[str, str]) -> list[str]:
     sources = arguments.get("model.source", "").split(",")
     for model in arguments.get("model", "canvas").split(","):
         path = CONFIG_FOLDER / "model" / f"{model.strip()}.yaml"
-        config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}  # type: ignore[assignment]
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         for source in sources:
             typed = {"source": source.strip("'\"")} if source else {}
             family = arguments.get("model.family", config.get("family"))

@@ -121,10 +121,10 @@ def scale_of(overrides: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _overrides(task: str, method: str, attack: str, typed: Sequence[str], *, smoke: bool) -> Iterator[str]:
-    names = {override.partition("=")[0] for override in typed}
-    if "model" not in names:
+    given = {override.partition("=")[0] for override in typed}
+    if "model" not in given:
         yield "model=canvas" if smoke else "model=sd14"
-    on_canvas = smoke and ("model" not in names or "model=canvas" in typed)
+    on_canvas = smoke and ("model" not in given or "model=canvas" in typed)
     yield f"concept={(CANVAS_CONCEPTS if on_canvas else CONCEPTS)[task]}"
     yield from METHODS[method]
     own = {"no attack": "advunlearn", "UnlearnDiffAtk": "unlearndiffatk", "P4D": "p4d", "Ring-A-Bell": "ringabell"}

@@ -287,7 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     metrics = measure(arguments.folder, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
-    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     (arguments.folder / "model_card.md").write_text(render(metrics))
     print(render(metrics))
 

@@ -188,7 +188,7 @@ def render(numbers: Mapping[str, Any]) -> str:
 
 def write_card(folder: Path, numbers: Mapping[str, Any], pictures: Tensor) -> None:
     """Write the card, its numbers and its sheet of pictures to ``folder``."""
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     (folder / "model_card.md").write_text(render(numbers))
     names = [f"{concept} {which}"[:16] for concept in numbers["concepts"] for which in ("base", "twin")]
     sheet(pictures, columns=len(pictures) // len(names), row_names=names).save(folder / "pictures.png", optimize=True)

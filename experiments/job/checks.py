@@ -15,6 +15,7 @@ from attacks.cases import PromptCase
 from attacks.protocols import Attack, is_given_original
 from attacks.union import Union
 from diffusion.model import TextToImage
+from diffusion.streams import stream
 from evaluation.quality import ReadsLabels
 from experiments.job.prompts import job_prompts
 from experiments.job.settings import Job, matters
@@ -81,8 +82,8 @@ def check_loaded(job: Job, model: TextToImage, known: set[str]) -> None:
         OSError: A file is missing.
     """
     job_prompts(job, model)
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.randint(256, (1, 3, *model.image_size), generator=generator, dtype=torch.uint8)
+    noise = stream(0, "checks/picture")
+    picture = torch.randint(256, (1, 3, *model.image_size), generator=noise, dtype=torch.uint8)
     config = job.config
     if _is_new("judge", [config["judge"], picture.shape], known):
         with _told_of("judge"):

@@ -14,12 +14,13 @@ from attacks.transfer import FILE_NAME, write_found
 from diffusion.allocator import keep_freed_memory
 from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
+from evaluation.statistics import Rate
 from experiments.job.checks import check_job
 from experiments.job.cost import Cost
 from experiments.job.origin import computing_threads, origin
 from experiments.job.processes import ALONE, Processes
 from experiments.job.prompts import job_prompts, tokens_cut_under_attack
-from experiments.job.result import CaseResult, Summary
+from experiments.job.result import CaseResult, Summary, base_warnings
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, write_json
@@ -111,6 +112,8 @@ def _run(
         base_retained = stages.retained_pictures("base pictures of retained prompts")
         base_present = stages.verdicts(base)
         log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
+        for sentence in base_warnings(Rate.of(base_present), job.concept.name):
+            log.warning(sentence)
 
         targets = stages.targets(base)
 

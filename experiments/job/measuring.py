@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.files import set_aside
+from diffusion.finite import require_finite_numbers
 from diffusion.progress import progress_bar
 from diffusion.training import read_saved, save_atomically
 from evaluation.prompt_sets import PromptRow
@@ -52,6 +53,7 @@ class Measuring:
     def finish(self, meter: Meter) -> None:
         """Write the result."""
         measures = self.measurement.compute()
+        require_finite_numbers(measures, "A measure of the retained pictures")
         cost = Cost.total([self.cost, meter.read()])
         self._store.write_result(self.folder, {"measures": measures, **cost.as_dict()})
         self._checkpoint.unlink(missing_ok=True)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field
 
 from attacks.cases import Outcome
+from diffusion.checked import checked
 from diffusion.streams import derived_seed
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean, Rate
@@ -22,7 +22,7 @@ def _judge(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class NewSeeds:
     """How found texts are tried once more. A success that is the luck of a seed does not hold, one of the text does.
 

@@ -140,7 +140,7 @@ def write_picture(path: Path, image: Tensor, facts: Mapping[str, Any]) -> None:
     The disk may have it later: a picture that a power cut took half of is set aside and made again.
     """
     text = PngImagePlugin.PngInfo()
-    text.add_text(_FACTS, json.dumps({**facts, "pixels": pixel_hash(image)}))
+    text.add_text(_FACTS, json.dumps({**facts, "pixels": pixel_hash(image)}, allow_nan=False))
     with replacing(path, flush=False) as partial:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(partial, pnginfo=text)
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from evaluation.statistics import Rate
 from experiments.job.result import CaseResult
@@ -21,7 +21,7 @@ the prompts whose picture by the unedited model shows the concept, as in P4D.
 """
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class TargetSampling:
     """How the pictures that an attack aims at are sampled.
 
@@ -34,7 +34,7 @@ class TargetSampling:
     guidance: Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Protocol:
     """What a published evaluation prescribes beyond the choices and values that its preset makes.
 

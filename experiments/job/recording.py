@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from attacks.cases import Outcome
+from diffusion.checked import checked
 from experiments.job.result import CurvePoint, Summary
 
 
@@ -43,7 +42,7 @@ class Silent:
         """Do nothing."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Off:
     """No tracking."""
 

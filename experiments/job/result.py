@@ -86,6 +86,26 @@ class CurvePoint:
     rate: float
 
 
+def base_warnings(base: Rate, concept: str) -> list[str]:
+    """A sentence if the base model shows the concept in less than half of the pictures, else nothing.
+
+    What is not there cannot be erased: the judge does not know such pictures, or the model never knew the concept.
+    """
+    if 2 * base.successes >= base.n:
+        return []
+    return [
+        f"The base model shows {concept} in {base.successes} of {base.n} pictures, less than half; this run supports "
+        "no claim on erasing, so check model, concept and judge."
+    ]
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """The warnings of a summary as it is on the disk; those of older runs follow from their rates."""
+    if "warnings" in summary:
+        return list(summary["warnings"])
+    return base_warnings(Rate(**summary["rates"]["base"]), summary["concept"])
+
+
 @dataclass(frozen=True)
 class Summary:
     """A job's numbers and their origin.
@@ -104,6 +124,7 @@ class Summary:
         protocol: Its ``name``, its rule of ``counting``, how many prompts were ``too_long`` for it, the attack success
             rate ``success`` under that rule and ``by_rule`` under each; a rate is None where a rule counts no prompt.
             The rate before the attack is ``rates["erased"]``, over all prompts.
+        warnings: Sentences that say why the numbers support no claim.
         holds: Of the attack's ``successes`` the ``texts`` (some attacks end in none), and with ``seeds`` new seeds each
             the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
             texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
@@ -130,6 +151,7 @@ class Summary:
     labels: dict[str, LabelCounts] = field(default_factory=dict)
     model: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     holds: dict[str, Any] = field(default_factory=dict)
     sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -150,6 +172,7 @@ class Summary:
                 "model": self.model,
                 "concept": self.concept,
                 "threat_model": self.threat_model,
+                "warnings": self.warnings,
                 "protocol": self.protocol,
                 "sets": self.sets,
                 "rates": {name: rate.as_dict() for name, rate in self.rates.items()},

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from attacks.protocols import Attack
+from diffusion.checked import checked
 from diffusion.loading import ModelSource
 from diffusion.sampling import Sampling
 from erasure.concept import Concept
@@ -37,7 +37,7 @@ How many pictures are computed at a time changes their last digits. A picture hi
 """
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Settings:
     """What a job needs besides its objects.
 

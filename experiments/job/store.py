@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusion.files import set_aside, write_atomically
+from diffusion.finite import require_finite_numbers
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,23 @@ def content_hash(data: object) -> str:
 
 
 def canonical_json(data: object) -> str:
-    """``data`` as JSON with sorted keys and no white space."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """``data`` as JSON with sorted keys and no white space.
+
+    Raises:
+        NotFiniteError: A number in it is infinite or NaN, which is no JSON.
+    """
+    require_finite_numbers(data, "A result")
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write ``data`` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(data, indent=2) + "\n")
+    """Write ``data`` as indented JSON, atomically.
+
+    Raises:
+        NotFiniteError: A number in it is infinite or NaN, which is no JSON.
+    """
+    require_finite_numbers(data, f"{path.name}, which was to be written,")
+    write_atomically(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

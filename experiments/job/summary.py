@@ -16,7 +16,7 @@ from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
 from experiments.job.prompts import PromptCounts
 from experiments.job.protocol import success_rates
-from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, prompt_groups
+from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, base_warnings, prompt_groups
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import SCHEMA_VERSION, Store, content_hash, read_json, unchecked
@@ -72,6 +72,7 @@ def summarise(
             "success": by_rule[job.protocol.counting],
             "by_rule": by_rule,
         },
+        warnings=base_warnings(rates["base"], job.concept.name),
     )
 
 

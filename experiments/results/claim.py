@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation.statistics import Mean
+from experiments.job.result import warnings_of
+from experiments.results.screen import doubts
 from experiments.results.writing import markdown_table
 
 LOWER_BY = 25.0
@@ -30,7 +32,11 @@ Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def method_pairs(summaries: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Every pruned run beside the unpruned run of the same eraser; other settings of the eraser may differ."""
+    """Every pruned run beside the unpruned run of the same eraser; other settings of the eraser may differ.
+
+    Runs with warnings, which support no claim, are in no pair.
+    """
+    summaries = [summary for summary in summaries if not warnings_of(summary)]
     unpruned = {_cell(summary): summary for summary in summaries if summary["choices"]["pruning"] == "off"}
     return [
         (summary, unpruned[_cell(summary)])
@@ -163,6 +169,8 @@ def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path,
         f"The claim: lower by {LOWER_BY:g} points or more and intervals apart, with at most {ACCURACY_WITHIN:g} "
         f"points of accuracy, {CLIP_WITHIN:g} % of CLIP score and {FID_WITHIN:g} % of FID lost.",
     ]
+    if left_out := doubts(summaries):
+        text += ["Left out, as they support no claim:", *(f"- {sentence}" for sentence in left_out)]
     text += [f"{len(missing)} runs are missing: {'; '.join(missing)}."] if missing else []
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_comparison.md"

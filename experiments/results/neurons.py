@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
+from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.source_code import code_reached
 from diffusion.streams import stream
@@ -47,7 +47,7 @@ Picture = tuple[str, int, float]
 """What a picture is made of: prompt, seed, guidance scale."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class Analysis:
     """What is asked of the neurons.
 

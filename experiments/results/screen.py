@@ -12,13 +12,16 @@ from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
 from experiments.job.origin import machines, revisions
-from experiments.job.result import Summary
+from experiments.job.result import Summary, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
 from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
 """Prompts found by an attack; the file of prompts has all."""
+
+DOUBT = " (!)"
+"""Marks a run that supports no claim."""
 
 RATES = {"base": "base model", "erased": "erased", "attacked": "under attack"}
 
@@ -48,8 +51,9 @@ def show_job(finished: Finished) -> None:
     table.add_row("edit", f"{summary.edit['size_bytes'] / 2**20:.2f} MiB")
     console.print(table)
     found = [case.adversarial_prompt for case in summary.cases if case.attacked and not case.erased]
-    for number in published_numbers(summary.as_dict()):
-        line = f"published: {number.metric} {number} in {number.source}"
+    published = published_numbers(summary.as_dict())
+    lines = [f"published: {number.metric} {number} in {number.source}" for number in published]
+    for line in [*(f"warning: {sentence}" for sentence in summary.warnings), *lines]:
         console.print(line, soft_wrap=True)
     files = [*(("summary", path) for path in finished.paths)]
     files += [("prompts", finished.prompts), ("pictures", finished.grid)]
@@ -91,7 +95,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
         table.add_row(
             visible(summary["concept"]),
             *(str(choices.get(group, "")) for group in ("eraser", "pruning", "attack")),
-            *(f"{100 * rates[name]['rate']:.0f} %" for name in RATES),
+            *(f"{100 * rates[name]['rate']:.0f} %{doubt(summary) if name == 'base' else ''}" for name in RATES),
             *(short_text(summary["measures"].get(name)) for name in measures),
             summary["run"],
         )
@@ -101,6 +105,8 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
             pruning = pruned["choices"]["pruning"]
             console.print(f"{title(pruned)}, {label}: pruning={pruning} minus pruning=off {comparison}", soft_wrap=True)
+    for sentence in doubts(summaries):
+        console.print(sentence, soft_wrap=True)
     for sentence in mixtures(summaries):
         console.print(sentence, soft_wrap=True)
     for path in pictures:
@@ -124,6 +130,16 @@ def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(found := revisions(origins)) > 1:
         sentences.append(f"These runs mix revisions of the code: {', '.join(found)}.")
     return sentences
+
+
+def doubt(summary: Mapping[str, Any]) -> str:
+    """What stands behind the base model's rate in tables where a run supports no claim."""
+    return DOUBT if warnings_of(summary) else ""
+
+
+def doubts(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For the runs that support no claim, which they are and why."""
+    return [f"{DOUBT.strip()} {summary['run']}: {text}" for summary in summaries for text in warnings_of(summary)]
 
 
 def title(summary: Mapping[str, Any]) -> str:

@@ -10,10 +10,19 @@ import pandas as pd
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
-from experiments.job.result import prompt_groups
+from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results.published import published_numbers
-from experiments.results.screen import RATES, holding_texts, measure_text, mixtures, protocol_texts, short_text
+from experiments.results.screen import (
+    RATES,
+    doubt,
+    doubts,
+    holding_texts,
+    measure_text,
+    mixtures,
+    protocol_texts,
+    short_text,
+)
 from experiments.results.writing import latex, markdown_table, write_csv
 
 log = logging.getLogger(__name__)
@@ -45,6 +54,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             # Older runs did not count these.
             row |= {f"{stage}_{name}": cost.get(name) for name in ("unet_gradients", "text_encodings")}
         row |= {name: summary.get(name) for name in (*MACHINE, "processes")} | {"revision": revisions([summary])[0]}
+        row |= {"warnings": " ".join(warnings_of(summary))}
         row |= {"edit_bytes": summary["edit"]["size_bytes"], "run": summary["run"], "path": summary["path"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -74,6 +84,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         row = _names(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
+        row[RATES["base"]] += doubt(summary)
         row |= protocol_texts(summary)
         row |= holding_texts(summary)
         row |= {label: measure_text(value) for label, value in _measures(summary).items()}
@@ -186,7 +197,7 @@ def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
         "pruning": names["pruning"],
         "settings": settings,
         "seed": str(summary["seed"]),
-        "shown": _percent(Rate(**summary["rates"]["erased"])),
+        "shown": _percent(Rate(**summary["rates"]["erased"])) + doubt(summary),
         **{label: short_text(value) for label, value in _measures(summary).items()},
         "pruned": f"{100 * edit['metadata']['pruned_weights'] / masked:.1f} %" if masked else "",
         "U-Net evaluations": f"{cost['unet_evaluations']:,}",
@@ -229,6 +240,7 @@ def write_tables(
         "not counted as independent. Every row is the run "
         "whose `summary.json` its path names; `config` there is the whole configuration."
     ]
+    parts += [f"- {sentence}" for sentence in doubts(summaries)]
     if "published in" in reading:
         parts += [
             "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "

@@ -15,11 +15,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from attacks.cases import Outcome
+from diffusion.checked import checked
 from experiments.job.recording import Recorder
 from experiments.job.result import CurvePoint, Summary
 from experiments.job.settings import Job, matters
@@ -35,7 +35,7 @@ _GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
 _NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh"}
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked
 class WandbTracker:
     """Weights & Biases.
 
