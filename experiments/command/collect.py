@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 CODED_GROUPS = ("eraser", "pruning", "attack", "judge")
 """Groups whose class's code is part of a run's identity."""
 
-_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "taken", "transfer"}
+_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "floor", "taken", "transfer"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

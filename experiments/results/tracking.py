@@ -32,7 +32,7 @@ _ROOM_FOR_A_RECORD = 2**20
 """Bytes; with less left on the disk, what wandb wrote may be cut."""
 
 _GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
-_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh"}
+_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh", "floor"}
 
 
 @checked
