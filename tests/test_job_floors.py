@@ -16,10 +16,11 @@ from diffusion.model import TextToImage
 from experiments.job import floors, stages
 from experiments.job.store import read_json
 from experiments.results import tables
+from experiments.results.floors import floor_table
 from experiments.results.tracking import flat_numbers
 from tests import tiny_job
 
-COMMAND = ["concept=church", "attack=unlearndiff", "prompts=5"]
+COMMAND = ["concept=church", "prompts=4", "attack.timesteps=2", "attack.steps_per_timestep=1"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_floor_and_ceiling_are_the_jobs_of_the_twin_and_of_the_unedited_model(
         assert block[name]["rate"] == run["rates"]["attacked"]["rate"]
         assert run["floor"] == {}
     difference = sum(attacked(summary)) - sum(attacked(by_hand["floor"]))
-    assert block["excess"] == pytest.approx(100 * difference / 5)
+    assert block["excess"] == pytest.approx(100 * difference / 4)
     assert block["low"] <= block["excess"] <= block["high"]
     assert block["verdict"].startswith(("knows", "within", "below", "undecided, n of about"))
     assert "these two models" in block["how"]
@@ -165,7 +166,9 @@ def test_all_three_models_are_attacked_with_the_same_target_pictures(
 def test_auto_says_why_there_is_no_floor(
     command: list[str], reason: str, arguments: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = tiny_job.make_job(*[part for part in arguments if part != "attack=unlearndiff"], "eraser=uce", *command)
+    if command == ["attack=none"]:
+        arguments = [part for part in arguments if not part.startswith("attack.")]
+    job = tiny_job.make_job(*arguments, "eraser=uce", *command)
     with caplog.at_level(logging.INFO):
         assert floors.asks_for_floor(job) == (not reason)
     assert [line for line in caplog.messages if "floor" in line] == (
@@ -183,7 +186,7 @@ def test_a_twin_that_knew_none_of_the_three_serves_where_a_closer_one_was_not_tr
 
 
 def test_a_floor_that_is_asked_for_and_not_to_be_had_is_refused_before_anything_is_made(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"floor is on, and there is none: .*retraining never_church_1"):
+    with pytest.raises(ValueError, match=r"floor is on, and there is none: .*retraining never_church_0"):
         tiny_job.make_job(*arguments, "eraser=uce", "floor=on", "model.knows=all", "model.build=nowhere")
     with pytest.raises(ValueError, match="floor"):
         tiny_job.make_job(*arguments, "eraser=uce", "floor=maybe")
@@ -201,7 +204,7 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     shown = capsys.readouterr().out
     block = summary["floor"]
     assert block["verdict"] in shown
-    for words in ("floor", "ceiling", "above the floor"):
+    for words in ("floor, of", "ceiling, of", "excess over the floor"):
         assert words in shown
     flat = flat_numbers(summary)
     assert flat["floor"] == block["floor"]["rate"]
@@ -209,10 +212,9 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     assert flat["verdict"] == block["verdict"]
     assert json.dumps(flat)
     listed = {**summary, "path": "p"}
-    table = tables.floor_table([listed])
-    assert (
-        list(table.columns) == ["concept", "eraser", "pruning", "attack", "n", "rate", "floor", "excess", "verdict"][:9]
-    )
+    table = floor_table([listed])
+    columns = ["concept", "method", "attack", "seed", "rate", "floor", "excess", "calibrated", "verdict"]
+    assert list(table.columns) == columns
     assert table["verdict"].tolist() == [block["verdict"]]
     long = tables.long_table([listed])
     assert long["floor"].tolist() == [block["floor"]["rate"]]

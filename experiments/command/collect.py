@@ -19,7 +19,7 @@ from experiments.command.shorthands import spell_out
 from experiments.fit import fitted
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
-from experiments.results.tables import GROUPS
+from experiments.results.names import GROUPS
 
 log = logging.getLogger(__name__)
 
