@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from attacks.cases import PromptCase
@@ -13,12 +14,15 @@ from diffusion.canvas.plan import QUICK
 from diffusion.canvas.recipe import Build
 from diffusion.canvas.retraining import TwinBuild
 from diffusion.model import TextToImage
+from evaluation.floors import AboveFloor
+from evaluation.statistics import Rate
 from experiments.job import floors, stages
 from experiments.job.store import read_json
 from experiments.results import tables
-from experiments.results.floors import floor_table
+from experiments.results.floors import floor_sections, floor_table, trainings_table
 from experiments.results.tracking import flat_numbers
 from tests import tiny_job
+from tests.test_processes import run_shared
 
 COMMAND = ["concept=church", "prompts=4", "attack.timesteps=2", "attack.steps_per_timestep=1"]
 
@@ -219,3 +223,69 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     long = tables.long_table([listed])
     assert long["floor"].tolist() == [block["floor"]["rate"]]
     assert long["verdict"].tolist() == [block["verdict"]]
+
+
+def test_two_processes_share_floor_and_ceiling_too(
+    arguments: list[str], tmp_path: Path, spent: list[TextToImage]
+) -> None:
+    shared = run_shared([*arguments, "eraser=uce"], tmp_path / "two")
+    alone = tiny_job.run([*arguments, "eraser=uce"], tmp_path / "one")
+    assert shared["floor"] == alone["floor"]
+    assert spent[-1].unet_evaluations == 0
+    # The cases of both runs were shared.
+    for run in shared["floor"]["runs"].values():
+        attack = read_json(tmp_path / "store" / "runs" / run / "summary.json")["artefacts"]["attack"]
+        lines = {path.name: len(path.read_text().splitlines()) for path in Path(attack).glob("outcomes*.jsonl")}
+        assert lines == {"outcomes.jsonl": 2, "outcomes.1.jsonl": 2}
+
+
+def test_a_damaged_run_is_put_together_again(arguments: list[str], tmp_path: Path, spent: list[TextToImage]) -> None:
+    first = tiny_job.run([*arguments, "eraser=uce"], tmp_path / "first")
+    path = tmp_path / "store" / "runs" / first["floor"]["runs"]["floor"] / "summary.json"
+    path.write_text(path.read_text().replace('"attacked": true', '"attacked": false').replace('"erased": true', "0"))
+    second = tiny_job.run([*arguments, "eraser=uce"], tmp_path / "second")
+    assert second["floor"] == first["floor"]
+    assert spent[-1].unet_evaluations == 0
+
+
+def repeated(seed: int, training: int, attacked: list[bool], floor: list[bool], **others: Any) -> dict[str, Any]:
+    cases = [
+        {"case_number": number, "prompt": f"prompt {number}", "attacked": ours, "floor": never, "ceiling": True}
+        for number, (ours, never) in enumerate(zip(attacked, floor, strict=True))
+    ]
+    rates = {name: Rate.of(values).as_dict() for name, values in (("attacked", attacked), ("floor", floor))}
+    above = AboveFloor.of_pair(attacked, floor)
+    config = {"model": {"training_seed": training}, "eraser": {"steps": 9}, "attack": {"seed": seed}, **others}
+    return {
+        "concept": "church",
+        "choices": {"eraser": "esd", "pruning": "off", "attack": "gcg"},
+        "seed": seed,
+        "n": len(cases),
+        "config": config,
+        "cases": cases,
+        "rates": rates,
+        "floor": {"floor": rates["floor"], **above.as_dict(), "calibrated": None},
+    }
+
+
+def test_several_trainings_are_compared_training_by_training() -> None:
+    never = [False] * 8
+    outcomes = {
+        (0, 0): [True] * 5 + [False] * 3,
+        (0, 1): [True] * 7 + [False],
+        (1, 0): [True] * 2 + [False] * 6,
+    }
+    runs = [repeated(seed, training, found, never) for (training, seed), found in outcomes.items()]
+    first, second = np.mean([outcomes[0, 0], outcomes[0, 1]], axis=0), np.array(outcomes[1, 0], dtype=float)
+    expected = AboveFloor.over_trainings([first, second], [never, never], units="trainings of base and twin")
+    (row,) = trainings_table(runs).to_dict("records")
+    assert row["over"] == "2 trainings of base and twin"
+    assert (row["rate"], row["floor"]) == ("50 %", "0 %")
+    assert row["excess"] == str(expected).replace(" points", "", 1)
+    assert row["verdict"] == expected.verdict
+    # Seeds of erasure of one base are a unit of their own, and another setting is another method.
+    (row,) = trainings_table([*runs[:2], repeated(2, 0, [True] * 8, never, pruning={"sparsity": 1})]).to_dict("records")
+    assert row["over"] == "2 seeds of erasure"
+    assert trainings_table(runs[:1]).empty
+    assert "over trainings" in "\n".join(floor_sections(runs))
+    assert floor_sections([{**run, "floor": {}} for run in runs]) == []

@@ -20,9 +20,11 @@ from experiments.command.errors import CommandError, one_sentence
 from experiments.command.paper import EVALUATIONS_PER_SECOND
 from experiments.command.side_by_side import side_by_side
 from experiments.job.settings import Job
+from experiments.job.summary import read_summaries
 from experiments.results.claim import write_claim
 from experiments.results.figures import write_figure
 from experiments.results.neurons import Analysis, Measurements, write_results
+from experiments.results.probes import write_probes
 from experiments.results.tables import write_tables
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -52,6 +54,14 @@ def claim(experiment: Experiment = "claim", overrides: Overrides = None, folder:
     """Compare pruned methods with their erasers alone, as the paper's claim asks."""
     summaries, missing = _collected(experiment, overrides)
     _print([write_claim(summaries, _named(experiment, overrides), folder, missing=missing)])
+
+
+@app.command()
+def probes(
+    store: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("artifacts"), folder: Folder = RESULTS
+) -> None:
+    """Say which attacks tell models that know a concept from models that never knew it."""
+    _print(write_probes(read_summaries(store), folder))
 
 
 @app.command()
