@@ -133,5 +133,8 @@ def test_attacks_are_told_by_the_models_that_they_tell_apart(tmp_path: Path) -> 
 
 def test_several_seeds_of_an_attack_are_one_model() -> None:
     summaries = [run("none", "gcg", rate) for rate in (0.2, 0.6)] + [run("retrained", "gcg", 0.3, knows="never_church")]
+    other = {**summaries[0]["config"], "attack": {"steps": 9}}
+    # Another setting is another attack, which met models of one kind only.
+    summaries.append(run("none", "gcg", 1.0, config=other))
     (row,) = probe_table(summaries).to_dict("records")
     assert (row["rate_knowing"], row["knowing"], row["ignorant"], row["auc"]) == (0.4, 1, 1, 1)

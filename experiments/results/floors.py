@@ -137,12 +137,13 @@ def _repeats(summary: Mapping[str, Any]) -> str:
     """What runs that differ in their seeds alone have in common."""
     config = {group: summary["config"].get(group) for group in ("model", "eraser", "pruning", "attack", "judge")}
     prompts = [(case["case_number"], case["prompt"]) for case in summary["cases"]]
-    return content_hash([summary["concept"], _without_seeds(config), prompts, summary["config"].get("sampling")])
+    return content_hash([summary["concept"], without_seeds(config), prompts, summary["config"].get("sampling")])
 
 
-def _without_seeds(config: Any) -> Any:
+def without_seeds(config: Any) -> Any:
+    """A plain config without the fields in which repetitions of a job differ."""
     if isinstance(config, Mapping):
-        return {key: _without_seeds(value) for key, value in config.items() if key not in _SEEDS}
+        return {key: without_seeds(value) for key, value in config.items() if key not in _SEEDS}
     return config
 
 

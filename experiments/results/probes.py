@@ -10,6 +10,8 @@ import pandas as pd
 from diffusion.canvas.knowledge import FORGOTTEN
 from diffusion.files import write_atomically
 from evaluation.probes import Separation
+from experiments.job.store import content_hash
+from experiments.results.floors import without_seeds
 from experiments.results.writing import markdown_table, write_csv
 
 SURFACE = frozenset({"none", "sld", "safree"})
@@ -36,17 +38,20 @@ def model_of(summary: Mapping[str, Any]) -> Model | None:
 def probe_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per concept and attack that met models that know the concept and models that never knew it.
 
-    A model's score is its rate under attack, the mean over seeds of the attack where it ran with several.
+    Runs of other settings of an attack are rows of their own. A model's score is its rate under attack, the mean over
+    seeds of the attack where it ran with several.
     """
-    scores: dict[tuple[str, str, int], dict[Model, list[float]]] = {}
+    scores: dict[tuple[str, str, int, str], dict[Model, list[float]]] = {}
     for summary in summaries:
         model = model_of(summary)
         # A model that lacks another concept than this one knows this one.
         if model is not None and any(summary["concept"] in forgotten for forgotten in FORGOTTEN.values()):
-            key = summary["concept"], summary["choices"]["attack"], summary["n"]
+            settings = {name: summary["config"].get(name) for name in ("attack", "judge", "sampling", "protocol")}
+            same = content_hash(without_seeds(settings))
+            key = summary["concept"], summary["choices"]["attack"], summary["n"], same
             scores.setdefault(key, {}).setdefault(model, []).append(summary["rates"]["attacked"]["rate"])
     rows = []
-    for (concept, attack, n), rates in sorted(scores.items()):
+    for (concept, attack, n, _), rates in sorted(scores.items()):
         kinds: dict[bool, list[float]] = {True: [], False: []}
         for (knows, _, _), found in rates.items():
             kinds[concept not in FORGOTTEN[knows]].append(fmean(found))
