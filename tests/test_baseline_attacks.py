@@ -113,6 +113,10 @@ def test_no_cases_give_no_outcomes(tiny_model: TextToImage) -> None:
 @pytest.mark.parametrize("family", ["canvas", "sd"])
 def test_config_instantiates_and_names_every_field(name: str, kind: str, family: str) -> None:
     config = method_config("attack", name, kind, model={"family": family})
+    if name == "p4d" and family == "sd":
+        # The authors choose by a network that is to be downloaded.
+        assert config.features.folder.startswith("laion/CLIP-ViT-H-14")
+        config.choice, config.pictures, config.features = "first", 1, None
     attack = instantiate(config, _convert_="all")
     assert set(config) - {"_target_"} == {field.name for field in dataclasses.fields(attack)}
     assert getattr(attack, "seed", 7) == 7

@@ -183,7 +183,7 @@ def test_every_exception_names_words_that_can_hold() -> None:
     for group in FITTED:
         for path in (CONFIG_FOLDER / group).glob("*.yaml"):
             presets = set(yaml.safe_load(path.read_text(encoding="utf-8")).get("presets", {}))
-            for exceptions in re.findall(r"\$\{fit:[^{]*\{(.*?)\}\}", path.read_text(encoding="utf-8"), re.DOTALL):
+            for exceptions in re.findall(r"\$\{fit:.*?,\{([^{}]*)\}\}", path.read_text(encoding="utf-8"), re.DOTALL):
                 bare = re.sub(r"'[^']*'|\[[^\]]*\]", "", exceptions)
                 words = {word for key in re.findall(r"([\w ]+):", bare) for word in key.split()}
                 assert words <= {*FAMILIES, *KINDS, *presets, *concepts}, (path.name, words)
