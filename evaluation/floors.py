@@ -120,9 +120,10 @@ class AboveFloor:
         share = effective_number(ours - never, groups) / n
 
         def interval(size: float) -> Interval:
-            scaled = [count * share * size / n for count in counts]
-            low, high = newcombe_interval(*scaled)
-            return 100 * low, 100 * high, 100 * newcombe_interval(*scaled, confidence=ONE_SIDED)[1]
+            both, only_edited, only_never, neither = (count * share * size / n for count in counts)
+            low, high = newcombe_interval(both, only_edited, only_never, neither)
+            upper = newcombe_interval(both, only_edited, only_never, neither, ONE_SIDED)[1]
+            return 100 * low, 100 * high, 100 * upper
 
         return cls._of(100 * (counts[1] - counts[2]) / n, interval, n, n=n, trainings=1, margin=margin, how=PAIR)
 
@@ -240,7 +241,8 @@ class TwoWay:
         left = values - rows[:, None] - columns[None] + values.mean()
         freedom = (len(rows) - 1) * (len(columns) - 1)
         spare = float((left**2).sum()) / freedom if freedom else 0.0
-        return cls(*values.shape, float(rows.var(ddof=1)), float(columns.var(ddof=1)) if len(columns) > 1 else 0, spare)
+        among = float(columns.var(ddof=1)) if len(columns) > 1 else 0.0
+        return cls(len(rows), len(columns), float(rows.var(ddof=1)), among, spare)
 
     def of_mean(self, trainings: float | None = None) -> tuple[float, float]:
         """The variance of the mean and its degrees of freedom, as they would be with other ``trainings``.
@@ -375,5 +377,5 @@ def _rounded_up(number: int) -> int:
     >>> _rounded_up(213), _rounded_up(7)
     (220, 7)
     """
-    unit = 10 ** max(len(str(number)) - 2, 0)
+    unit: int = 10 ** max(len(str(number)) - 2, 0)
     return -(-number // unit) * unit

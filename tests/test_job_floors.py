@@ -16,6 +16,7 @@ from diffusion.canvas.retraining import TwinBuild
 from diffusion.model import TextToImage
 from evaluation.floors import AboveFloor
 from evaluation.statistics import Rate
+from experiments.command.errors import CommandError
 from experiments.job import floors, stages
 from experiments.job.store import read_json
 from experiments.results import tables
@@ -192,7 +193,7 @@ def test_a_twin_that_knew_none_of_the_three_serves_where_a_closer_one_was_not_tr
 def test_a_floor_that_is_asked_for_and_not_to_be_had_is_refused_before_anything_is_made(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match=r"floor is on, and there is none: .*retraining never_church_0"):
         tiny_job.make_job(*arguments, "eraser=uce", "floor=on", "model.knows=all", "model.build=nowhere")
-    with pytest.raises(ValueError, match="floor"):
+    with pytest.raises(CommandError, match="floor is 'maybe'; it must be one of 'auto', 'on', 'off'"):
         tiny_job.make_job(*arguments, "eraser=uce", "floor=maybe")
 
 
