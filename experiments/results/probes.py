@@ -53,8 +53,8 @@ def probe_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for (concept, attack, n, _), rates in sorted(scores.items()):
         kinds: dict[bool, list[float]] = {True: [], False: []}
-        for (knows, _, _), found in rates.items():
-            kinds[concept not in FORGOTTEN[knows]].append(fmean(found))
+        for (knows, _, _), several in rates.items():
+            kinds[concept not in FORGOTTEN[knows]].append(fmean(several))
         if all(kinds.values()):
             row = {"concept": concept, "attack": attack, "prompts": n}
             row |= {"rate_knowing": fmean(kinds[True]), "rate_never_knew": fmean(kinds[False])}
