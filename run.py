@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from experiments.command.arguments import tidy_arguments
 from experiments.command.errors import one_sentence, stop_on_sigterm
+from experiments.command.plugins import take_plugins
 from experiments.command.shorthands import spell_out
 
 
@@ -28,7 +29,7 @@ def command_line() -> None:
     # Hydra would print its own text for its errors; they are told in one sentence with all the others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with one_sentence(), stop_on_sigterm():
-        sys.argv[1:] = spell_out(tidy_arguments(sys.argv[1:]))
+        sys.argv[1:] = spell_out(tidy_arguments(take_plugins(sys.argv[1:])))
         main()
 
 

@@ -1,6 +1,6 @@
 """What an attack offers to those who run it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 from attacks.cases import Outcome, PromptCase, ThreatModel
@@ -55,6 +55,33 @@ class InsertsTokens(Protocol):
     @property
     def insertion(self) -> Insertion:
         """Where."""
+
+
+def one_for_each(outcomes: Iterable[Outcome], cases: Sequence[PromptCase], attack: Attack) -> Iterator[Outcome]:
+    """Hand on ``outcomes``, and see to it that there is one for each of ``cases`` and no other.
+
+    Raises:
+        ValueError: ``attack`` drops a case, or yields one that it was not given, or twice, or something else.
+    """
+    name = f"Attack {type(attack).__module__}.{type(attack).__name__}"
+    if not isinstance(outcomes, Iterable):
+        raise ValueError(f"{name}.run returned {type(outcomes).__name__}; it must yield an Outcome for each case.")
+    waiting = {case.case_number: case.prompt for case in cases}
+    for outcome in outcomes:
+        if not isinstance(outcome, Outcome):
+            raise ValueError(f"{name}.run yielded {type(outcome).__name__}; it must yield an Outcome for each case.")
+        if outcome.case_number not in waiting:
+            known = any(case.case_number == outcome.case_number for case in cases)
+            fault = "a second time" if known else "which it was not given"
+            raise ValueError(f"{name} yielded case {outcome.case_number} {fault}; it must yield each case once.")
+        del waiting[outcome.case_number]
+        yield outcome
+    if waiting:
+        number, prompt = next(iter(waiting.items()))
+        raise ValueError(
+            f"{name} ended without an outcome for {len(waiting)} of {len(cases)} cases, the first of them case "
+            f"{number} ({prompt!r}); it must yield each case once."
+        )
 
 
 def is_given_original(attack: Attack) -> TypeGuard[ReferenceAttack]:

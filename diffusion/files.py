@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from diffusion.disk import writing
+
 log = logging.getLogger(__name__)
 
 _STAND_INS = (
@@ -87,19 +89,25 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Args:
         path: What is replaced.
         flush: Wait until the disk has it, so that a power cut leaves the old file or the new one, and no empty one.
+
+    Raises:
+        OSError: With reason and path, whatever the library that writes says.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial{path.suffix}")
     try:
-        yield partial
-        if flush:
-            _flush(partial)
-        partial.replace(path)
+        with writing(path, partial):
+            yield partial
+            if flush:
+                _flush(partial)
+            partial.replace(path)
         if flush:
             # Not every file system lets folders be flushed.
             with suppress(OSError):
                 _flush(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        # On a read-only disk it is not there, and cannot be removed either.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

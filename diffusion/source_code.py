@@ -9,13 +9,15 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from diffusion.plugins import declared_plugins
+
 PACKAGES = frozenset({"attacks", "diffusion", "erasure", "evaluation", "experiments"})
 """The project's own packages; what is imported from elsewhere counts by no hash, but for a plugin's own package."""
 
 CHANGES_NO_NUMBER = frozenset(
     {
-        *("diffusion.progress", "diffusion.allocator", "diffusion.files"),
-        *("diffusion.source_code", "diffusion.identity"),
+        *("diffusion.progress", "diffusion.allocator", "diffusion.files", "diffusion.disk"),
+        *("diffusion.source_code", "diffusion.identity", "diffusion.plugins"),
     }
 )
 """Modules that show, store and name what others compute."""
@@ -38,7 +40,7 @@ def code_of(thing: object) -> str:
 @cache
 def code_reached(module: str) -> str:
     """The same for a module, by its dotted name."""
-    packages = PACKAGES | {module.partition(".")[0]}
+    packages = PACKAGES | {name.partition(".")[0] for name in (module, *declared_plugins())}
     return _digest([f"{name}\n{_read(name)[0]}" for name in sorted(reached(module, packages))])
 
 

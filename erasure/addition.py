@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion.guard import Guard
 from diffusion.model import TextToImage
+from diffusion.plugins import declared_plugins, is_of
 
 _ROOM = "erasure.additions"
 
@@ -18,7 +19,7 @@ _ROOM = "erasure.additions"
 class Addition(ABC):
     """Something that is put into a model and taken out again; the parameters stay as they are.
 
-    Its class stands alone in a module of :mod:`erasure.additions` whose name is its kind.
+    Its class stands alone in a module of :mod:`erasure.additions` whose name is its kind; a plugin's may lie anywhere.
     """
 
     kind: ClassVar[str]
@@ -49,17 +50,37 @@ class Addition(ABC):
         """
 
 
+def stored_kind(addition: Addition) -> str:
+    """What :func:`addition_class` finds the class of ``addition`` by: its kind, or for a plugin's its dotted name."""
+    found = type(addition)
+    ours = is_of(found.__module__, (_ROOM,))
+    return addition.kind if ours else f"{found.__module__}.{found.__qualname__}"
+
+
 def addition_class(kind: str) -> type[Addition]:
     """The class of a kind of addition.
 
     Raises:
-        ValueError: There is no such kind.
+        ValueError: There is no such kind, or it is that of a plugin which is not declared.
     """
+    if "." in kind:
+        return _class_of_plugin(kind)
     kinds = sorted(module.name for module in pkgutil.iter_modules(import_module(_ROOM).__path__))
     if kind not in kinds:
         raise ValueError(f"{kind!r} is no kind of addition; this version knows {', '.join(kinds) or 'none'}.")
     module = import_module(f"{_ROOM}.{kind}")
     [found] = [value for value in vars(module).values() if isinstance(value, type) and _is_of_kind(value, kind)]
+    return found
+
+
+def _class_of_plugin(name: str) -> type[Addition]:
+    module, _, attribute = name.rpartition(".")
+    # A file may name any module, and importing runs it.
+    if not is_of(module, declared_plugins()):
+        raise ValueError(f"its addition {name} is of a plugin that is not declared; name the plugin by plugins=PATH.")
+    found = getattr(import_module(module), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Addition)):
+        raise ValueError(f"its addition {name} is not in the plugin {module} any more.")
     return found
 
 

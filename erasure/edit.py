@@ -22,12 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffusion.disk import writing
 from diffusion.files import replacing
 from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import SCHEDULERS, TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
-from erasure.addition import Addition, addition_class, attach_all
+from erasure.addition import Addition, addition_class, attach_all, stored_kind
 
 SCHEMA = 1
 """Version of the file format."""
@@ -435,7 +436,7 @@ class Edit:
                 }
                 for name, entry in self.entries.items()
             },
-            "additions": [{"kind": addition.kind, "settings": addition.settings()} for addition in self.additions],
+            "additions": [{"kind": stored_kind(each), "settings": each.settings()} for each in self.additions],
         }
 
     def save(self, path: Path) -> None:
@@ -554,7 +555,7 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     else:
         pipeline = StableDiffusionXLPipeline(**parts, **model.pair.parts, add_watermarker=False)
     try:
-        with edit.applied(model):
+        with edit.applied(model), writing(folder, partial):
             pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]
         if folder.exists():
             folder.rmdir()

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import is_pydantic_dataclass
 
@@ -147,13 +147,13 @@ def test_no_number_of_a_choice_may_be_what_is_no_number(
     for choice in choices(group):
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             config = compose("config", spell_out([f"{group}={choice}", *files.get(choice, [])]))
-        for field in numeric_fields(OmegaConf.to_container(config[group], resolve=True)):
+        plain = OmegaConf.to_container(config[group], resolve=True)
+        for field in numeric_fields(plain):
             # Variants of a method share its class, which does the checking.
-            case = str(config[group].get("_target_", choice)), field
+            case = str(plain.get("_target_", choice)), field
             for value in () if case in tried else (float("inf"), float("nan"), True):
-                changed = config.copy()
-                with open_dict(changed):
-                    OmegaConf.update(changed, f"{group}.{field}", value)
+                changed = OmegaConf.create({group: plain})
+                OmegaConf.update(changed, f"{group}.{field}", value)
                 with pytest.raises(CommandError) as refusal:
                     make_object(changed, group)
                 assert str(refusal.value).startswith(f"{group}.{field} is {value}; it must be")

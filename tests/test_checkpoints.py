@@ -24,7 +24,7 @@ from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
-from experiments.job.stages import _contents
+from experiments.job.keys import _contents
 from tests import tiny_job
 from tests.test_loading import Evil, unet_name
 

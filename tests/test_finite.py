@@ -212,7 +212,7 @@ def test_an_attack_whose_loss_is_not_finite_stops(tiny_model: TextToImage) -> No
     with pytest.raises(NotFiniteError, match="The attack's loss: 1 of 2 values"):
         embedding_gradient(*options, latents, torch.tensor([5, 9]), noise.index_fill(0, torch.tensor([1]), NAN))
     text = tiny_model.encode(PROMPTS)
-    path = [DDIMStep(0, 500, 0.5, 0.9)]
+    path = [DDIMStep(500, 0.5, 0.9, 0)]
     with pytest.raises(NotFiniteError, match="The attack's loss: 512 of 512 values"):
         picture_gradient(tiny_model, lambda x, t: tiny_model.predict_noise(x, t, text), path, noise, latents * NAN)
 

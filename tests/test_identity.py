@@ -31,7 +31,7 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "last beta": ("scheduler/scheduler_config.json", _set("beta_end", 0.02)),
     "prediction type": ("scheduler/scheduler_config.json", _set("prediction_type", "v_prediction")),
-    "zero terminal SNR": ("scheduler/scheduler_config.json", _set("rescale_betas_zero_snr", True)),
+    "last alpha": ("scheduler/scheduler_config.json", _set("set_alpha_to_one", True)),
     "timestep spacing": ("scheduler/scheduler_config.json", _set("timestep_spacing", "trailing")),
     "scaling factor": ("vae/config.json", _set("scaling_factor", 0.5)),
     "activation": ("text_encoder/config.json", _set("hidden_act", "gelu")),
@@ -41,7 +41,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "vocabulary": ("tokenizer/tokenizer.json", _swap_tokens),
     "merges": ("tokenizer/tokenizer.json", lambda tokenizer: tokenizer["model"]["merges"].pop()),
     "length": ("tokenizer/tokenizer_config.json", _set("model_max_length", 12)),
-    "padding": ("tokenizer/tokenizer_config.json", _set("pad_token", "!")),
+    "padding": ("tokenizer/tokenizer_config.json", _set("pad_token", "<|startoftext|>")),
 }
 
 

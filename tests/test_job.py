@@ -108,7 +108,9 @@ def test_an_attack_that_aims_at_the_unedited_model_is_given_it(
     command = [part for part in overrides(world, undisturbed["store"]) if not part.startswith("attack.")]
     command += ["attack=p4d", "attack.tokens=3", "attack.checks=1", "attack.steps_per_check=1"]
     summary = run(command, tmp_path)
-    ((original, edited),) = given
+    # The checks before the job call it on the unedited model, and ask for no outcome.
+    checked, (original, edited) = given
+    assert checked == (weights, weights)
     assert original == weights != edited
     assert model.unet_evaluations < summary["costs"]["attack"]["unet_evaluations"]
     assert summary["edit"]["hash"] == undisturbed["edit"]["hash"]

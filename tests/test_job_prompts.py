@@ -86,11 +86,15 @@ def test_thirty_equal_rows_are_one_prompt(world: Path, tmp_path: Path, caplog: p
     assert summary["protocol"]["success"]["groups"] == 1
 
 
-def test_a_set_without_faults_says_nothing(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_set_without_faults_says_nothing(
+    world: Path, tiny_model: TextToImage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = run(command(world, tmp_path, world / "concept.csv"), tmp_path / "run")
-    assert summary["sets"]["prompts"] == PromptCounts(asked=5, taken=5, distinct=5, pictures=5).as_dict()
+    counts = PromptCounts(asked=5, taken=5, distinct=5, pictures=5)
+    assert summary["sets"]["prompts"] == counts.as_dict()
+    assert list(counts.sentences(tiny_model)) == []
     assert "groups" not in summary["rates"]["base"]
-    assert not [record for record in caplog.records if record.name == "experiments.job.job" and record.levelno > 20]
+    assert "asked for" not in capsys.readouterr().out
 
 
 def test_rows_of_another_size_are_refused_by_case_or_drawn_and_told(

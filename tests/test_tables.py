@@ -167,6 +167,16 @@ def test_settings_are_named_where_runs_of_one_method_differ(table1: list[dict[st
     assert tables.varied_settings(runs) == ["steps=100", "steps=200", ""]
 
 
+def test_a_field_that_older_runs_lack_is_no_difference(table1: list[dict[str, Any]]) -> None:
+    def run(**settings: Any) -> dict[str, Any]:
+        job = {**table1[0], "eraser": {"_target_": "e", **settings}, "pruning": {"_target_": "p"}}
+        choices = {"eraser": "esd", "pruning": "off", "attack": "none"}
+        return summary(job, choices, run="r", attacked=[True])
+
+    assert tables.varied_settings([run(steps=1), run(steps=1, new=2), run(steps=1, new=2)]) == ["", "", ""]
+    assert tables.varied_settings([run(steps=1), run(steps=None)]) == ["steps=1", "steps=None"]
+
+
 def attacked_by(
     job: dict[str, Any], attack: str, attacked: list[bool], *, variant: str = "", pruning: str = "off"
 ) -> dict[str, Any]:

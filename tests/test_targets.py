@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.command import targets
+from diffusion import plugins
+from diffusion.plugins import PLUGINS_VARIABLE
 from experiments.command.config import make_object
 from experiments.command.errors import CommandError
-from experiments.command.targets import PLUGINS_VARIABLE, require_known_targets
+from experiments.command.targets import require_known_targets
 from tests.tiny_job import CONFIG_FOLDER
 
 FOREIGN = {
@@ -51,7 +52,9 @@ def test_every_choice_of_the_project_is_a_class_of_its_own():
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "their_erasers.py").write_text("class Theirs:\n    def __init__(self, k): self.k = k\n")
+    (tmp_path / "their_erasers.py").write_text(
+        "class Theirs:\n    has_objective = False\n    def __init__(self, k): self.k = k\n    def erase(self): pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_erasers", raising=False)
     return "their_erasers"
@@ -68,16 +71,16 @@ def test_a_declared_plugin_is_taken(plugin, monkeypatch):
 
 
 def test_an_installed_plugin_is_taken(plugin, monkeypatch):
-    entries = EntryPoints([EntryPoint("theirs", f"{plugin}:Theirs", targets.PLUGINS_GROUP)])
-    monkeypatch.setattr(targets, "entry_points", lambda group: entries.select(group=group))
-    targets.installed_plugins.cache_clear()
+    entries = EntryPoints([EntryPoint("theirs", f"{plugin}:Theirs", plugins.PLUGINS_GROUP)])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries.select(group=group))
+    plugins.installed_plugins.cache_clear()
     try:
         config = OmegaConf.create({"eraser": {"_target_": f"{plugin}.Theirs", "k": 3}})
         assert make_object(config, "eraser").k == 3
     finally:
-        targets.installed_plugins.cache_clear()
+        plugins.installed_plugins.cache_clear()
 
 
 def test_a_class_that_does_not_exist_is_told_as_such():
-    with pytest.raises(CommandError, match="must name a class that can be imported"):
+    with pytest.raises(CommandError, match=r"cannot be imported: nothing is not in .*erasure"):
         make_object(OmegaConf.create({"eraser": {"_target_": "erasure.nothing.Class"}}), "eraser")

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion.canvas.captions import FIRE_EXPLICIT, STYLE_PHRASES, SUBJECT_PHRASES, Fire, caption
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
+from diffusion.files import write_atomically
 from diffusion.text_files import csv_text
 
 EVALUATION_GUIDANCE = 5.0
@@ -223,7 +224,7 @@ def _replace(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    path.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
+    write_atomically(path, csv_text(columns, rows))
 
 
 def _styles_and_subjects(concept: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

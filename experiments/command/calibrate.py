@@ -10,6 +10,7 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion.files import write_atomically
 from diffusion.progress import track
 from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
@@ -106,7 +107,7 @@ def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"judge_{result['judge']}_{result['concept']}.json"
     write_json(path, result)
-    path.with_suffix(".md").write_text(markdown(result))
+    write_atomically(path.with_suffix(".md"), markdown(result))
     return [path, path.with_suffix(".md")]
 
 

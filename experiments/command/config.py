@@ -14,6 +14,7 @@ from diffusion.sampling import Sampling
 from erasure.protocols import check_pair
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
+from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
 from experiments.fit import FITTED, fitted
 from experiments.job.floors import check_floor
@@ -85,12 +86,14 @@ def make_object(config: DictConfig, name: str) -> Any:
         raise CommandError(f"{name} is missing; choose one, as in {name}=... (run.py --help lists them).")
     require_known_targets(OmegaConf.to_container(config[name], resolve=True), name)
     try:
-        return instantiate(config[name], _convert_="all")
+        made = instantiate(config[name], _convert_="all")
     except InstantiationException as error:
         sentence = explain_instantiation(error, lambda key: _fields_at(config, key))
         if sentence is None:
             raise
         raise CommandError(sentence) from error
+    require_kind(name, made)
+    return made
 
 
 def _plain_names(group: str) -> set[str]:

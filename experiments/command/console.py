@@ -18,6 +18,8 @@ from experiments.command.collect import collect_runs
 from experiments.command.config import build
 from experiments.command.errors import CommandError, one_sentence
 from experiments.command.paper import EVALUATIONS_PER_SECOND
+from experiments.command.plugins import take_plugins
+from experiments.command.report_command import register as register_reports
 from experiments.command.side_by_side import side_by_side
 from experiments.job.settings import Job
 from experiments.job.summary import read_summaries
@@ -28,6 +30,7 @@ from experiments.results.probes import write_probes
 from experiments.results.tables import write_tables
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+register_reports(app)
 
 Experiment = Annotated[str, typer.Argument(help="A preset of conf/experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="The overrides that its sweep was run with.")]
@@ -170,7 +173,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with one_sentence():
         try:
-            app(standalone_mode=False)
+            app(take_plugins(sys.argv[1:]), standalone_mode=False)
         except typer.TyperException as error:
             raise CommandError(error.format_message()) from error
         except typer.Abort:

@@ -1,5 +1,7 @@
 """One clear sentence for whatever a command line got wrong; imports nothing heavy."""
 
+import errno
+import io
 import logging
 import re
 import signal
@@ -16,6 +18,9 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from diffusion.disk import room_left, size_limit
+from diffusion.files import in_short
+from diffusion.plugins import declared_plugins, is_of
 from diffusion.text_files import visible
 from experiments import CONFIG_FOLDER
 
@@ -53,6 +58,12 @@ _BOUNDS = {
     "too_long": ("max_length", "a list of {} or fewer"),
 }
 
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The operating system's numbers for a full disk, a full quota and a file beyond the limit."""
+
+_NO_MEMORY = re.compile(r"^MemoryError|OutOfMemoryError|not enough memory|can't allocate memory|can't start new thread")
+"""How Python, PyTorch on the processor and on a GPU say that there is no memory left."""
 
 _UNION_MEMBER = re.compile(r"int|float|str|bool|(literal|tuple)\[.*\]")
 
@@ -134,10 +145,16 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0912 - one case per
             sentence = "A group takes the name of one of its choices, as in eraser=esd; run.py --help lists them."
         case ValueError() if _raised_by_this_project(error):
             sentence = str(error)
-        case OSError(filename=str() as path, strerror=str() as reason):
-            sentence = f"{path} cannot be used: {reason}."
+        case OSError(strerror=str()):
+            sentence = _explain_file(error)
         case OSError():
             sentence = str(error)
+        case MemoryError() | RuntimeError() if _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+            sentence = (
+                f"There is not enough memory ({in_short(error)}); smaller batches need less (sampling.batch_size, "
+                "attack.batch_size, eraser.batch_size, eraser.sampling_batch_size), and the same command continues "
+                "where it stopped."
+            )
         case _:
             return None
     return one_line(sentence)
@@ -186,6 +203,26 @@ def explain_validation(error: ValidationError, prefix: str = "", known: Iterable
     return f"{name} is {value}; it must be {wanted}."
 
 
+def _explain_file(error: OSError) -> str:
+    """The sentence for what the operating system says of a file, with the room that is left where it matters."""
+    path, reason = error.filename or _open_file(error), error.strerror
+    if error.errno not in _FULL:
+        return f"{path or 'A file'} cannot be used: {reason}."
+    room = f"files may have {limit}" if (limit := size_limit()) and error.errno == errno.EFBIG else ""
+    room = room or room_left(Path(path or "."))
+    told = f"{path or 'A file'} cannot be written: {reason}{f' ({room})' if room else ''}"
+    return f"{told}; make room, and the same command continues where it stopped."
+
+
+def _open_file(error: OSError) -> str:
+    """The path of the file that a library was writing when the error arose, which Python leaves out; empty if none."""
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
+                return name
+    return ""
+
+
 def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").partition("/")
     if error.options:
@@ -204,8 +241,6 @@ def explain_instantiation(error: InstantiationException, fields: Callable[[str],
         return explain_validation(cause, key, fields(key))
     if isinstance(cause, (ValueError, OSError)):
         return f"{key + ': ' if key else ''}{cause}"
-    if isinstance(cause, (ImportError, AttributeError)) or lines[0].startswith("Error locating target"):
-        return f"{key}: {lines[0].split(', set env')[0]}; _target_ must name a class that can be imported."
     if isinstance(cause, TypeError):
         return f"{key}: {cause}."
     return f"{key}: {lines[0]}" if cause is None else None
@@ -223,8 +258,10 @@ def _explain_composition(error: HydraException) -> str:
 
 
 def _raised_by_this_project(error: BaseException) -> bool:
-    """Our own ValueErrors are sentences for the user; those of libraries come from bugs."""
+    """Our own ValueErrors and those of plugins are sentences for the user; those of libraries come from bugs."""
     innermost = list(walk_tb(error.__traceback__))[-1][0]
+    if is_of(str(innermost.f_globals.get("__name__", "")), declared_plugins()):
+        return True
     rooms = (_ROOT / room for room in ("attacks", "diffusion", "erasure", "evaluation", "experiments"))
     return any(Path(innermost.f_code.co_filename).is_relative_to(room) for room in rooms)
 

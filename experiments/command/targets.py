@@ -5,71 +5,45 @@ elsewhere), so only classes of this project and of declared plugins are made; Hy
 no end, is not relied on.
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from hydra.utils import get_object
 
+from diffusion.plugins import PLUGINS_GROUP, declared_plugins, is_of
 from experiments.command.errors import CommandError
+from experiments.command.kinds import why_not_found
 
 ROOMS = ("attacks", "diffusion", "erasure", "evaluation", "experiments")
 """The project's packages."""
 
-PLUGINS_VARIABLE = "ERASELAB_PLUGINS"
-"""Environment variable that declares packages or modules as plugins, by their names with commas between."""
-
-PLUGINS_GROUP = "eraselab.plugins"
-"""Entry points by which installed packages declare themselves."""
-
 
 def require_known_targets(config: Any, key: str) -> None:
     """See to it that every ``_target_`` in ``config`` is a class of the project or of a declared plugin.
-
-    A name that cannot be imported is left to whoever makes the object.
 
     Args:
         config: Plain values; those at ``key`` of the whole config.
         key: What errors call them.
 
     Raises:
-        CommandError: One is not.
+        CommandError: One is not, or cannot be imported; the sentence says where the fault lies.
     """
     for place, target in _targets(config, key):
         known = (*ROOMS, *declared_plugins())
-        if not isinstance(target, str) or not _is_of(target, known):
+        if not isinstance(target, str) or not is_of(target, known):
             raise _refusal(place, target)
-        try:
-            found = get_object(target)
-        except Exception:
-            continue
+        if fault := why_not_found(target):
+            raise CommandError(f"{place}._target_ is {target!r}, which cannot be imported: {fault}")
+        found = get_object(target)
         # A module gives out what it has imported as well.
-        if not isinstance(found, type) or not _is_of(found.__module__, known):
+        if not isinstance(found, type) or not is_of(found.__module__, known):
             raise _refusal(place, target)
-
-
-@cache
-def installed_plugins() -> tuple[str, ...]:
-    """Names of the installed packages that are plugins."""
-    return tuple(sorted({entry.module for entry in entry_points(group=PLUGINS_GROUP)}))
-
-
-def declared_plugins() -> tuple[str, ...]:
-    """Names of packages and modules whose classes a config may name besides the project's."""
-    named = os.environ.get(PLUGINS_VARIABLE, "").split(",")
-    return (*(name.strip() for name in named if name.strip()), *installed_plugins())
-
-
-def _is_of(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def _refusal(place: str, target: object) -> CommandError:
     return CommandError(
-        f"{place}._target_ is {target!r}; it must be a class of {', '.join(ROOMS)}, or of a plugin that "
-        f"{PLUGINS_VARIABLE}=package or an entry point of {PLUGINS_GROUP!r} declares."
+        f"{place}._target_ is {target!r}; it must be a class of {', '.join(ROOMS)}, or of a plugin that plugins=PATH "
+        f"or an entry point of {PLUGINS_GROUP!r} declares."
     )
 
 

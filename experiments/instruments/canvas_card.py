@@ -1,7 +1,8 @@
 """Measures a canvas folder on held-out seeds and writes its model card.
 
 ``python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights`` leaves ``model_card.md``,
-``metrics.json`` and three picture sheets beside the weights. Nothing it looks at was drawn for training.
+``metrics.json`` and three picture sheets beside the weights; without ``--folder`` the shipped canvas is measured, and
+nothing is written beside it. Nothing it looks at was drawn for training.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.pictures import Drawings, draw_pictures, labels_of
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
+from diffusion.files import write_atomically
 from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS_FOLDER
@@ -146,15 +148,17 @@ def sheet(
     return page
 
 
-def measure(folder: Path, *, pictures: int, drawn: int, build: Path) -> dict[str, Any]:
-    """Measure the canvas in ``folder``, write its picture sheets there, and return all numbers.
+def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Path) -> dict[str, Any]:
+    """Measure the canvas in ``folder``, write its picture sheets, and return all numbers.
 
     Args:
         folder: A canvas folder, as the recipe ships it.
+        output: Where the sheets go; made when missing.
         pictures: Generated pictures for each of the three groups of prompts.
         drawn: Newly drawn pictures for the judge, the autoencoder and CLIP.
         build: The recipe's build folder, for the training times.
     """
+    output.mkdir(parents=True, exist_ok=True)
     model = load_model(str(folder))
     classifier = CanvasClassifier.from_pretrained(folder / "classifier")
     drawings = draw_pictures(drawn, seed=HELD_OUT_SEED, captions=1)
@@ -171,10 +175,10 @@ def measure(folder: Path, *, pictures: int, drawn: int, build: Path) -> dict[str
     for name, group in groups.items():
         shown = [index for index in by_style if index < len(group.images)]
         names = {"column_names": subjects, "row_names": styles} if len(shown) == grid else {}
-        sheet(group.images[shown], columns=len(SUBJECTS), **names).save(folder / f"{_file_name(name)}.png")
+        sheet(group.images[shown], columns=len(SUBJECTS), **names).save(output / f"{_file_name(name)}.png")
     pairs = torch.stack([drawings.images[:40].unflatten(0, (-1, 10)), reconstructions[:40].unflatten(0, (-1, 10))], 1)
     which = ["drawn", "decoded"] * len(pairs)
-    sheet(pairs.flatten(0, 2), columns=10, row_names=which).save(folder / "reconstructions.png")
+    sheet(pairs.flatten(0, 2), columns=10, row_names=which).save(output / "reconstructions.png")
 
     return {
         "held_out_seed": HELD_OUT_SEED,
@@ -280,15 +284,19 @@ def render(metrics: dict[str, Any]) -> str:
 def main() -> None:
     """Measure a canvas folder and write its card."""
     parser = argparse.ArgumentParser(description="Measure a canvas folder and write its model card.")
-    parser.add_argument("--folder", type=Path, default=CANVAS_FOLDER)
+    parser.add_argument("--folder", type=Path, help="a canvas folder, into which its card goes; else the shipped one")
+    parser.add_argument("--output", type=Path, help="where the card goes; build/canvas_card without --folder")
     parser.add_argument("--pictures", type=int, default=400, help="generated pictures for each of three prompt groups")
     parser.add_argument("--drawn", type=int, default=2000, help="newly drawn pictures, a multiple of 10")
     parser.add_argument("--build", type=Path, default=Path("build/canvas"), help="where training times are read from")
     arguments = parser.parse_args()
     keep_freed_memory()
-    metrics = measure(arguments.folder, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
-    (arguments.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    (arguments.folder / "model_card.md").write_text(render(metrics))
+    # What is shipped is written to when it is named, not by a look at it.
+    output = arguments.output or arguments.folder or Path("build/canvas_card")
+    folder = arguments.folder or CANVAS_FOLDER
+    metrics = measure(folder, output, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
+    write_atomically(output / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_atomically(output / "model_card.md", render(metrics))
     print(render(metrics))
 
 

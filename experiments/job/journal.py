@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion.disk import writing
 from diffusion.files import set_aside, write_atomically
 from experiments.job.store import canonical_json, checked, unchecked
 
@@ -33,7 +34,7 @@ class Journal:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line and wait until the disk has it."""
         self._drop_torn_line()
-        with self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(canonical_json(checked(entry)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase, evaluations_paid
 from attacks.none import NoAttack
-from attacks.protocols import Attack, is_given_original
+from attacks.protocols import Attack, is_given_original, one_for_each
 from diffusion.files import set_aside
 from diffusion.identity import identity
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
+from erasure.protocols import Erasure
 from evaluation.prompt_sets import PromptRow
 from evaluation.quality import Measures
 from evaluation.verdicts import Judge, LabelCounts, Verdicts, label_counts
@@ -153,6 +154,11 @@ class Stages:
             self.model, job.concept, job.pruning, seed=job.settings.seed, checkpoint=folder / "work.checkpoint"
         )
         cost = meter.read()
+        if not isinstance(erasure, Erasure):
+            raise ValueError(
+                f"{type(eraser).__module__}.{type(eraser).__name__}.erase returned {type(erasure).__name__}; it must "
+                "return an erasure.protocols.Erasure."
+            )
         erasure.edit.save(folder / "edit.safetensors")
         # The last file: it says that the other is complete. A resumed eraser knows its whole cost.
         self.store.write_result(
@@ -369,7 +375,7 @@ class Stages:
         successes = 0
         with progress_bar("attack", len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
-            for done, outcome in enumerate(outcomes, start=1):
+            for done, outcome in enumerate(one_for_each(outcomes, waiting, attack), start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
                 cost = {**meter.read().as_dict(), "unet_evaluations": outcome.unet_evaluations}
                 name = ids[outcome.case_number]

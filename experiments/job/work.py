@@ -13,6 +13,9 @@ from attacks.transfer import FILE_NAME, write_found
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Rate
 from experiments.job.cost import Cost
+from experiments.job.outcomes import case_id
+from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
+from experiments.job.picture_list import picture_list
 from experiments.job.pictures import Pictures
 from experiments.job.prompts import job_prompts, tokens_cut_under_attack
 from experiments.job.recording import Recorder
@@ -36,16 +39,19 @@ class Worked:
         base: Pictures of the prompts by the unedited model.
         erased: The same by the edited model.
         outcomes: How the attack of each prompt ended.
+        listed: Where its pictures lie; see :func:`experiments.job.picture_list.picture_list`.
     """
 
     summary: Summary
     base: Pictures
     erased: Pictures
     outcomes: Sequence[Outcome]
+    listed: Any
 
     def write(self, folder: Path) -> Path:
-        """Write the summary and the prompts that the attack found; returns the summary's path."""
+        """Write the summary, the list of pictures and the prompts that were found; returns the summary's path."""
         write_found(folder / FILE_NAME, self.outcomes)
+        write_json(folder / PICTURE_LIST, self.listed)
         write_json(folder / SUMMARY, self.summary.as_dict())
         return folder / SUMMARY
 
@@ -151,7 +157,19 @@ def work(stages: Stages, recorder: Recorder, origin: Mapping[str, Any]) -> Worke
         },
         holds=stages.holding(attacked, again),
     )
-    return Worked(summary, base, plain, outcomes)
+    # What is too long for the protocol is not attacked, and its plain picture is the last.
+    last = [
+        path if too_long else attacked.folder / f"{case_id(case)}.png"
+        for path, too_long, case in zip(plain.paths, attacked.too_long, attackable, strict=True)
+    ]
+    listed = picture_list(
+        store.root,
+        rows,
+        {"base": base.paths, "erased": plain.paths, "attacked": last},
+        retained,
+        {"base": base_retained.paths, "erased": edited_retained.paths},
+    )
+    return Worked(summary, base, plain, outcomes, listed)
 
 
 def _attack_cases(rows: Sequence[PromptRow], targets: Tensor) -> list[PromptCase]:

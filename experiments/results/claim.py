@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from diffusion.files import write_atomically
 from evaluation.statistics import Mean
 from experiments.job.result import warnings_of
 from experiments.results.screen import doubts
@@ -174,5 +175,5 @@ def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path,
     text += [f"{len(missing)} runs are missing: {'; '.join(missing)}."] if missing else []
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_comparison.md"
-    path.write_text("\n\n".join(text) + "\n")
+    write_atomically(path, "\n\n".join(text) + "\n")
     return path

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from diffusion.files import replacing
 from evaluation.statistics import Rate
 from experiments.results.names import method_name, model_name
 from experiments.results.tables import comes_as_text
@@ -139,5 +140,6 @@ def write_figure(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
-    draw(summaries).savefig(path, dpi=130)
+    with replacing(path) as partial:
+        draw(summaries).savefig(partial, dpi=130)
     return path

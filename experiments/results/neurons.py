@@ -18,6 +18,7 @@ from torch import Tensor
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
 from diffusion.checked import checked
+from diffusion.files import replacing, write_atomically
 from diffusion.model import TextToImage
 from diffusion.source_code import code_reached
 from diffusion.streams import stream
@@ -396,9 +397,10 @@ def write_results(
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".png")]
-    paths[0].write_text("\n\n".join(parts) + "\n")
+    write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(numbers, paths[1])
-    draw(runs, numbers).savefig(paths[2], dpi=130)
+    with replacing(paths[2]) as partial:
+        draw(runs, numbers).savefig(partial, dpi=130)
     return paths
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion.files import replacing
 from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.job.job import Finished
@@ -31,7 +32,9 @@ def show_job(finished: Finished) -> None:
     """Draw a job's grid; print its table, the first prompts that the attack found, and where its files are."""
     summary = finished.summary
     base_present = [case.base for case in summary.cases]
-    grid.draw(finished.rows, finished.base, finished.erased, finished.outcomes, base_present).save(finished.grid)
+    drawn = grid.draw(finished.rows, finished.base, finished.erased, finished.outcomes, base_present)
+    with replacing(finished.grid) as partial:
+        drawn.save(partial)
     console = open_console()
     table = Table(title=title(summary.as_dict()), title_justify="left")
     table.add_column("")

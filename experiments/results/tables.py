@@ -1,13 +1,14 @@
 """Tables of many runs, as Markdown, CSV and LaTeX."""
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
+from diffusion.files import write_atomically
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
 from experiments.job.result import prompt_groups, warnings_of
@@ -176,16 +177,21 @@ def model_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def varied_settings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each run the settings of eraser and pruning in which runs of the same choices differ, as ``steps=100``."""
-    flat = pd.json_normalize([{part: s["config"][part] for part in ("eraser", "pruning")} for s in summaries])
-    settings = flat.astype(str).to_dict("records")
+    """Of each run the settings of eraser and pruning in which runs of the same choices differ, as ``steps=100``.
+
+    A field that only some of them have, as the others are of another version, tells nothing of those.
+    """
+    parts = [{part: summary["config"][part] for part in ("eraser", "pruning")} for summary in summaries]
+    # Run by run, as one frame of all would fill in what some do not have.
+    settings = [{str(key): str(value) for key, value in pd.json_normalize(own).iloc[0].items()} for own in parts]
     methods = [(s["choices"].get("eraser"), s["choices"].get("pruning")) for s in summaries]
 
-    def varies(name: Hashable, method: tuple[Any, Any]) -> bool:
-        return len({own[name] for own, other in zip(settings, methods, strict=True) if other == method}) > 1
+    def varies(name: str, method: tuple[Any, Any]) -> bool:
+        found = [own.get(name) for own, other in zip(settings, methods, strict=True) if other == method]
+        return len(set(found) - {None}) > 1
 
     return [
-        ", ".join(f"{str(name).partition('.')[2]}={value}" for name, value in own.items() if varies(name, method))
+        ", ".join(f"{name.partition('.')[2]}={value}" for name, value in own.items() if varies(name, method))
         for own, method in zip(settings, methods, strict=True)
     ]
 
@@ -272,10 +278,10 @@ def write_tables(
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
-    paths[0].write_text("\n\n".join(parts) + "\n")
+    write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(long_table(summaries), paths[1])
     rows = latex(reading.drop(columns="path"))
-    paths[2].write_text(f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
+    write_atomically(paths[2], f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
 
 

@@ -1,0 +1,1 @@
+"""Pages that people open in a browser: one run, several runs, the leaderboard."""
