@@ -13,6 +13,7 @@ from pydantic import Field, PlainValidator
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from diffusion.checked import checked
+from diffusion.files import shipped
 from diffusion.model import TextToImage
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -42,13 +43,14 @@ class Wording:
 
 
 def _file_of_wordings(value: Any) -> Path:
-    if not (isinstance(value, (str, Path)) and Path(value).is_file()):
+    path = shipped(Path(value)) if isinstance(value, (str, Path)) else None
+    if path is None or not path.is_file():
         raise ValueError(
             f"wordings is {str(value)!r}, which is no file; write a CSV file with the columns {','.join(COLUMNS)}, "
             "as prompts/paraphrases/church.csv, and name it by attack.wordings=..."
         )
-    read_wordings(Path(value))
-    return Path(value)
+    read_wordings(path)
+    return path
 
 
 @checked

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 from torch import Tensor
 
+from diffusion.files import shipped
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from evaluation.prompt_sets import csv_rows
@@ -20,8 +21,9 @@ PAIR_COLUMNS = ("with", "without")
 def _path_or_pairs(value: Any) -> Path | tuple[Pair, ...]:
     match value:
         case str() | Path():
-            read_pairs(Path(value))
-            return Path(value)
+            path = shipped(Path(value))
+            read_pairs(path)
+            return path
         case [_, *_] if all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [str, str] for pair in value):
             return tuple((present, absent) for present, absent in value)
     raise ValueError(

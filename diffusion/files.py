@@ -41,6 +41,19 @@ _START = 512
 """Bytes of a file that tell what it is."""
 
 
+_PROJECT = Path(__file__).resolve().parents[1]
+"""The folder that holds the packages, their configs and their prompts."""
+
+
+def shipped(path: Path) -> Path:
+    """``path``; or the project's own file of that name, where a relative path leads nowhere from the working folder.
+
+    So configs may name ``prompts/canvas/church.csv`` wherever a command is typed.
+    """
+    own = _PROJECT / path
+    return own if not path.exists() and own.exists() else path
+
+
 def stands_in(path: Path) -> str:
     """What a file is in place of what its name says, with the remedy; of a folder, the first of its files that is one.
 

@@ -20,9 +20,14 @@ class Addition(ABC):
     """Something that is put into a model and taken out again; the parameters stay as they are.
 
     Its class stands alone in a module of :mod:`erasure.additions` whose name is its kind; a plugin's may lie anywhere.
+
+    Attributes:
+        kind: What files call it.
+        is_guard: Whether it looks at prompts or steers the sampling, and is no layer of the network.
     """
 
     kind: ClassVar[str]
+    is_guard: ClassVar[bool] = False
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

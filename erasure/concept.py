@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.checked import checked
+from diffusion.files import shipped
 
 ConceptKind = Literal["style", "object", "unsafe"]
 
@@ -26,6 +27,9 @@ def _not_blank(phrase: str) -> str:
 
 Target = Annotated[str, AfterValidator(_not_blank)]
 Template = Annotated[str, AfterValidator(_with_place)]
+
+ShippedPath = Annotated[Path, AfterValidator(shipped)]
+"""A path, which may be that of a file of the project from any working folder."""
 
 
 @checked
@@ -58,9 +62,9 @@ class Concept:
     templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
     preserved: tuple[str, ...] = ()
     preserved_templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
-    prompts: Path | None = None
-    retained_prompts: Path | None = None
-    pairs: Path | None = None
+    prompts: ShippedPath | None = None
+    retained_prompts: ShippedPath | None = None
+    pairs: ShippedPath | None = None
     also: tuple["Concept", ...] = ()
 
     @model_validator(mode="after")

@@ -521,6 +521,19 @@ def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor])
         parameters[name].copy_(original)
 
 
+def require_plain(edit: Edit) -> None:
+    """See to it that an edit changes weights alone.
+
+    Raises:
+        ValueError: It adds what no plain pipeline has; the sentence names it.
+    """
+    if edit.additions:
+        raise ValueError(
+            f"The edit adds {', '.join(addition.kind for addition in edit.additions)} to the model, which no plain "
+            "pipeline folder can hold; keep the edit beside the base model."
+        )
+
+
 def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     """Write the edited model as a safetensors folder of its own pipeline (SD or SDXL) that plain diffusers loads.
 
@@ -532,11 +545,7 @@ def export(model: TextToImage, edit: Edit, folder: Path) -> None:
     Raises:
         ValueError: The folder exists and is not empty; or the edit adds what no plain pipeline has.
     """
-    if edit.additions:
-        raise ValueError(
-            f"The edit adds {', '.join(addition.kind for addition in edit.additions)} to the model, which no plain "
-            "pipeline folder can hold; keep the edit beside the base model."
-        )
+    require_plain(edit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")

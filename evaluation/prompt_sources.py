@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import pooch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.checked import checked
-from diffusion.files import in_short, why_unreadable
+from diffusion.files import in_short, shipped, why_unreadable
 from diffusion.sources import hub_answers
 from evaluation.prompt_sets import (
     DEFAULT_GUIDANCE,
@@ -56,7 +56,7 @@ class PromptFile:
         setting: Which field of the config errors tell to correct.
     """
 
-    path: Path | None
+    path: Annotated[Path, AfterValidator(shipped)] | None
     setting: str = "path"
 
     def records(self) -> Iterator[Record]:

@@ -104,6 +104,8 @@ def test_floor_and_ceiling_are_the_jobs_of_the_twin_and_of_the_unedited_model(
         assert [case[name] for case in summary["cases"]] == attacked(run)
         assert block[name]["rate"] == run["rates"]["attacked"]["rate"]
         assert run["floor"] == {}
+        # Each stands on its own artefacts, whichever job had it made.
+        assert run["uses"] == made[name]["uses"]
     difference = sum(attacked(summary)) - sum(attacked(by_hand["floor"]))
     assert block["excess"] == pytest.approx(100 * difference / 4)
     assert block["low"] <= block["excess"] <= block["high"]

@@ -58,6 +58,7 @@ def test_ranks_go_by_the_strongest_attack_known(tmp_path: Path) -> None:
     assert "90 % gcg" in page.text
     assert "floor not measured" in page.text
     assert "found.csv" in page.text
+    assert page.text.count("unknown: we ran nothing on it") == 2
 
 
 def test_our_fields_are_written_anew_and_theirs_stay(tmp_path: Path) -> None:

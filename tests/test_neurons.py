@@ -18,6 +18,7 @@ from erasure.neurons import (
 )
 from evaluation.statistics import Mean
 from experiments.command import collect, console
+from experiments.command.stored_runs import job_of_summary
 from experiments.job.summary import read_summaries
 from experiments.results import neurons
 from experiments.results.neurons import Analysis, Measurements, PruningEffect, RunNeurons
@@ -202,7 +203,7 @@ ANALYSIS = Analysis(percent=5, seeds_per_pair=2)
 
 def test_a_run_is_measured_on_its_own_prompts_model_and_adversarial_prompts(summaries):
     summary = summaries[0]
-    run = Measurements(ANALYSIS, console.job_of_summary).of(summary)
+    run = Measurements(ANALYSIS, job_of_summary).of(summary)
 
     model = tiny_job.make_job(*command(Path(summary["path"]).parents[3])).model.load()
     cases = summary["cases"]
@@ -226,7 +227,7 @@ def test_a_run_is_measured_on_its_own_prompts_model_and_adversarial_prompts(summ
 
 
 def test_what_was_measured_is_found_again_and_both_runs_share_the_original_model(summaries, monkeypatch):
-    measurements = Measurements(ANALYSIS, console.job_of_summary)
+    measurements = Measurements(ANALYSIS, job_of_summary)
     first = [measurements.of(summary) for summary in summaries]
     (model,) = measurements._models.values()
     spent = model.unet_evaluations
@@ -241,7 +242,7 @@ def test_what_was_measured_is_found_again_and_both_runs_share_the_original_model
 
 
 def test_the_command_writes_a_figure_and_tables(world, summaries, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(console, "collect_runs", lambda *_: (summaries, ["a third job"]))
+    monkeypatch.setattr(collect, "collect_runs", lambda *_: (summaries, ["a third job"]))
     monkeypatch.setattr(
         sys, "argv", ["eraselab", "neurons", "--folder", str(tmp_path), "--percent", "5", "--units", "cross_attention"]
     )
@@ -265,7 +266,7 @@ def test_the_command_writes_a_figure_and_tables(world, summaries, tmp_path, monk
 
 
 def test_a_figure_has_a_panel_per_model_and_one_that_compares_them(summaries):
-    measurements = Measurements(ANALYSIS, console.job_of_summary)
+    measurements = Measurements(ANALYSIS, job_of_summary)
     runs = [measurements.of(summary) for summary in summaries]
     numbers = neurons.long_table(runs, ANALYSIS)
     figure = neurons.draw(runs, numbers)
@@ -346,7 +347,7 @@ def test_pruning_is_compared_beyond_random_neurons_on_the_prompts_attacked_in_bo
 
 def test_runs_that_cannot_be_measured_are_one_sentence(summaries, tmp_path):
     summary = summaries[0]
-    measurements = Measurements(ANALYSIS, console.job_of_summary)
+    measurements = Measurements(ANALYSIS, job_of_summary)
     cases = [{**case, "variant": "embeddings"} for case in summary["cases"]]
     with pytest.raises(ValueError, match="ended with more than a text"):
         measurements.of({**summary, "cases": cases})

@@ -43,6 +43,7 @@ class Membranes(Addition):
     """
 
     kind: ClassVar[str] = "membranes"
+    is_guard: ClassVar[bool] = True
 
     up: Mapping[str, Tensor]
     down: Mapping[str, Tensor]

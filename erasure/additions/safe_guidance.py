@@ -31,6 +31,7 @@ class SafeGuidance(Addition):
     """
 
     kind: ClassVar[str] = "safe_guidance"
+    is_guard: ClassVar[bool] = True
 
     concept: Tensor
     safety_scale: float

@@ -42,6 +42,7 @@ class Filters(Addition):
     """
 
     kind: ClassVar[str] = "safree"
+    is_guard: ClassVar[bool] = True
 
     basis: Tensor
     negative: Tensor | None

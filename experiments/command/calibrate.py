@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from diffusion.files import write_atomically
 from diffusion.progress import track
 from erasure.concept import Concept
 from evaluation.calibration import Calibration, calibrate
 from evaluation.statistics import Rate
-from experiments import CONFIG_FOLDER
-from experiments.command.arguments import tidy_arguments
-from experiments.command.composing import plain_job
+from experiments.command.composing import compose_job
 from experiments.command.config import make_object
-from experiments.command.shorthands import spell_out
 from experiments.instruments.labelled_pictures import (
     Labelled,
     batched,
@@ -58,7 +54,7 @@ def run(overrides: Sequence[str], pictures: Path | None, drawn: int, seed: int) 
         ValueError: The pictures or the judge's files are.
         FileNotFoundError: There are no pictures.
     """
-    config, choices = _compose(overrides)
+    config, choices = compose_job(overrides)
     concept: Concept = make_object(config, "concept")
     judge = make_object(config, "judge")
     labelled: Iterator[Labelled]
@@ -109,11 +105,6 @@ def write_calibration(result: Mapping[str, Any], folder: Path) -> list[Path]:
     write_json(path, result)
     write_atomically(path.with_suffix(".md"), markdown(result))
     return [path, path.with_suffix(".md")]
-
-
-def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return plain_job(compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True))
 
 
 def _as_json(found: Calibration) -> dict[str, Any]:

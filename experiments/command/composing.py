@@ -4,12 +4,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
+from experiments import CONFIG_FOLDER
+from experiments.command.arguments import tidy_arguments
 from experiments.command.errors import CommandError, explain
 from experiments.command.shorthands import spell_out, spell_out_params
 
@@ -64,6 +66,12 @@ def told_apart(number: int, jobs: Sequence[Sequence[str]]) -> Iterator[None]:
         apart = f" Not every choice of {group} takes {field}: sweep those that do in a command of their own."
         where = f"Job {number} of {len(jobs)} ({' '.join(overrides)})"
         raise CommandError(f"{where}: {sentence}{apart if field and field in sentence else ''}") from error
+
+
+def compose_job(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config and the choices of one job, from what is typed after ``run``."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return plain_job(compose("config", spell_out(tidy_arguments(overrides)), return_hydra_config=True))
 
 
 def plain_job(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:

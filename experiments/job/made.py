@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attacks.cases import Outcome
+from diffusion.files import set_aside
 from erasure.edit import Edit
 from experiments.job.cost import Cost
+from experiments.job.store import RESULT, Store
+
+EDIT = "edit.safetensors"
+"""What an edit's file is called in its folder of the store."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,22 @@ class Attacked:
     key: str
     too_long: list[bool]
     origins: list[str]
+
+
+def read_edit(store: Store, folder: Path) -> StoredEdit | None:
+    """The edit in a ``folder`` of the store; None if it is not complete, or damaged and set aside."""
+    stored, path = store.result(folder), folder / EDIT
+    if stored is None:
+        return None
+    try:
+        edit = Edit.load(path)
+        if edit.fingerprint() != stored.value["edit"]:
+            raise ValueError("it is another edit than the result beside it speaks of")
+    except FileNotFoundError:
+        set_aside(folder / RESULT, f"{path.name} is missing")
+        return None
+    except ValueError as error:
+        set_aside(path, error)
+        (folder / RESULT).unlink()
+        return None
+    return StoredEdit(edit, stored.value["losses"], Cost.of(stored.value), folder, stored.origin)

@@ -134,6 +134,7 @@ class Summary:
             texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
             new seeds are asked for.
         floor: What :func:`experiments.job.floors.above_floor` says; empty where there is no floor.
+        uses: Every folder of the store that it stands on, as ``stage/hash``.
         provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
             stage, which may have been made before.
     """
@@ -158,6 +159,7 @@ class Summary:
     protocol: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     holds: dict[str, Any] = field(default_factory=dict)
+    uses: list[str] = field(default_factory=list)
     sets: dict[str, dict[str, int]] = field(default_factory=dict)
     floor: dict[str, Any] = field(default_factory=dict)
 
@@ -191,6 +193,7 @@ class Summary:
                 "costs": {name: cost.as_dict() for name, cost in self.costs.items()},
                 "edit": self.edit,
                 "artefacts": self.artefacts,
+                "uses": self.uses,
                 "curve": [asdict(point) for point in self.curve],
                 "cases": [asdict(case) for case in self.cases],
                 "identity": self.identity,

@@ -14,7 +14,6 @@ from torch import Tensor
 from attacks.cases import Outcome, PromptCase, evaluations_paid
 from attacks.none import NoAttack
 from attacks.protocols import Attack, is_given_original, one_for_each
-from diffusion.files import set_aside
 from diffusion.identity import identity
 from diffusion.model import TextToImage
 from diffusion.progress import progress_bar
@@ -27,7 +26,7 @@ from evaluation.verdicts import Judge, LabelCounts, Verdicts, label_counts
 from experiments.job.cost import Cost, Meter
 from experiments.job.journal import Journal
 from experiments.job.keys import identified, sampler_key
-from experiments.job.made import Attacked, StoredEdit
+from experiments.job.made import EDIT, Attacked, StoredEdit, read_edit
 from experiments.job.measuring import Measuring, measure_pictures
 from experiments.job.new_seeds import by_text, found_texts, holding, rows_of, second_opinion
 from experiments.job.outcomes import case_id, look_at_outcomes, read_entries, read_outcome, write_outcome
@@ -130,7 +129,7 @@ class Stages:
         def look() -> None:
             if self.store.renews(folder):
                 self._forget_edit(folder)
-            if (stored := self._stored_edit(folder)) is not None:
+            if (stored := read_edit(self.store, folder)) is not None:
                 found.append(stored)
 
         with self.processes.under(self.store.locked(folder, look)):
@@ -139,7 +138,7 @@ class Stages:
             elif self.processes.first:
                 log.info("edit: erasing %s", job.concept.name)
                 self._erase(folder)
-        edit = found[0] if found else self._stored_edit(folder)
+        edit = found[0] if found else read_edit(self.store, folder)
         if edit is None:
             raise ValueError(f"The edit in {folder} was damaged as soon as it was written; check the disk.")
         return edit
@@ -159,7 +158,7 @@ class Stages:
                 f"{type(eraser).__module__}.{type(eraser).__name__}.erase returned {type(erasure).__name__}; it must "
                 "return an erasure.protocols.Erasure."
             )
-        erasure.edit.save(folder / "edit.safetensors")
+        erasure.edit.save(folder / EDIT)
         # The last file: it says that the other is complete. A resumed eraser knows its whole cost.
         self.store.write_result(
             folder,
@@ -173,27 +172,9 @@ class Stages:
         for leftover in folder.glob("work.checkpoint*"):
             leftover.unlink()
 
-    def _stored_edit(self, folder: Path) -> StoredEdit | None:
-        """The edit in ``folder``; None if it is not complete, or damaged and set aside."""
-        stored, path = self.store.result(folder), folder / "edit.safetensors"
-        if stored is None:
-            return None
-        try:
-            edit = Edit.load(path)
-            if edit.fingerprint() != stored.value["edit"]:
-                raise ValueError("it is another edit than the result beside it speaks of")
-        except FileNotFoundError:
-            set_aside(folder / RESULT, f"{path.name} is missing")
-            return None
-        except ValueError as error:
-            set_aside(path, error)
-            (folder / RESULT).unlink()
-            return None
-        return StoredEdit(edit, stored.value["losses"], Cost.of(stored.value), folder, stored.origin)
-
     @staticmethod
     def _forget_edit(folder: Path) -> None:
-        for name in (RESULT, "edit.safetensors", "work.checkpoint*"):
+        for name in (RESULT, EDIT, "work.checkpoint*"):
             for path in folder.glob(name):
                 path.unlink()
 

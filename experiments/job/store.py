@@ -115,6 +115,7 @@ class Store:
     Attributes:
         origin: The name of who makes what is made now; empty until :meth:`sign`.
         fresh: See above.
+        used: Every folder that was asked for, as ``stage/hash``.
 
     Raises:
         OSError: ``root`` cannot be made or written to.
@@ -124,6 +125,7 @@ class Store:
         self.root = root
         self.origin = ""
         self.fresh = fresh
+        self.used: set[str] = set()
         self._renewed: set[Path] = set()
         probe = root / f".{os.getpid()}.probe"
         try:
@@ -159,6 +161,7 @@ class Store:
         described = {"schema": SCHEMA_VERSION, "stage": stage, **key}
         folder = self.root / stage / content_hash(described)
         folder.mkdir(parents=True, exist_ok=True)
+        self.used.add(f"{stage}/{folder.name}")
         path = folder / "config.json"
         if path.exists():
             try:

@@ -73,6 +73,8 @@ def work(stages: Stages, recorder: Recorder, origin: Mapping[str, Any]) -> Worke
     """
     job, store, model = stages.job, stages.store, stages.model
     rows, retained = job.prompts, job.retained
+    # Jobs that share a store in one process each say what they stand on themselves.
+    used_before, store.used = store.used, set()
     erased = stages.edit()
     recorder.log_losses(erased.losses)
 
@@ -157,6 +159,8 @@ def work(stages: Stages, recorder: Recorder, origin: Mapping[str, Any]) -> Worke
         },
         holds=stages.holding(attacked, again),
     )
+    summary = replace(summary, uses=sorted(store.used))
+    store.used |= used_before
     # What is too long for the protocol is not attacked, and its plain picture is the last.
     last = [
         path if too_long else attacked.folder / f"{case_id(case)}.png"

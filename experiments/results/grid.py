@@ -22,6 +22,9 @@ MAX_ROWS = 8
 SMALLEST_PICTURE = 144
 """Pixels; smaller pictures are enlarged by a whole factor."""
 
+INK = (32, 32, 36)
+"""The colour of texts."""
+
 _MARGIN = 12
 _BORDER = 4
 _LINE = 18
@@ -30,7 +33,6 @@ _HEADER = 34
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _BROAD_FONT = str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 """A font with most alphabets, which matplotlib brings along."""
-_INK = (32, 32, 36)
 _FAINT = (110, 110, 118)
 _PRESENT = (200, 40, 40)
 _ABSENT = (40, 140, 80)
@@ -49,13 +51,13 @@ def draw(
         base_present: The judge's verdicts on ``base``.
     """
     count = min(MAX_ROWS, len(rows))
-    height, width = _shown_size(base)
+    height, width = shown_size(base)
     cell_width, cell_height = width + 2 * _BORDER, height + 2 * _BORDER + _LINE + 4
     columns = [_MARGIN + _TEXT_WIDTH + index * (cell_width + _MARGIN) for index in range(3)]
     canvas = Image.new("RGB", (columns[-1] + cell_width + _MARGIN, _HEADER + count * (cell_height + _MARGIN)), "white")
     pen = ImageDraw.Draw(canvas)
     for x, title in zip([_MARGIN, *columns], ["prompt", "base", "erased", "under attack"], strict=True):
-        pen.text((x, 9), title, fill=_INK, font=_font(16))
+        pen.text((x, 9), title, fill=INK, font=_font(16))
     for index in range(count):
         outcome, y = outcomes[index], _HEADER + index * (cell_height + _MARGIN)
         _write_prompts(pen, y, outcome, cell_height)
@@ -64,7 +66,7 @@ def draw(
         for x, picture, present in zip(columns, pictures, verdicts, strict=True):
             colour = _PRESENT if present else _ABSENT
             pen.rectangle((x, y, x + cell_width - 1, y + height + 2 * _BORDER - 1), fill=colour)
-            canvas.paste(_enlarged(picture, (width, height)), (x + _BORDER, y + _BORDER))
+            canvas.paste(enlarged(picture, (width, height)), (x + _BORDER, y + _BORDER))
             text = "present" if present else "absent"
             pen.text((x, y + height + 2 * _BORDER + 2), text, fill=colour, font=_font(14))
     return canvas
@@ -74,12 +76,12 @@ def _write_prompts(pen: ImageDraw.ImageDraw, y: int, outcome: Outcome, height: i
     room = height // _LINE
     plain, found = outcome.prompt, outcome.adversarial_prompt
     if found == plain:
-        lines = [(line, _INK) for line in _wrapped(plain, room)]
+        lines = [(line, INK) for line in _wrapped(plain, room)]
     else:
         # The text under attack has half of the room at least, and what the plain prompt leaves.
         left = room - 1 - len(_wrapped(plain, room))
         under_attack = _wrapped(found, max(left, (room - 1) // 2))
-        lines = [(line, _INK) for line in _wrapped(plain, room - 1 - len(under_attack))]
+        lines = [(line, INK) for line in _wrapped(plain, room - 1 - len(under_attack))]
         lines += [((["under attack:"], _font(14)), _FAINT), *((line, _PRESENT) for line in under_attack)]
     for number, ((words, font), colour) in enumerate(lines):
         pen.text((_MARGIN, y + number * _LINE), " ".join(words), fill=colour, font=font)
@@ -151,13 +153,15 @@ def _letters(path: str) -> frozenset[str]:
         return frozenset()
 
 
-def _shown_size(images: Tensor) -> tuple[int, int]:
+def shown_size(images: Tensor) -> tuple[int, int]:
+    """Height and width in which pictures, uint8 [n, 3, H, W], are shown."""
     height, width = images.shape[-2:]
     factor = max(1, -(-SMALLEST_PICTURE // min(height, width)))
     return height * factor, width * factor
 
 
-def _enlarged(image: Tensor, size: tuple[int, int]) -> Image.Image:
+def enlarged(image: Tensor, size: tuple[int, int]) -> Image.Image:
+    """A picture, uint8 [3, H, W], in the width and height ``size``, its pixels as squares."""
     return Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.NEAREST)
 
 

@@ -1,7 +1,7 @@
 """What a job and a sweep show on the screen when they end."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +249,26 @@ def open_console() -> Console:
     """Where tables are printed; wide where there is no terminal, as there is no width to respect."""
     options: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
     return Console(**options) if sys.stdout.isatty() else Console(width=160, **options)
+
+
+def size_text(size: float) -> str:
+    """Bytes in words.
+
+    >>> size_text(3 * 2**20)
+    '3.0 MiB'
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]], heading: str) -> Table:
+    """A table whose columns but the first are numbers."""
+    table = Table(title=visible(heading), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

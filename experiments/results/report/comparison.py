@@ -6,12 +6,13 @@ from typing import Any
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.summary import compare, pruning_pairs
+from experiments.results.names import method_name
 from experiments.results.report.drawing import SMALL, Curve, Tradeoff, attack_curve, tradeoffs
 from experiments.results.report.facts import GALLERY_OF_SEVERAL, Run, gather
 from experiments.results.report.verdict import holds, is_attacked, rate_of
 from experiments.results.report.words import concept_name, readable
 from experiments.results.screen import mixtures
-from experiments.results.tables import method_name, varied_settings
+from experiments.results.tables import varied_settings
 
 _KEPT = ("accuracy_style", "accuracy_subject", "clip_score", "fid")
 """Measures of what is retained that the table has, the first two that any run has."""

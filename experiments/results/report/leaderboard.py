@@ -18,12 +18,13 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from evaluation.statistics import Rate
 from experiments.job.store import content_hash, write_json
+from experiments.results.names import method_name
 from experiments.results.published import published_numbers
 from experiments.results.report.page import leaderboard_page, write_page
 from experiments.results.report.verdict import is_attacked, rate_of
 from experiments.results.report.words import readable
 from experiments.results.screen import short_text
-from experiments.results.tables import method_name, varied_settings
+from experiments.results.tables import varied_settings
 
 ENOUGH_PROMPTS = 30
 """With fewer, an interval is so wide that ranks mean little."""
