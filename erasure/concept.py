@@ -1,6 +1,7 @@
 """What is to be erased, what it should become, and what must stay."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -85,10 +86,17 @@ class Concept:
         for concept in self.also:
             yield from concept._with_others()
 
+    def as_anchor(self) -> "Concept":
+        """The concept with its anchor, which may be empty, in the place of its targets."""
+        anchor = copy(self)
+        # An empty target is refused where a concept is made.
+        object.__setattr__(anchor, "targets", (self.anchor,))
+        return anchor
+
     @property
     def parts(self) -> tuple["Concept", ...]:
         """The concept itself and those erased together with it, one by one."""
-        return tuple(replace(part, also=()) for part in self._with_others())
+        return tuple((replace(part, also=()) if part.also else part) for part in self._with_others())
 
     @property
     def target_prompts(self) -> list[str]:

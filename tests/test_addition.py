@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import erasure.edit
 from diffusion.guard import Guard
 from diffusion.model import TextToImage
 from erasure.addition import Addition, addition_class, set_guard
@@ -47,11 +46,6 @@ class Guarding(Shift):
 
     def attach(self, model: TextToImage) -> Callable[[], None]:
         return set_guard(model, Guard())
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(erasure.edit, "addition_class", {"shift": Shift}.__getitem__)
 
 
 @pytest.fixture

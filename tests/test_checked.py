@@ -137,6 +137,16 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str
     }
 
 
+def with_value(plain: Any, path: list[str], value: float) -> Any:
+    """A copy of plain data with another value at a path of keys and indices."""
+    if not path:
+        return value
+    copied = plain.copy()
+    place = int(path[0]) if isinstance(plain, list) else path[0]
+    copied[place] = with_value(plain[place], path[1:], value)
+    return copied
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_no_number_of_a_choice_may_be_what_is_no_number(
     group: str, files: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
@@ -152,8 +162,7 @@ def test_no_number_of_a_choice_may_be_what_is_no_number(
             # Variants of a method share its class, which does the checking.
             case = str(plain.get("_target_", choice)), field
             for value in () if case in tried else (float("inf"), float("nan"), True):
-                changed = OmegaConf.create({group: plain})
-                OmegaConf.update(changed, f"{group}.{field}", value)
+                changed = OmegaConf.create({group: with_value(plain, field.split("."), value)})
                 with pytest.raises(CommandError) as refusal:
                     make_object(changed, group)
                 assert str(refusal.value).startswith(f"{group}.{field} is {value}; it must be")

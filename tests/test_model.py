@@ -40,7 +40,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_of_64(tiny_model: TextToImag
     together = tiny_model.sample(tiny_model.encode(prompts), seeds=range(64), **options)
     for number in (0, 1, 37, 63):
         alone = tiny_model.sample(tiny_model.encode([prompts[number]]), seeds=[number], **options)
-        torch.testing.assert_close(alone[0], together[number], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone[0], together[number], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -50,7 +50,7 @@ def test_batch_size_changes_no_picture(pipeline: StableDiffusionPipeline, schedu
     text = model.encode(PROMPTS)
     whole = model.sample(text, **options)
     assert not torch.allclose(whole[0], whole[2], atol=1e-2)
-    torch.testing.assert_close(model.sample(text, batch_size=2, **options), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.sample(text, batch_size=2, **options), whole, atol=1e-3, rtol=0)
 
 
 def test_guidance_evaluates_both_halves_in_one_batch(tiny_model: TextToImage):

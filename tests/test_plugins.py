@@ -163,7 +163,7 @@ FAULTS = {
     "a slip": ("class Mine(:\n", r"my_methods.py, line 1: SyntaxError"),
     "another name": (
         "class Mien: pass\n",
-        r"Mine is not in .*my_methods.py; its classes are Mien \(did you mean Mien",
+        r"Mine is not in .*my_methods.py; there are Mien \(did you mean Mien",
     ),
     "no method": ("class Mine:\n    has_objective = False\n", r"Mine \(.*my_methods.py, line 1\) has no method erase"),
     "no attribute": ("class Mine:\n    def erase(self): pass\n", r"Mine \(.*line 1\) does not say has_objective"),

@@ -180,7 +180,9 @@ def test_targets_are_sampled_by_the_unedited_model_as_the_protocol_says(
     monkeypatch.setattr(UnlearnDiffAtk, "run", recorded)
     command = [*small(world, ours["store"]), "protocol.targets={steps: 4, guidance: 1.5}"]
     summary = run(command, tmp_path)
-    wanted = model.generate(list(PROMPTS[:5]), seeds=[50, 51, 52, 53, 54], steps=4, guidance=1.5)
+    wanted = model.generate(list(PROMPTS[:5]), seeds=[61, 62, 63, 64, 65], steps=4, guidance=1.5)
+    # Before them the attack was asked whether it can do the job.
+    given = given[-5:]
     found = torch.stack([each.target for each in given if each.target is not None])
     assert torch.equal(found, wanted)
     assert [each.guidance for each in given] == [3.0] * 5

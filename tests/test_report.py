@@ -12,7 +12,7 @@ from PIL import Image
 from evaluation.statistics import Rate
 from experiments.command import console
 from experiments.command.errors import CommandError
-from experiments.command.report_command import find_runs
+from experiments.command.stored_runs import find_runs
 from experiments.job.picture_list import FILE_NAME
 from experiments.job.store import read_json
 from experiments.results.report.comparison import compare_runs, holm

@@ -81,7 +81,7 @@ MISTAKES = {
     ),
     "misspelt rule for broken rows": (["prompt_set.broken_rows=drop"], "it must be one of 'refuse', 'skip'"),
     "dangling interpolation": (["seed=${nothing}"], "nothing"),
-    "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "can be imported"),
+    "wrong class": (["eraser._target_=erasure.nothing.Class"], "eraser", "cannot be imported: nothing is not in"),
     "unknown kind": (["concept.kind=poem"], "concept.kind is 'poem'; it must be one of style, object, unsafe."),
     "unknown attack in a list": (["attack=[unlearndiff,randon]"], "attack=randon is unknown", "did you mean random?"),
     "empty list of attacks": (["attack=[]"], "attack=[] lacks a name; write attack=[unlearndiff,random]"),

@@ -229,10 +229,10 @@ def test_re_attention_goes_by_the_width_that_a_layer_adds_to_and_costs_a_third_e
     texts = torch.cat([empty[None, :24].expand(2, -1, -1), text[:, :24], text[:, 24:48]])
     hooks = []
     # Layers take skip connections from the last on; the second block comes to its first with the first block's width.
-    for block, scales in zip(model.unet.up_blocks, ((0.5, 0.5), (0.2, 0.5)), strict=True):
+    for block, factors in zip(model.unet.up_blocks, ((0.5, 0.5), (0.2, 0.5)), strict=True):
 
-        def before(_block, arguments, named, scales=scales):
-            skips = tuple(map(attenuated, named["res_hidden_states_tuple"], scales))
+        def before(_block, arguments, named, factors=factors):
+            skips = tuple(map(attenuated, named["res_hidden_states_tuple"], factors))
             return arguments, {**named, "res_hidden_states_tuple": skips}
 
         hooks.append(block.register_forward_pre_hook(before, with_kwargs=True))

@@ -243,7 +243,8 @@ def test_many_concepts_take_as_many_rows_as_they_need(tiny_model64):
         gates = tiny_model64.guard.openness.gates[0]
 
     assert gates[-1] == pytest.approx(1.0)
-    assert len(gates.unique()) == 2
+    torch.testing.assert_close(gates[:-1], gates[:1].expand(39), rtol=0, atol=1e-12)
+    assert gates[0] < 0.99
 
 
 def anchors_of(config, model, part, texts, step, seed):
@@ -544,7 +545,7 @@ def test_gates_survive_half_precision(tokenizer_folder, tiny_model64):
         ({"rank": 0}, "greater than or equal to 1"),
         ({"eta": 0.0}, "greater than 0"),
         ({"anchoring_weight": -1.0}, "greater than or equal to 0"),
-        ({"anchor_texts": "coco"}, "'noise' or 'preserved'"),
+        ({"anchor_texts": "coco"}, "'noise', 'noise_and_empty' or 'preserved'"),
         ({"anchor_lengths": (1.2, 0.8)}, r"anchor_lengths is \[1.2, 0.8\]; the first must not exceed"),
         ({"trajectories": 3}, "trajectories is 3 and trajectory 'current'"),
         ({"gate": "on"}, "'facilitated' or 'off'"),

@@ -1,7 +1,6 @@
 """MACE: refine what surrounds the concept, blind a low-rank copy of the model to it, and fuse both in closed form."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -321,7 +320,7 @@ def surroundings(model: TextToImage, concept: Concept) -> tuple[Tensor, Tensor]:
     """
     sources, destinations = [], []
     for part in concept.parts:
-        anchors = replace(part, targets=(part.anchor,))
+        anchors = part.as_anchor()
         around, wanted = (
             [text[~own] for text, own in zip(model.encode_tokens(side.target_prompts), columns, strict=True)]
             for side, columns in ((side, concept_columns(model, side).to(model.device)) for side in (part, anchors))

@@ -74,8 +74,9 @@ def why_not_found(target: str) -> str:
                 return _told(error)
             if found is None:
                 return f"there is no module {name}."
-            names = [key for key, value in vars(found).items() if isinstance(value, type)]
-            return unknown(part, names, what=f"is not in {found.__file__ or found.__name__}; its classes are")
+            own = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == found.__name__]
+            told = f"is not in {found.__file__ or found.__name__}"
+            return unknown(part, own, what=f"{told}; there are") if own else f"{part} {told}."
         except Exception as error:
             return _told(error)
     return ""

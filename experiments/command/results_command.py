@@ -87,8 +87,12 @@ def print_paths(paths: Sequence[Path]) -> None:
 
 
 def _named(experiment: str, overrides: Sequence[str] | None) -> str:
-    """What the files are called: overrides make another name, so that a variation leaves the experiment's own alone."""
-    return re.sub(r"[^\w=.,+-]+", "-", "_".join([experiment, *(overrides or [])]))
+    """What the files are called: overrides make another name, so that a variation leaves the experiment's own alone.
+
+    Where the store lies makes no variation.
+    """
+    varied = [override for override in overrides or [] if not override.startswith("store=")]
+    return re.sub(r"[^\w=.,+-]+", "-", "_".join([experiment, *varied]))
 
 
 def _collected(experiment: str, overrides: Sequence[str] | None) -> tuple[list[dict[str, Any]], list[str]]:

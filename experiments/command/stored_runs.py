@@ -1,6 +1,6 @@
 """Runs of the store by their names, and what they were made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -18,8 +18,12 @@ from experiments.command.config import build, make_object
 from experiments.command.errors import CommandError
 from experiments.job.drawing import stored_edit
 from experiments.job.origin import computing_threads
+from experiments.job.result import RUNS
 from experiments.job.settings import Job
+from experiments.job.store import read_json, unchecked
 from experiments.job.summary import read_summaries
+
+SUMMARY = "summary.json"
 
 
 def run_named(name: str, store: Path) -> dict[str, Any]:
@@ -108,3 +112,54 @@ def load_run(name: str, store: Path) -> LoadedRun:
             f"the weights of then at {summary['config']['model']['source']}."
         )
     return LoadedRun(summary, model, edit)
+
+
+def find_runs(names: Sequence[str], store: Path) -> list[dict[str, Any]]:
+    """The summaries that ``names`` stand for, each once, with their ``path``.
+
+    Args:
+        names: Names of runs in ``store``; or summary.json files, folders with one, or folders of such folders.
+        store: Where runs are looked up by name.
+
+    Raises:
+        CommandError: There is no such run.
+        ValueError: A summary is damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for path in _summaries(name, store):
+            summary = read_json(path)
+            if not isinstance(summary, dict) or not {"run", "rates", "cases", "config"} <= summary.keys():
+                raise CommandError(f"{path} is no summary of a run; give a run's summary.json or its folder.")
+            # Those of older versions have no checksum.
+            if "checksum" in summary:
+                try:
+                    summary = unchecked(summary)
+                except ValueError as error:
+                    raise CommandError(f"{path} is damaged: {error}; repeat the run's command.") from error
+            found.setdefault(summary["run"], {**summary, "path": str(path)})
+    return list(found.values())
+
+
+def _summaries(name: str, store: Path) -> list[Path]:
+    if (path := store / RUNS / name / SUMMARY).is_file():
+        return [path]
+    given = Path(name)
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        inside = [given / SUMMARY] if (given / SUMMARY).is_file() else sorted(given.glob(f"*/{SUMMARY}"), key=_order)
+        if inside:
+            return inside
+        raise CommandError(f"The folder {given} has no {SUMMARY}; give a run's folder, or that of a sweep.")
+    known = [path.parent.name for path in (store / RUNS).glob(f"*/{SUMMARY}")]
+    if not known:
+        raise CommandError(f"{name} is no file or folder, and the store {store} has no runs.")
+    nearest = get_close_matches(name, known, n=3) or sorted(known)[:3]
+    raise CommandError(f"{name} is no file, no folder and no run in {store}; did you mean {', '.join(nearest)}?")
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """Jobs of a sweep by their numbers."""
+    name = path.parent.name
+    return (int(name) if name.isdigit() else 0, name)

@@ -13,9 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, TypeAdapter, ValidationError
 
+from diffusion.checked import checked
 from evaluation.statistics import Rate
 from experiments.job.store import content_hash, write_json
 from experiments.results.names import method_name
@@ -33,11 +33,10 @@ KNOWN_TO_SHOW = 0.8
 """Of the prompts, for which the unedited model is to show the concept."""
 
 _LEADERBOARD = "leaderboard.html"
-_STRICT = ConfigDict(extra="forbid")
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@checked_dataclass(frozen=True, config=_STRICT)
+@checked
 class Found:
     """The success of one attack on one erased model.
 
@@ -68,7 +67,7 @@ class Found:
     seed: int | None = None
 
 
-@checked_dataclass(frozen=True, config=_STRICT)
+@checked
 class Record:
     """What is known of a method on a concept and base model.
 
