@@ -33,10 +33,50 @@ def floor_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         "floor, of a model that never knew": str(Rate(**floor["floor"])),
         "ceiling, of the unedited model": str(Rate(**floor["ceiling"])),
+        **standing_texts(summary),
+    }
+
+
+def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The excess over the floor, the calibrated success and the verdict; empty where there is no floor."""
+    floor = summary.get("floor")
+    if not floor:
+        return {}
+    return {
         "excess over the floor": f"{_points(floor)} points",
         "calibrated success": _calibrated(floor),
         "verdict": floor["verdict"],
     }
+
+
+def floor_rate(summary: Mapping[str, Any], name: str) -> Rate | None:
+    """The rate of the ``floor`` or of the ``ceiling``, where there is one."""
+    floor = summary.get("floor")
+    return Rate(**floor[name]) if floor else None
+
+
+def short_standing(summary: Mapping[str, Any]) -> str:
+    """Floor, excess and calibrated success in one line, for a cell of a table; empty where there is no floor."""
+    floor = summary.get("floor")
+    if not floor:
+        return ""
+    return f"floor {100 * floor['floor']['rate']:.0f} %, excess {_points(floor)}, calibrated {_calibrated(floor)}"
+
+
+def floor_sentence(summary: Mapping[str, Any]) -> str:
+    """The same in a sentence, or that no floor was measured and what that means."""
+    floor = summary.get("floor")
+    if not floor:
+        return (
+            "No floor was measured: how often the same attack succeeds on a model that never knew the concept is "
+            "unknown, so some of these successes may be luck, the judge's errors or what the attack itself brings."
+        )
+    rate = Rate(**floor["floor"])
+    return (
+        f"Verdict: {floor['verdict']}. A model that never knew the concept shows it for {rate.successes} of {rate.n} "
+        f"prompts under the same attack: the excess is {_points(floor)} points, and calibrated success is "
+        f"{_calibrated(floor)}."
+    )
 
 
 def floor_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
