@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from erasure.edit import Edit
 from experiments.command.errors import CommandError
 from tests.tiny_job import make_job, run, write_world
 from tests.tiny_sd3 import T5_TOKENS, make_tiny_sd3
@@ -42,10 +43,11 @@ P4D = ("attack=p4d", "attack.preset=mu_attack", "attack.checks=2", "attack.steps
 @pytest.mark.parametrize("method", [("pruning=off", *UNLEARNDIFF), ("pruning=magnitude", *P4D)], ids=["off", "pruned"])
 def test_a_job_erases_attacks_and_judges(sd3_world: Path, tmp_path: Path, method: tuple[str, ...]) -> None:
     summary: dict[str, Any] = run(command(sd3_world, tmp_path / "store", *ESD, *method), tmp_path / "run")
-    assert summary["n"] == 3
-    # Every prompt is drawn before, and again after each check until the first success.
-    assert summary["attack"]["unet_evaluations"] > 0
-    assert (tmp_path / "run").exists()
+    assert [len(summary["cases"]), summary["rates"]["attacked"]["n"]] == [3, 3]
+    assert {"base", "edit", "erased", "attack"} <= summary["costs"].keys()
+    edit = Edit.load(Path(summary["artefacts"]["edit"]) / "edit.safetensors")
+    assert edit.entries
+    assert all(".attn.add_" in name or ".attn.to_add_out." in name for name in edit.entries)
 
 
 @pytest.mark.parametrize(
