@@ -54,14 +54,14 @@ class Draws:
     Attributes:
         timesteps: int64 [n, draws].
         latents: float [n, draws, c, h, w], x_t.
-        noise: float [n, draws, c, h, w], eps.
+        targets: float [n, draws, c, h, w], what should be predicted.
         positions: int64 [n, B], which token each substitution replaces.
         ranks: int64 [n, B], by which of the top k of that position.
     """
 
     timesteps: Tensor
     latents: Tensor
-    noise: Tensor
+    targets: Tensor
     positions: Tensor
     ranks: Tensor
 

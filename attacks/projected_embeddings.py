@@ -74,14 +74,14 @@ def descend(
     taken = torch.tensor([state.steps for state in searches], device=model.device)
     timesteps = torch.stack([drawn.timesteps for drawn in pictures])
     latents = torch.stack([drawn.latents for drawn in pictures])
-    noise = torch.stack([drawn.targets for drawn in pictures])
+    targets = torch.stack([drawn.targets for drawn in pictures])
     losses = torch.zeros(len(searches), dtype=torch.float64, device=model.device)
     steps = timesteps.shape[1]
 
     for step in range(steps):
         projected = table[nearest_tokens(embeddings, directions)]
         gradient, loss = embedding_gradient(
-            model, template, projected, latents[:, step], timesteps[:, step], noise[:, step], criterion=criterion
+            model, template, projected, latents[:, step], timesteps[:, step], targets[:, step], criterion=criterion
         )
         losses += loss
         adam_step(

@@ -1,6 +1,5 @@
 """A text-to-image diffusion model behind one small interface, whatever its size and origin."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.architectures import Pipeline, architecture_of
-from diffusion.autoencoder import Autoencoder
+from diffusion.architectures import Pipeline
 from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard, Guidance
-from diffusion.processes.protocol import NoiseProcess, at_least_float32
-from diffusion.text.tokenizer import CleaningTokenizer
+from diffusion.model_parts import ModelParts
+from diffusion.processes.protocol import at_least_float32
 
 UNGUIDED = 1.0
 """The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
@@ -25,7 +23,7 @@ def is_guided(guidance: float) -> bool:
     return guidance > UNGUIDED
 
 
-class TextToImage:
+class TextToImage(ModelParts):
     """A diffusion model's parts with an exact count of what they cost, whatever its architecture.
 
     Text embeddings are float [n, tokens, width], with more rows than tokens where the network takes more, see
@@ -43,10 +41,6 @@ class TextToImage:
         t5_tokens: How much of a prompt a T5 reads, in its tokens, where the architecture has one.
 
     Attributes:
-        denoiser: The network.
-        process: The noise process.
-        text_encoders: What reads prompts.
-        autoencoder: What is between latents and pictures.
         unet_evaluations: Samples that went through the network's forward pass since the model was made. A guided step
             of one picture counts two; a batch of eight, unguided, counts eight.
         unet_gradients: Samples whose gradient went back through the network, which costs about two evaluations each and
@@ -55,8 +49,7 @@ class TextToImage:
         guard: A defence at inference, if one stands before the model.
 
     Raises:
-        ValueError: Unknown scheduler, a resolution that the model cannot have, tokenizers that differ, or a network
-            that takes more than latents.
+        ValueError: See :class:`diffusion.model_parts.ModelParts`.
     """
 
     def __init__(
@@ -70,126 +63,14 @@ class TextToImage:
         offload: bool = False,
         t5_tokens: int = 256,
     ) -> None:
-        self.name = name
+        super().__init__(
+            pipeline, name=name, scheduler=scheduler, resolution=resolution, offload=offload, t5_tokens=t5_tokens
+        )
         self.autocast = autocast
-        self.resolution = resolution
         self.unet_evaluations = 0
         self.unet_gradients = 0
         self.text_encodings = 0
         self.guard: Guard | None = None
-        home = pipeline.device if offload else None
-        architecture = architecture_of(pipeline, name, t5_tokens=t5_tokens, offload_to=home)
-        self.denoiser = architecture.denoiser
-        self.text_encoders = architecture.text_encoders
-        self._assemble = architecture.assemble
-        for part in (*self.text_encoders.all_encoders, self.network, pipeline.vae):
-            part.eval().requires_grad_(False)
-        vae = pipeline.vae
-        if architecture.vae_overflows and vae.config.force_upcast and vae.dtype == torch.float16:
-            # SDXL's own VAE overflows there; those of Stable Diffusion 1 and 2 have the flag by default and do not.
-            vae.to(torch.float32)
-        self.autoencoder = Autoencoder(vae, name, offload=offload)
-        self._check_latents()
-        _, height, width = self.latent_shape
-        self.process: NoiseProcess = architecture.process(self.denoiser.tokens(height, width))
-        scheduler = self.process.samplers[0] if scheduler is None else scheduler
-        if scheduler not in self.process.samplers:
-            raise ValueError(
-                f"scheduler is {scheduler!r}; it must be one of {', '.join(self.process.samplers)} for {name!r}, which "
-                f"predicts {self.process.currency}."
-            )
-        self.scheduler_name = scheduler
-
-    def _check_latents(self) -> None:
-        """Refuse a network that takes more than latents, and pictures of a size that it does not take.
-
-        Raises:
-            ValueError: See above.
-        """
-        if (channels := self.denoiser.channels) != (latent_channels := self.autoencoder.channels):
-            raise ValueError(
-                f"The {self.denoiser.kind} of {self.name!r} takes {channels} channels and the latents of its VAE have "
-                f"{latent_channels}; models of inpainting (9), editing (8) and depth (5) draw from more than a text "
-                "and cannot be used: choose a text-to-image model."
-            )
-        resolution = self.resolution
-        edges = () if resolution is None else (resolution,) if isinstance(resolution, int) else resolution
-        pixels = self.autoencoder.pixels_per_latent
-        multiple, largest = pixels * self.denoiser.multiple, self.denoiser.largest
-        shown = resolution if isinstance(resolution, int) else list(edges)
-        if any(edge < multiple or edge % multiple for edge in edges):
-            raise ValueError(f"resolution is {shown}; {self.name!r} takes a multiple of {multiple} pixels.")
-        if largest is not None and any(edge > pixels * largest for edge in edges):
-            raise ValueError(f"resolution is {shown}; {self.name!r} takes {pixels * largest} pixels at most.")
-
-    @property
-    def network(self) -> Any:
-        """The denoiser's network, a module of diffusers."""
-        return self.denoiser.network
-
-    @property
-    def unet(self) -> Any:
-        """The same, by the name of those that are U-Nets."""
-        return self.denoiser.network
-
-    @property
-    def vae(self) -> Any:
-        """The autoencoder's network."""
-        return self.autoencoder.vae
-
-    @property
-    def text_encoder(self) -> Any:
-        """The first text encoder."""
-        return self.text_encoders.encoders[0]
-
-    @property
-    def tokenizer(self) -> CleaningTokenizer:
-        """The tokenizer whose ids the text encoders read."""
-        return self.text_encoders.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network lives."""
-        return self.network.device  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the network's weights."""
-        return self.network.dtype  # type: ignore[no-any-return]
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one picture's latents."""
-        if self.resolution is None:
-            height, width = self.denoiser.size
-        else:
-            pixels = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
-            width, height = (edge // self.autoencoder.pixels_per_latent for edge in pixels)
-        return self.denoiser.channels, height, width
-
-    @property
-    def training_timesteps(self) -> int:
-        """Number of timesteps of the noise process (1000 for Stable Diffusion)."""
-        return self.process.length
-
-    @property
-    def vocabulary(self) -> Tensor:
-        """The token embedding table, float [vocabulary, width]; of several text encoders side by side."""
-        return self.text_encoders.vocabulary
-
-    def token_embeddings(self, ids: Tensor) -> Tensor:
-        """Rows of :attr:`vocabulary`, int64 [...] to float [..., width]."""
-        return self.text_encoders.look_up(ids)
-
-    @property
-    def text_shape(self) -> tuple[int, int]:
-        """Rows and width of one prompt's text embedding."""
-        return self.text_encoders.shape
-
-    @property
-    def max_tokens(self) -> int:
-        """Positions of the text encoder, start and end tokens included."""
-        return self.text_encoders.max_tokens
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, max_tokens], cut and padded."""
@@ -482,12 +363,6 @@ class TextToImage:
         pictures += [self.autoencoder.decode(chunk, self.device) for chunk in latents.split(batch_size) if len(chunk)]
         return torch.cat(pictures)
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of a picture in pixels."""
-        pixels = self.autoencoder.pixels_per_latent
-        return self.latent_shape[1] * pixels, self.latent_shape[2] * pixels
-
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Latents (posterior means, scaled) of uint8 images [n, 3, H, W]; float [n, c, h, w].
@@ -515,18 +390,6 @@ class TextToImage:
         latents = self.sample(text, seeds=seeds, steps=steps, guidance=guidance, batch_size=batch_size)
         return self.decode(latents, batch_size=batch_size)
 
-    def fingerprint(self) -> str:
-        """SHA-256 over every weight of the network, the text encoders and the VAE by name, and over added tokens."""
-        digest = hashlib.sha256()
-        for token, number in sorted(self.tokenizer.get_added_vocab().items()):
-            if number >= self.tokenizer.vocab_size:
-                digest.update(f"{token} {number}".encode())
-        for part in (self.network, *self.text_encoders.all_encoders, self.vae):
-            for name, value in sorted(part.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
     @contextmanager
     def trainable(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """Let gradients flow into ``parameters`` and nothing else, for the length of the context."""
@@ -544,9 +407,3 @@ class TextToImage:
         return overflow_remedy(
             self.autocast or self.dtype, "a weight of the model or of its edit is damaged or too large"
         )
-
-    def as_pipeline(self) -> Pipeline:
-        """A plain pipeline of diffusers with the model's parts as they are, and its sampler."""
-        sampler = self.process.plain_sampler(self.scheduler_name)
-        parts = {self.denoiser.part: self.network, "vae": self.vae, "scheduler": sampler}
-        return self._assemble(**parts, **self.text_encoders.parts)

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from diffusion.denoisers.unet import UNetDenoiser
 from diffusion.parameters import named_parameters
 from erasure.additions.adapters import Adapters
 from erasure.edit import Edit, Entry, export
@@ -156,7 +157,9 @@ def test_mask_over_all_cross_attention_of_stable_diffusion_takes_6_mb_at_most(tm
         unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768)
     masks = {
         name: torch.empty(weight.shape, dtype=torch.uint8).random_(10, generator=torch.Generator().manual_seed(0)) > 0
-        for name, weight in scope_parameters(SimpleNamespace(unet=unet, name="sd14"), "xattn").items()
+        for name, weight in scope_parameters(
+            SimpleNamespace(denoiser=UNetDenoiser(unet, 8), network=unet), "xattn"
+        ).items()
         if weight.ndim == 2
     }
 

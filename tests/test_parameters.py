@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from diffusion.denoisers.unet import UNetDenoiser
 from diffusion.parameters import named_parameters, substituted
-from erasure.parameters import SCOPES, UNET_SCOPES, scope_parameters
+from erasure.parameters import UNET_SCOPES, scope_parameters
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def sd14():
             cross_attention_dim=768,
             attention_head_dim=8,
         )
-    return SimpleNamespace(unet=unet, name="sd14")
+    return SimpleNamespace(denoiser=UNetDenoiser(unet, 8), network=unet, name="sd14")
 
 
 def size(parameters):
@@ -47,7 +48,7 @@ def test_scopes_have_the_published_sizes_on_stable_diffusion(sd14, scope, millio
 
 
 def test_scopes_partition_as_their_names_say(sd14):
-    names = {scope: set(scope_parameters(sd14, scope)) for scope in UNET_SCOPES}
+    names = {scope: set(scope_parameters(sd14, scope)) for scope in sd14.denoiser.groups}
 
     assert names["xattn_ffn"] == names["xattn"] | names["ffn"]
     assert names["attn"] == names["xattn"] | names["selfattn"]
@@ -97,8 +98,16 @@ def test_unknown_scope_is_refused_by_name(tiny_model):
         scope_parameters(tiny_model, "cross")
 
 
+@pytest.mark.parametrize("scope", ["attn_kv", "ffn_text", "modulation", "text_projection"])
+def test_scopes_of_transformers_are_refused_by_name(tiny_model, scope):
+    assert scope in UNET_SCOPES
+    with pytest.raises(ValueError, match=f"scope is '{scope}', which the U-Net of 'tiny' has not; choose one of xattn"):
+        scope_parameters(tiny_model, scope)
+
+
 def test_scope_without_parameters_is_refused():
-    model = SimpleNamespace(unet=torch.nn.Conv2d(1, 1, 1), name="plain")
+    network = torch.nn.Conv2d(1, 1, 1)
+    model = SimpleNamespace(denoiser=UNetDenoiser(network, 8), network=network, name="plain")
 
     with pytest.raises(ValueError, match="scope 'xattn' selects no parameter of 'plain'"):
         scope_parameters(model, "xattn")
@@ -107,7 +116,7 @@ def test_scope_without_parameters_is_refused():
 def test_every_scope_names_parameters_in_module_order(tiny_model):
     order = list(named_parameters(tiny_model))
 
-    for scope in SCOPES:
+    for scope in (*tiny_model.denoiser.groups, "text_encoder", "token_embedding"):
         places = [order.index(name) for name in scope_parameters(tiny_model, scope)]
         assert places == sorted(places)
 

@@ -26,7 +26,7 @@ _AC_ROWS = "embed"
 """What AC's code of CompVis calls the last rows of that table: all, or those of added tokens."""
 
 _PREFIXES = re.compile(
-    r"^(unet\.|text_encoder\.|cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.)?"
+    r"^(unet\.|transformer\.|text_encoder\.|cond_stage_model\.transformer\.|conditioner\.embedders\.0\.transformer\.)?"
     r"(text_encoder\.)?(text_model\.)?"
 )
 _SINGULAR = re.compile(r"^embedding\.")
@@ -170,6 +170,9 @@ def _diffusers_names(keys: Sequence[str], model: TextToImage) -> dict[str, str]:
     mean nothing.
     """
     config = model.network.config
+    if not keys or "down_block_types" not in config:
+        # Those authors' code has U-Nets alone.
+        return {}
     blocks = len(config.down_block_types) * (config.layers_per_block + 1)
     counts = {"input_blocks": blocks, "middle_block": 3, "output_blocks": blocks}
     shown = {f"{LDM_UNET_KEY}{block}.{n}.shown": "" for block, count in counts.items() for n in range(count)}
