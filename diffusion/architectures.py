@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from diffusion.denoisers.flux import FluxDenoiser
 from diffusion.denoisers.protocol import Denoiser
 from diffusion.denoisers.sd3 import SD3Denoiser
 from diffusion.denoisers.unet import UNetDenoiser
@@ -14,9 +15,9 @@ from diffusion.processes.flow import RectifiedFlow
 from diffusion.processes.protocol import NoiseProcess
 from diffusion.processes.variance import VarianceProcess
 from diffusion.text.encoders import OneTextEncoder, TextEncoderPair, TextEncoders
-from diffusion.text.with_t5 import T5, TripleTextEncoder
+from diffusion.text.with_t5 import T5, FluxTextEncoder, TripleTextEncoder
 
-Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusion3Pipeline
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusion3Pipeline | FluxPipeline
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def architecture_of(pipeline: Pipeline, name: str, *, t5_tokens: int, offload_to
     """
     if isinstance(pipeline, StableDiffusion3Pipeline):
         return _sd3(pipeline, name, t5_tokens, offload_to)
+    if isinstance(pipeline, FluxPipeline):
+        return _flux(pipeline, name, t5_tokens, offload_to)
     process = VarianceProcess(pipeline.scheduler.config, name)
     denoiser = UNetDenoiser(pipeline.unet, int(2 ** (len(pipeline.vae.config.block_out_channels) - 1)))
     if isinstance(pipeline, StableDiffusionXLPipeline):
@@ -66,12 +69,10 @@ def _sd3(
     pipeline: StableDiffusion3Pipeline, name: str, t5_tokens: int, offload_to: torch.device | None
 ) -> Architecture:
     third = pipeline.text_encoder_3
-    if third is not None and offload_to is not None:
-        third.to("cpu")
     encoders = TripleTextEncoder(
         (pipeline.text_encoder, pipeline.text_encoder_2),
         (pipeline.tokenizer, pipeline.tokenizer_2),
-        t5=None if third is None else T5(third, pipeline.tokenizer_3, offload_to),
+        t5=None if third is None else _waiting(T5(third, pipeline.tokenizer_3, offload_to)),
         t5_tokens=t5_tokens,
         width=int(pipeline.transformer.config.joint_attention_dim),
     )
@@ -82,6 +83,30 @@ def _sd3(
         lambda tokens: RectifiedFlow(config, tokens, name),
         StableDiffusion3Pipeline,
     )
+
+
+def _flux(pipeline: FluxPipeline, name: str, t5_tokens: int, offload_to: torch.device | None) -> Architecture:
+    encoders = FluxTextEncoder(
+        pipeline.text_encoder,
+        pipeline.tokenizer,
+        t5=_waiting(T5(pipeline.text_encoder_2, pipeline.tokenizer_2, offload_to)),
+        t5_tokens=t5_tokens,
+        width=int(pipeline.transformer.config.joint_attention_dim),
+    )
+    config = pipeline.scheduler.config
+    return Architecture(
+        FluxDenoiser(pipeline.transformer),
+        encoders,
+        lambda tokens: RectifiedFlow(config, tokens, name, spacing="even"),
+        FluxPipeline,
+    )
+
+
+def _waiting(t5: T5) -> T5:
+    """The same T5, on the CPU if it only visits the GPU."""
+    if t5.visits is not None:
+        t5.encoder.to("cpu")
+    return t5
 
 
 def _sd_pipeline(**parts: Any) -> StableDiffusionPipeline:

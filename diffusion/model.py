@@ -165,14 +165,15 @@ class TextToImage(ModelParts):
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         return self.process.as_told(prediction, latents, timesteps)
 
-    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """What the samplers are told, float [n, c, h, w]."""
+    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """What the samplers are told, float [n, c, h, w]; ``embedded`` are scales of embedded guidance, float [n]."""
+        embedded = latents.new_ones(len(latents)) if embedded is None else embedded
         self.unet_evaluations += len(latents)
         if self.guard is not None:
             text = self.guard.condition(text, timesteps)
         rows, pooled = self.text_encoders.split(text)
         with torch.autocast(latents.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.denoiser.evaluate(latents.to(self.dtype), timesteps, rows, pooled)
+            output = self.denoiser.evaluate(latents.to(self.dtype), timesteps, rows, pooled, embedded)
         if output.requires_grad:
             output.register_hook(self._count_gradients)
         return self.process.told(output, latents, timesteps)
@@ -225,7 +226,9 @@ class TextToImage(ModelParts):
 
     def is_guided(self, guidance: float) -> bool:
         """Whether a picture of this guidance scale needs more than the prediction for its prompt."""
-        return is_guided(guidance) or (self.guard is not None and self.guard.always_guides)
+        if self.guard is not None and self.guard.always_guides:
+            return True
+        return self.denoiser.guidance == "classifier_free" and is_guided(guidance)
 
     def evaluations_per_step(self, guidance: float) -> int:
         """U-Net evaluations of one picture's sampler step at this guidance scale."""
@@ -286,13 +289,18 @@ class TextToImage(ModelParts):
             Latents, float [n, c, h, w].
 
         Raises:
-            ValueError: Numbers of texts, seeds and guidance scales differ.
+            ValueError: Numbers of texts, seeds and guidance scales differ, or the network takes no guidance.
             NotFiniteError: The latents are infinite or NaN.
         """
         scales = torch.full((len(text),), guidance) if isinstance(guidance, (int, float)) else torch.tensor(guidance)
         if not len(text) == len(seeds) == len(scales):
             raise ValueError(f"{len(text)} texts, {len(seeds)} seeds and {len(scales)} guidance scales do not match.")
         scales = scales.clamp(min=UNGUIDED)
+        if self.denoiser.guidance == "none" and bool((scales > UNGUIDED).any()):
+            raise ValueError(
+                f"guidance is {float(scales.max()):g}; {self.name!r} is distilled and takes none: give its prompts a "
+                "guidance of 1 (prompt_set.columns.evaluation_guidance=null prompt_set.guidance=1)."
+            )
         unconditional = self.encode([""])
         noise = self.initial_latents(seeds) if noise is None else noise
         chunks = [self.initial_latents([])]
@@ -336,7 +344,7 @@ class TextToImage(ModelParts):
             elif guided:
                 output = self._guided(self._predict, scaled, timesteps, text, unconditional, scales)
             else:
-                output = self._predict(scaled, timesteps, text)
+                output = self._predict(scaled, timesteps, text, scales)
             precise = at_least_float32(latents.dtype)
             latents = scheduler.step(output.to(precise), timestep, latents.to(precise)).prev_sample.to(latents.dtype)
         if until is not None and until < len(scheduler.timesteps):

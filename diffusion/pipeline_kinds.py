@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from diffusion.architectures import Pipeline
 
@@ -27,7 +27,7 @@ class PipelineKind:
         pipeline: Its class.
         begins: How the classes of such pipelines are called.
         parts: What its folder must have.
-        signs: A folder with one of these parts is taken for it.
+        signs: A folder with one of these parts is taken for it, whatever it is called.
         left_out: Arguments that leave out what nothing here uses.
     """
 
@@ -64,9 +64,9 @@ SD3 = PipelineKind(
     StableDiffusion3Pipeline,
     "StableDiffusion3",
     (*_COMMON, "transformer", *_SECOND),
-    ("transformer",),
-    {"image_encoder": None, "feature_extractor": None},
+    left_out={"image_encoder": None, "feature_extractor": None},
 )
+FLUX = PipelineKind("FLUX.1", FluxPipeline, "Flux", SD3.parts, left_out=SD3.left_out)
 
 
 def present_parts(index: Mapping[str, Any]) -> set[str]:
@@ -85,12 +85,13 @@ def kind_of(index: Mapping[str, Any], source: str) -> PipelineKind:
         ValueError: It lacks a part, a part's code is not known, or its kind is not.
     """
     present, name = present_parts(index), str(index.get("_class_name"))
-    if "transformer" in present and not name.startswith(SD3.begins):
+    if "transformer" in present and not name.startswith((SD3.begins, FLUX.begins)):
         raise ValueError(
-            f"{source} is a model of {name}, which is not known here; name a model of {SD.title}, {SDXL.title} or "
-            f"{SD3.title} as model.source."
+            f"{source} is a model of {name}, which is not known here; name a model of "
+            f"{', '.join(kind.title for kind in (SD, SDXL, SD3))} or {FLUX.title} as model.source."
         )
-    kind = next((kind for kind in (SD3, SDXL) if name.startswith(kind.begins) or present.intersection(kind.signs)), SD)
+    called = (kind for kind in (FLUX, SD3, SDXL) if name.startswith(kind.begins))
+    kind = next(called, SDXL if present.intersection(SDXL.signs) else SD)
     if missing := [part for part in kind.parts if part not in present]:
         problem = f"it lacks {', '.join(missing)}"
         if kind is SDXL:

@@ -93,7 +93,12 @@ def solved(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
 
 
 def key_value_weights(model: TextToImage) -> dict[str, Tensor]:
-    """The matrices that closed-form erasers change by parameter name, float [any, width]."""
+    """The matrices that closed-form erasers change by parameter name, float [any, width].
+
+    Raises:
+        ValueError: The network has no cross-attention, whose keys and values are linear in the text.
+    """
+    model.denoiser.text_attention()
     return {name: weight.detach() for name, weight in scope_parameters(model, SCOPE).items() if weight.ndim == 2}
 
 
@@ -122,6 +127,7 @@ class ClosedForm(ABC):
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
+        weights = key_value_weights(model)
         right, said, spent = self.solution(model, concept, seed=seed, checkpoint=checkpoint)
-        erasure = Erasure(Edit.from_right_multiplication(right, key_value_weights(model), said), [], spent)
+        erasure = Erasure(Edit.from_right_multiplication(right, weights, said), [], spent)
         return prune_after(erasure, self, pruning, model, concept, scope=SCOPE, seed=seed, checkpoint=checkpoint)

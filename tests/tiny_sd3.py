@@ -77,7 +77,7 @@ def make_tiny_sd3(
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    third, third_tokenizer = _t5() if t5 else (None, None)
+    third, third_tokenizer = make_t5() if t5 else (None, None)
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
@@ -91,7 +91,8 @@ def make_tiny_sd3(
     )
 
 
-def _t5() -> tuple[T5EncoderModel, T5Tokenizer]:
+def make_t5() -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A T5 that knows some words and all letters, and its tokenizer."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁church", "▁red", "▁fish", *"abcdefghijklmnopqrstuvwxyz"]
     tokenizer = T5Tokenizer(
         vocab=[(piece, -float(place)) for place, piece in enumerate(pieces)], extra_ids=0, model_max_length=T5_TOKENS

@@ -1,7 +1,7 @@
 """What the model asks of its network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -10,6 +10,10 @@ Selector = Callable[[str, nn.Module], bool]
 
 ParameterGroups = Mapping[str, Selector]
 """What the names of scopes mean on an architecture; see :mod:`erasure.parameters`. It has no others."""
+
+GuidanceKind = Literal["classifier_free", "embedded", "none"]
+"""How a network's pictures are guided: by a second evaluation for the empty prompt; by a scale that it is given; or not
+at all, as it was distilled to the guided pictures."""
 
 
 class Denoiser(Protocol):
@@ -35,6 +39,10 @@ class Denoiser(Protocol):
         """The same with another network."""
 
     @property
+    def guidance(self) -> GuidanceKind:
+        """How pictures are guided."""
+
+    @property
     def channels(self) -> int:
         """Of the latents."""
 
@@ -53,7 +61,9 @@ class Denoiser(Protocol):
     def tokens(self, height: int, width: int) -> int:
         """How many positions it sees latents of this size in."""
 
-    def evaluate(self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None) -> Tensor:
+    def evaluate(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None, guidance: Tensor
+    ) -> Tensor:
         """The network's output, float [n, c, h, w].
 
         Args:
@@ -61,6 +71,7 @@ class Denoiser(Protocol):
             timesteps: [n].
             text: float [n, rows, width].
             pooled: What the prompts are as a whole, float [n, width], if the model has it.
+            guidance: Scales of embedded guidance, float [n]; other networks take no notice.
         """
 
     def text_attention(self) -> dict[str, Any]:

@@ -5,44 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion.denoisers.protocol import ParameterGroups
-
-_TEXT_KEYS = (".attn.add_k_proj.", ".attn.add_v_proj.")
-_TEXT = (*_TEXT_KEYS, ".attn.add_q_proj.", ".attn.to_add_out.")
-_IMAGE_KEYS = (".attn.to_k.", ".attn.to_v.")
-# The second attention of Stable Diffusion 3.5 medium is called as a U-Net's cross-attention is, and sees no text.
-_IMAGE = (*_IMAGE_KEYS, ".attn.to_q.", ".attn.to_out.", *(f".attn2.to_{side}." for side in ("q", "k", "v", "out")))
-_BLOCKS = "transformer_blocks."
-
-
-def _has(name: str, parts: tuple[str, ...]) -> bool:
-    return any(part in name for part in parts)
-
-
-def _is_linear_or_conv(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-GROUPS: ParameterGroups = {
-    "xattn": lambda name, module: _has(name, _TEXT),
-    "xattn_kv": lambda name, module: _has(name, _TEXT_KEYS),
-    "selfattn": lambda name, module: _has(name, _IMAGE),
-    "attn": lambda name, module: _has(name, (*_TEXT, *_IMAGE)),
-    "attn_kv": lambda name, module: _has(name, (*_IMAGE_KEYS, ".attn2.to_k.", ".attn2.to_v.")),
-    "ffn": lambda name, module: ".ff." in name,
-    "ffn2": lambda name, module: name.endswith(".ff.net.2.weight"),
-    "xattn_ffn": lambda name, module: _has(name, (*_TEXT, ".ff.")),
-    "ffn_text": lambda name, module: ".ff_context." in name,
-    "modulation": lambda name, module: name.startswith(_BLOCKS) and _has(name, (".norm1.", ".norm1_context.")),
-    "text_projection": lambda name, module: name.startswith(("context_embedder.", "time_text_embed.text_embedder.")),
-    "noxattn": lambda name, module: name.startswith(_BLOCKS) and not _has(name, _TEXT),
-    "esd_u": lambda name, module: name.startswith(_BLOCKS) and _is_linear_or_conv(module) and not _has(name, _TEXT),
-    "transformers": lambda name, module: (
-        name.startswith(_BLOCKS) and _is_linear_or_conv(module) and name.endswith(".weight")
-    ),
-    "linear_conv": lambda name, module: _is_linear_or_conv(module) and name.endswith(".weight"),
-    "full": lambda name, module: True,
-}
+from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
+from diffusion.denoisers.protocol import GuidanceKind
 
 
 @dataclass(frozen=True)
@@ -62,6 +26,11 @@ class SD3Denoiser:
     def with_network(self, network: nn.Module) -> "SD3Denoiser":
         """The same with another network."""
         return replace(self, network=network)
+
+    @property
+    def guidance(self) -> GuidanceKind:
+        """See :attr:`diffusion.denoisers.protocol.Denoiser.guidance`."""
+        return "classifier_free"
 
     @property
     def channels(self) -> int:
@@ -88,7 +57,9 @@ class SD3Denoiser:
         """Patches of the latents."""
         return (height // self.multiple) * (width // self.multiple)
 
-    def evaluate(self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None) -> Tensor:
+    def evaluate(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None, guidance: Tensor
+    ) -> Tensor:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.evaluate`."""
         return self.network(  # type: ignore[no-any-return]
             hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, pooled_projections=pooled
@@ -100,7 +71,4 @@ class SD3Denoiser:
         Raises:
             ValueError: Always.
         """
-        raise ValueError(
-            "A transformer of Stable Diffusion 3 has no cross-attention: text and picture attend to each other in one "
-            "sequence; choose a method that trains weights, as eraser=esd, ac or salun."
-        )
+        refuse_cross_attention()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers.protocol import ParameterGroups
+from diffusion.denoisers.protocol import GuidanceKind, ParameterGroups
 
 
 def _is_linear_or_conv(module: nn.Module) -> bool:
@@ -55,6 +55,11 @@ class UNetDenoiser:
         return replace(self, network=network)
 
     @property
+    def guidance(self) -> GuidanceKind:
+        """See :attr:`diffusion.denoisers.protocol.Denoiser.guidance`."""
+        return "classifier_free"
+
+    @property
     def channels(self) -> int:
         """Of the latents."""
         return int(self.network.config.in_channels)
@@ -75,7 +80,9 @@ class UNetDenoiser:
         """Pixels of the latents."""
         return height * width
 
-    def evaluate(self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None) -> Tensor:
+    def evaluate(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor | None, guidance: Tensor
+    ) -> Tensor:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.evaluate`; with ``pooled`` as Stable Diffusion XL has it."""
         if pooled is None:
             return self.network(latents, timesteps, text).sample  # type: ignore[no-any-return]

@@ -106,6 +106,13 @@ class TextEncoders(ABC):
         """Where each sequence of ids ends, int64 [n]."""
         return (ids == self.tokenizer.eos_token_id).int().argmax(1)  # type: ignore[no-any-return]
 
+    def spelled(self, ids: Tensor, ends: Tensor) -> list[str]:
+        """The text between start and end of each sequence of ids."""
+        return [
+            self.tokenizer.decode(row[1:end], skip_special_tokens=True).strip()
+            for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
+        ]
+
     def read_ids(self, ids: Tensor, texts: Sequence[str] | None = None) -> Tensor:
         """Text of ids int64 [n, tokens], float [n, rows, width]; ``texts`` are what they were made of, if known."""
         ends = self.ends(ids)

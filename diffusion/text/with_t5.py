@@ -1,4 +1,4 @@
-"""Text encoders with a T5 beside CLIP's, which may be absent: those of Stable Diffusion 3."""
+"""Text encoders with a T5 beside CLIP's: those of Stable Diffusion 3, where it may be absent, and of FLUX."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -100,11 +100,7 @@ class TripleTextEncoder(TextEncoders):
         outputs = self._outputs(self._padded(ids, ends))
         if self.t5 is None:
             return self._join(outputs, ends)
-        if texts is None:
-            texts = [
-                self.tokenizer.decode(row[1:end], skip_special_tokens=True).strip()
-                for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
-            ]
+        texts = self.spelled(ids, ends) if texts is None else texts
         return self._stack(outputs, self.t5.read(texts, self.t5_tokens))
 
     def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
@@ -136,3 +132,79 @@ class TripleTextEncoder(TextEncoders):
 
     def _widened(self, rows: Tensor) -> Tensor:
         return functional.pad(rows, (0, self._width - rows.shape[-1]))
+
+
+class FluxTextEncoder(TextEncoders):
+    """The text encoders of FLUX.1: the rows are T5's alone, and CLIP's gives the pooled embedding.
+
+    Args:
+        encoder: CLIP's.
+        tokenizer: Its tokenizer.
+        t5: The T5.
+        t5_tokens: Rows of T5.
+        width: Of a row.
+    """
+
+    reads_text = True
+
+    def __init__(self, encoder: Any, tokenizer: Any, *, t5: T5, t5_tokens: int, width: int) -> None:
+        super().__init__((encoder,), (tokenizer,))
+        self.t5 = t5
+        self.t5_tokens = t5_tokens
+        self._width = width
+        self.pooled_width = int(encoder.config.hidden_size)
+
+    @property
+    def all_encoders(self) -> tuple[Any, ...]:
+        """See :attr:`TextEncoders.all_encoders`."""
+        return (*self.encoders, self.t5.encoder)
+
+    @property
+    def all_tokenizers(self) -> tuple[Any, ...]:
+        """See :attr:`TextEncoders.all_tokenizers`."""
+        return (*self.tokenizers, self.t5.tokenizer)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """See :attr:`TextEncoders.parts`."""
+        return {**super().parts, "text_encoder_2": self.t5.encoder, "tokenizer_2": self.t5.tokenizer}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See :attr:`TextEncoders.settings`."""
+        return {"t5_tokens": self.t5_tokens}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of T5 and a row, and their width."""
+        return self.t5_tokens + 1, self._width
+
+    def read_ids(self, ids: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """See :meth:`TextEncoders.read_ids`; T5 reads ``texts``, or else what the ids spell."""
+        ends = self.ends(ids)
+        texts = self.spelled(ids, ends) if texts is None else texts
+        return self._stack(self._outputs(self._padded(ids, ends)), self.t5.read(texts, self.t5_tokens))
+
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+        """See :meth:`TextEncoders.read_embeddings`.
+
+        Raises:
+            ValueError: Always: T5 reads no embeddings of CLIP's tokens.
+        """
+        raise ValueError(
+            "Embeddings of CLIP's tokens are no text for the model's T5; choose an attack that gives texts (random, "
+            "paraphrase, seed_search)."
+        )
+
+    def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TextEncoders.split`."""
+        return text[:, :-1], text[:, -1, : self.pooled_width]
+
+    def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
+        pooled = outputs[0].pooler_output
+        return self._stack(outputs, pooled.new_zeros((len(pooled), self.t5_tokens, self._width)))
+
+    def _stack(self, outputs: Sequence[Any], rows: Tensor) -> Tensor:
+        pooled = outputs[0].pooler_output
+        widened = functional.pad(pooled, (0, self._width - pooled.shape[-1]))
+        return torch.cat([rows.to(pooled), widened[:, None]], dim=1)

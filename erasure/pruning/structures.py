@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
 from diffusion.model import TextToImage
@@ -73,7 +74,7 @@ def _units_of(unet: nn.Module, name: str, weight: Tensor, granularity: Granulari
         if owner == path:
             continue
         module = unet.get_submodule(owner)
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | FluxAttention):
             inner = columns[None] if leaf in _OUT_OF_HEADS else rows[:, None]
             width = inner.numel() // module.heads
             return owner, inner // width if granularity == "head" else inner
