@@ -61,9 +61,7 @@ def test_guidance_is_embedded(tokenizer_folder: Path) -> None:
 
 def test_a_distilled_model_refuses_guidance(tokenizer_folder: Path) -> None:
     model = flux(make_tiny_flux(tokenizer_folder, guided=False))
-    with pytest.raises(
-        ValueError, match=r"guidance is 7\.5; 'tiny-flux' is distilled and takes none: give its prompts"
-    ):
+    with pytest.raises(ValueError, match=r"guidance is 7\.5; 'tiny-flux' is distilled and takes none: give"):
         model.generate(PROMPTS, seeds=[1, 2], steps=2, guidance=7.5)
 
 

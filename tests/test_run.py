@@ -167,7 +167,7 @@ def test_a_bad_checkpoint_is_one_sentence(
     content: bytes | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # Nothing is asked of the network.
-    monkeypatch.setattr("diffusion.loading.hub_answers", lambda: False)
+    monkeypatch.setattr("diffusion.loading.model_source.hub_answers", lambda: False)
     checkpoint = tmp_path / "model.safetensors"
     if content is not None:
         checkpoint.write_bytes(content)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from attacks.protocols import is_given_original
-from diffusion import loading
 from diffusion.canvas.plan import make_scheduler
 from diffusion.denoisers.unet import UNetDenoiser
-from diffusion.loading import SDXL_KEY, _is_sdxl_file, load_model
+from diffusion.loading import load_model, model_source
+from diffusion.loading.model_source import SDXL_KEY, _is_sdxl_file
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX
 from diffusion.prompt_template import PromptTemplate
@@ -268,7 +268,7 @@ def open_clip_weights(weights: dict[str, torch.Tensor], prefix: str) -> dict[str
 def test_a_single_file_gives_the_folders_model(
     folder: Path, model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loading, "hub_answers", lambda: False)
+    monkeypatch.setattr(model_source, "hub_answers", lambda: False)
     weights = {}
     for part, name in (("unet", unet_name), ("vae", vae_name)):
         for key, value in load_file(folder / part / "diffusion_pytorch_model.safetensors").items():

@@ -1,4 +1,4 @@
-"""Loads a model from wherever it lies: the canvas, a diffusers folder, a single file, or the Hugging Face Hub."""
+"""Which model a job takes, and how it is loaded: a diffusers folder, a single file, or one of the Hub."""
 
 import json
 import logging
@@ -24,9 +24,9 @@ from diffusion.architectures import Pipeline
 from diffusion.checked import checked
 from diffusion.files import in_short, stands_in, why_unreadable
 from diffusion.finite import overflow_remedy, require_finite_tensors
+from diffusion.loading.pipeline_kinds import SD, SDXL, T5_PARTS, PipelineKind, kind_of, present_parts
 from diffusion.memory import checkpoint_activations
 from diffusion.model import TextToImage
-from diffusion.pipeline_kinds import SD, SDXL, T5_PARTS, PipelineKind, kind_of, present_parts
 from diffusion.processes.noise_schedule import Prediction
 from diffusion.sources import SINGLE_FILES, cached_folder, hub_answers, locate, unreachable, weights_variant
 from diffusion.weight_files import LOADING_ERRORS, inert_names_allowed
