@@ -67,7 +67,7 @@ def files_of(group: str) -> list[str]:
 
 def draw_line(number: int) -> tuple[list[str], list[str]]:
     """Line ``number``, and those of its words that are surely wrong."""
-    draw = random.Random(number)  # noqa: S311 - no secret
+    draw = random.Random(number)
     groups = draw.sample(GROUPS, draw.choice((0, 1, 1, 2, 3)))
     choices = [f"{group}={draw.choice(files_of(group))}" for group in groups]
     if draw.random() < 0.25:
@@ -75,7 +75,7 @@ def draw_line(number: int) -> tuple[list[str], list[str]]:
     line, wrong = list(choices), []
     try:
         known = leaves(tuple(choices))
-    except Exception:  # noqa: BLE001 - the line itself is to say why
+    except Exception:
         known = leaves(())
     for _ in range(draw.choice((0, 1, 1, 1, 2))):
         path, value = draw.choice(known)
