@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.cases import PromptCase
 from diffusion.finite import require_finite
 from diffusion.model import TextToImage
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 
 EmbeddingStart = Literal["mean", "random"]

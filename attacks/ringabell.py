@@ -14,7 +14,7 @@ from attacks.prompt_pairs import Pair, Pairs, resolve_pairs
 from attacks.prompt_search import candidate_tokens
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream

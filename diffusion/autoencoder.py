@@ -51,7 +51,7 @@ class Autoencoder:
         """
         scaled = latents.to(self.vae.dtype) / self._scale
         with self._using(device):
-            decoded = self.vae.decode(scaled + self._shift if self._shift else scaled).sample.float()
+            decoded: Tensor = self.vae.decode(scaled + self._shift if self._shift else scaled).sample.float()
         require_finite(decoded, f"Pictures that the VAE of {self.name!r} decodes", self._remedy)
         return ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
@@ -63,7 +63,7 @@ class Autoencoder:
         """
         pixels = images.to(device).float() / 127.5 - 1
         with self._using(device):
-            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
+            mean: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
         latents = ((mean - self._shift if self._shift else mean) * self._scale).to(device, dtype)
         require_finite(latents, f"Latents that the VAE of {self.name!r} encodes pictures to", self._remedy)
         return latents

@@ -11,7 +11,7 @@ from diffusion.architectures import Pipeline
 from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard, Guidance
 from diffusion.model_parts import ModelParts
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 
 UNGUIDED = 1.0
 """The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
@@ -57,7 +57,7 @@ class TextToImage(ModelParts):
         pipeline: Pipeline,
         *,
         name: str = "pipeline",
-        scheduler: str | None = "ddim",
+        scheduler: str | None = None,
         autocast: torch.dtype | None = None,
         resolution: int | tuple[int, int] | None = None,
         offload: bool = False,
@@ -143,7 +143,7 @@ class TextToImage(ModelParts):
         self.text_encodings += len(token_embeddings)
         return self.text_encoders.read_embeddings(token_embeddings, eos_positions).to(self.dtype)
 
-    def predict(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor | float, text: Tensor) -> Tensor:
         """The network's prediction in the currency of the noise process, float [n, c, h, w].
 
         Args:
@@ -154,7 +154,7 @@ class TextToImage(ModelParts):
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         return self.process.prediction(self._predict(latents, timesteps, text), latents, timesteps)
 
-    def as_told(self, prediction: Tensor, latents: Tensor, timesteps: Tensor | int) -> Tensor:
+    def as_told(self, prediction: Tensor, latents: Tensor, timesteps: Tensor | float) -> Tensor:
         """What the samplers are to be told where this is predicted.
 
         Args:
@@ -182,7 +182,7 @@ class TextToImage(ModelParts):
         self.unet_gradients += len(gradient)
 
     def guided(
-        self, latents: Tensor, timesteps: Tensor | int, text: Tensor, unconditional: Tensor, guidance: float | Tensor
+        self, latents: Tensor, timesteps: Tensor | float, text: Tensor, unconditional: Tensor, guidance: float | Tensor
     ) -> Tensor:
         """Classifier-free guidance, both halves in one batch: p_0 + guidance * (p_c - p_0) of predictions p.
 
@@ -199,7 +199,7 @@ class TextToImage(ModelParts):
         self,
         predict: Callable[[Tensor, Tensor, Tensor], Tensor],
         latents: Tensor,
-        timesteps: Tensor | int,
+        timesteps: Tensor | float,
         text: Tensor,
         unconditional: Tensor,
         guidance: float | Tensor,
@@ -236,7 +236,7 @@ class TextToImage(ModelParts):
             return 1
         return 2 if self.guard is None else self.guard.evaluations_per_step
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
         """Latents with unit Gaussian noise as they are at timesteps, float [n, c, h, w]."""
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         return self.process.noised(latents, noise, timesteps)

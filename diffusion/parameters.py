@@ -11,6 +11,8 @@ from diffusion.model import TextToImage
 TEXT_ENCODER_PREFIX = "text_encoder."
 """Marks the names of text encoder parameters; U-Net parameters go by their diffusers names."""
 
+_CROSS_ATTENTION = "attn2"
+
 
 def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
     """The U-Net's parameters, and the text encoder's with their prefix."""
@@ -19,11 +21,14 @@ def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
 
 
 def matching_parameters(model: TextToImage, pattern: str) -> dict[str, nn.Parameter]:
-    """The U-Net's parameters whose names match, as ``*`` or ``*.attn2.*``.
+    """The network's parameters whose names match, as ``*`` or ``*.attn2.*``.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or the pattern names a U-Net's cross-attention and the network has none.
     """
+    if _CROSS_ATTENTION in pattern:
+        # Some transformers call another attention so, which sees no text.
+        model.denoiser.text_attention()
     matching = {name: value for name, value in model.network.named_parameters() if fnmatchcase(name, pattern)}
     if not matching:
         raise ValueError(

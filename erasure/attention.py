@@ -1,67 +1,27 @@
-"""Cross-attention: its probabilities while the U-Net runs, and which of their columns belong to a concept."""
+"""The attention to text: its probabilities while the network runs, and which of their columns belong to a concept."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from diffusion.denoisers.attention import TextAttention
 from diffusion.model import TextToImage
-from diffusion.processes.protocol import at_least_float32
 from erasure.concept import Concept
 
 
-class AttentionRecord:
-    """What the cross-attention layers computed, layer by layer in the order of the U-Net's evaluations."""
-
-    def __init__(self) -> None:
-        self._heads: list[tuple[int, float]] = []
-        self._queries: list[Tensor] = []
-        self._keys: list[Tensor] = []
-
-    def probabilities(self, pixels: int | None = None) -> Iterator[Tensor]:
-        """softmax(scale q k^T) of every layer, float [n, heads, pixels, tokens]; rows sum to 1.
-
-        Args:
-            pixels: If given, only of the layers that look with so many.
-        """
-        for (heads, scale), query, key in zip(self._heads, self._queries, self._keys, strict=True):
-            if pixels is not None and query.shape[1] != pixels:
-                continue
-            # Under autocast queries and keys are in half precision, which is too coarse for products and their softmax.
-            q, k = (
-                rows.to(at_least_float32(rows.dtype)).unflatten(-1, (heads, -1)).transpose(1, 2)
-                for rows in (query, key)
-            )
-            yield (scale * (q @ k.transpose(-1, -2))).softmax(-1)
-
-    @property
-    def layer_pixels(self) -> list[int]:
-        """With how many pixels layers look, every number once, the largest first."""
-        return sorted({query.shape[1] for query in self._queries}, reverse=True)
-
-    def watch(self, layer: nn.Module, hooks: ExitStack) -> None:
-        """Keep what ``layer`` computes until ``hooks`` closes."""
-
-        def keep_query(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self._heads.append((layer.heads, layer.scale))  # type: ignore[arg-type]
-            self._queries.append(output)
-
-        def keep_key(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self._keys.append(output)
-
-        hooks.callback(layer.to_q.register_forward_hook(keep_query).remove)  # type: ignore[union-attr, operator]
-        hooks.callback(layer.to_k.register_forward_hook(keep_key).remove)  # type: ignore[union-attr, operator]
-
-
 @contextmanager
-def recorded_attention(model: TextToImage) -> Iterator[AttentionRecord]:
-    """Record cross-attention for the length of the context, differentiably and without changing what is computed."""
-    record = AttentionRecord()
+def recorded_attention(model: TextToImage) -> Iterator[TextAttention]:
+    """Record the attention to text for the length of the context, differentiably and without changing what is computed.
+
+    Raises:
+        ValueError: The network's cannot be recorded.
+    """
+    record = TextAttention()
     with ExitStack() as hooks:
-        for layer in model.denoiser.text_attention().values():
-            record.watch(layer, hooks)
+        model.denoiser.watch_text_attention(record, hooks)
         yield record
 
 
@@ -94,17 +54,17 @@ def concept_columns(model: TextToImage, concept: Concept, *, end_tokens: bool = 
     return columns
 
 
-def concept_squares(record: AttentionRecord, columns: Tensor, masks: Tensor | None = None) -> Tensor:
+def concept_squares(record: TextAttention, columns: Tensor, masks: Tensor | None = None) -> Tensor:
     """The squared Frobenius norm of every layer's attention to the concept's tokens, float [layers, n].
 
     Args:
         record: Of one evaluation of n samples.
-        columns: Which tokens belong to the concept, bool [n, tokens].
+        columns: Which tokens belong to the concept, bool [n, tokens]; rows of text beyond them belong to none.
         masks: If given, the latents' pixels that count, bool [n, height, width]; smaller layers take the nearest ones.
     """
     squares = []
     for A in record.probabilities():
-        counted = A.square() * columns[:, None, None, :]
+        counted = A[..., : columns.shape[1]].square() * columns[:, None, None, :]
         if masks is not None:
             size = layer_size((masks.shape[1], masks.shape[2]), A.shape[2])
             counted = counted * nearest(masks, size).flatten(1)[:, None, :, None]
@@ -112,7 +72,7 @@ def concept_squares(record: AttentionRecord, columns: Tensor, masks: Tensor | No
     return torch.stack(squares)
 
 
-def concept_maps(record: AttentionRecord, columns: Tensor, size: tuple[int, int]) -> Tensor:
+def concept_maps(record: TextAttention, columns: Tensor, size: tuple[int, int]) -> Tensor:
     """Where in the picture the U-Net looks at the concept: the mean attention over layers, heads and its tokens.
 
     Args:
@@ -127,12 +87,12 @@ def concept_maps(record: AttentionRecord, columns: Tensor, size: tuple[int, int]
         ValueError: No layer has this size.
     """
     maps = [
-        (A * columns[:, None, None, :]).sum(-1).mean(1) / columns.sum(-1, keepdim=True)
+        (A[..., : columns.shape[1]] * columns[:, None, None, :]).sum(-1).mean(1) / columns.sum(-1, keepdim=True)
         for A in record.probabilities(size[0] * size[1])
     ]
     if not maps:
         raise ValueError(
-            f"No cross-attention layer looks with {size[0]}x{size[1]} pixels; their numbers of pixels are "
+            f"No layer looks with {size[0]}x{size[1]} pixels; their numbers of pixels are "
             f"{', '.join(map(str, record.layer_pixels))}."
         )
     mean = torch.stack(maps).mean(0)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from diffusion.finite import is_finite, require_finite
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters, substituted
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 from diffusion.streams import derived_seed
 from diffusion.training import fit
 from erasure.concept import Concept

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.files import set_aside
 from diffusion.model import TextToImage
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 from diffusion.progress import track
 from diffusion.streams import stream
 from diffusion.training import read_saved, save_atomically

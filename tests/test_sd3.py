@@ -10,7 +10,9 @@ from diffusers import StableDiffusion3Pipeline
 
 from diffusion.loading import ModelSource
 from diffusion.model import TextToImage
+from diffusion.parameters import matching_parameters
 from diffusion.processes.flow import RectifiedFlow
+from erasure.attention import recorded_attention
 from erasure.edit import Edit, export
 from erasure.parameters import UNET_SCOPES, scope_parameters
 from tests.tiny_sd3 import JOINT, T5_TOKENS, TOKENS, WIDTHS, make_tiny_sd3
@@ -173,6 +175,33 @@ def test_the_second_image_attention_is_no_cross_attention(tokenizer_folder: Path
     assert dual <= scope_parameters(model, "selfattn").keys()
     with pytest.raises(ValueError, match="has no cross-attention"):
         model.denoiser.text_attention()
+    with pytest.raises(ValueError, match="has no cross-attention"):
+        matching_parameters(model, "*.attn2.*")
+
+
+@pytest.mark.parametrize("qk_norm", ["rms_norm", None])
+def test_attention_to_text_is_what_the_blocks_compute(tokenizer_folder: Path, qk_norm: str | None) -> None:
+    model = sd3(make_tiny_sd3(tokenizer_folder, dual=True, qk_norm=qk_norm))
+    model.network.double()
+    layer = model.network.transformer_blocks[0].attn
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("to_v", "add_v_proj"):
+        getattr(layer, name).register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    layer.to_out[0].register_forward_pre_hook(lambda _, inputs: seen.update({"mixed": inputs[0]}))
+    with torch.no_grad(), recorded_attention(model) as record:
+        model.predict(model.initial_latents([1, 2]), 500.0, model.encode(PROMPTS))
+    first, second = record.probabilities()
+    rows = TOKENS + T5_TOKENS
+    assert first.shape == second.shape == (2, 4, 16, rows)
+    assert bool((first.sum(-1) < 1).all())
+    assert record.layer_pixels == [16]
+    # What a picture's row takes from the picture itself is the rest: text alone is mixed if its values are zero.
+    layer.to_v.weight.data.zero_()
+    layer.to_v.bias.data.zero_()
+    with torch.no_grad():
+        model.predict(model.initial_latents([1, 2]), 500.0, model.encode(PROMPTS))
+    values = seen["add_v_proj"].unflatten(-1, (4, -1)).transpose(1, 2)
+    torch.testing.assert_close(seen["mixed"], (first @ values).transpose(1, 2).flatten(2))
 
 
 def test_an_exported_edit_is_what_plain_diffusers_loads(tokenizer_folder: Path, tmp_path: Path) -> None:

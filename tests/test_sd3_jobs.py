@@ -23,7 +23,6 @@ def command(world: Path, store: Path, *more: str) -> list[str]:
     return [
         "model=folder",
         f"model.source={world / 'model'}",
-        "model.scheduler=flow_euler",
         f"model.t5_tokens={T5_TOKENS}",
         "~judge",
         "+judge._target_=tests.tiny_job.ErraticJudge",

@@ -18,7 +18,12 @@ TOKENS, WIDTHS, JOINT, T5_TOKENS = 24, (32, 24), 64, 6
 
 
 def make_tiny_sd3(
-    tokenizer_folder: Path, *, t5: bool = False, dual: bool = False, shift: float = 3.0
+    tokenizer_folder: Path,
+    *,
+    t5: bool = False,
+    dual: bool = False,
+    shift: float = 3.0,
+    qk_norm: str | None = "rms_norm",
 ) -> StableDiffusion3Pipeline:
     """8x8 latents of 4 channels in patches of 2, 16x16 pictures.
 
@@ -27,6 +32,7 @@ def make_tiny_sd3(
         t5: With a T5.
         dual: With a second image attention in the first block, as Stable Diffusion 3.5 medium has.
         shift: Of the scheduler.
+        qk_norm: Of the transformer's queries and keys.
     """
     torch.manual_seed(0)
     first = CLIPTokenizer.from_pretrained(tokenizer_folder)
@@ -61,7 +67,7 @@ def make_tiny_sd3(
         caption_projection_dim=32,
         pooled_projection_dim=sum(WIDTHS),
         pos_embed_max_size=8,
-        qk_norm="rms_norm",
+        qk_norm=qk_norm,
         dual_attention_layers=(0,) if dual else (),
     )
     vae = AutoencoderKL(

@@ -1,5 +1,6 @@
 """The transformers of FLUX.1: joint blocks, and single ones in which text and picture share all weights."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.denoisers.attention import TextAttention
 from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
 from diffusion.denoisers.protocol import GuidanceKind
 
@@ -69,6 +71,14 @@ class FluxDenoiser:
             txt_ids=places.new_zeros((text.shape[1], 3)),
         ).sample
         return unpacked(output, height, width)
+
+    def watch_text_attention(self, attention: TextAttention, hooks: ExitStack) -> None:
+        """See :meth:`diffusion.denoisers.protocol.Denoiser.watch_text_attention`.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("The attention of FLUX turns queries and keys by their places after all that can be recorded.")
 
     def text_attention(self) -> dict[str, Any]:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.text_attention`.

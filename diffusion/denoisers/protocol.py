@@ -1,9 +1,12 @@
 """What the model asks of its network."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+
+from diffusion.denoisers.attention import TextAttention
 
 Selector = Callable[[str, nn.Module], bool]
 """(name of a parameter, the module that has it) -> whether it is one of a group."""
@@ -72,6 +75,13 @@ class Denoiser(Protocol):
             text: float [n, rows, width].
             pooled: What the prompts are as a whole, float [n, width], if the model has it.
             guidance: Scales of embedded guidance, float [n]; other networks take no notice.
+        """
+
+    def watch_text_attention(self, attention: TextAttention, hooks: ExitStack) -> None:
+        """Let ``attention`` keep what is computed until ``hooks`` closes.
+
+        Raises:
+            ValueError: It cannot be kept.
         """
 
     def text_attention(self) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The transformers of Stable Diffusion 3 and 3.5: text and picture in one sequence (Esser et al., ICML 2024)."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from diffusion.denoisers.attention import TextAttention
 from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
 from diffusion.denoisers.protocol import GuidanceKind
 
@@ -64,6 +66,17 @@ class SD3Denoiser:
         return self.network(  # type: ignore[no-any-return]
             hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, pooled_projections=pooled
         ).sample
+
+    def watch_text_attention(self, attention: TextAttention, hooks: ExitStack) -> None:
+        """See :meth:`diffusion.denoisers.protocol.Denoiser.watch_text_attention`; of the joint attention."""
+        for block in self.network.transformer_blocks:
+            layer = block.attn
+            sides = {
+                "query": layer.to_q if layer.norm_q is None else layer.norm_q,
+                "text_key": layer.add_k_proj if layer.norm_added_k is None else layer.norm_added_k,
+                "image_key": layer.to_k if layer.norm_k is None else layer.norm_k,
+            }
+            attention.watch(sides, hooks, heads=layer.heads, scale=layer.scale)
 
     def text_attention(self) -> dict[str, Any]:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.text_attention`.

@@ -1,11 +1,13 @@
 """The U-Nets of Stable Diffusion 1, 2 and XL."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.denoisers.attention import TextAttention
 from diffusion.denoisers.protocol import GuidanceKind, ParameterGroups
 
 
@@ -91,6 +93,12 @@ class UNetDenoiser:
         time_ids = torch.tensor([*size, 0, 0, *size], dtype=text.dtype, device=text.device).expand(len(text), -1)
         added = {"text_embeds": pooled, "time_ids": time_ids}
         return self.network(latents, timesteps, text, added_cond_kwargs=added).sample  # type: ignore[no-any-return]
+
+    def watch_text_attention(self, attention: TextAttention, hooks: ExitStack) -> None:
+        """See :meth:`diffusion.denoisers.protocol.Denoiser.watch_text_attention`."""
+        for layer in self.text_attention().values():
+            sides = {"query": layer.to_q, "text_key": layer.to_k}
+            attention.watch(sides, hooks, heads=layer.heads, scale=layer.scale)
 
     def text_attention(self) -> dict[str, Any]:
         """Its cross-attention layers."""

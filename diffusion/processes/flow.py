@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from diffusion.processes.protocol import at_least_float32
+from diffusion.precision import at_least_float32
 
 TIMES = 1000
 """Timesteps are 1000 s, where s in 0 .. 1 is the share of noise."""

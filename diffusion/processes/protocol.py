@@ -7,11 +7,6 @@ import torch
 from torch import Tensor
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or float32 if that is more precise."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 class NoiseProcess(Protocol):
     """The noise process of a model. Each has a currency, what predictions and training targets are made in.
 

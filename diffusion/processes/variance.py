@@ -14,8 +14,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from diffusion.precision import at_least_float32
 from diffusion.processes.noise_schedule import Prediction, as_noise, betas_of, without_zeros
-from diffusion.processes.protocol import at_least_float32
 
 SCHEDULERS: dict[str, type] = {
     "ddim": DDIMScheduler,
