@@ -241,23 +241,6 @@ class TextToImage(ModelParts):
         timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
         return self.process.noised(latents, noise, timesteps)
 
-    def initial_latents(self, seeds: Sequence[int]) -> Tensor:
-        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
-
-        That is what the seeds of published prompt sets mean, so it is torch's own seeding here (which keeps the lowest
-        32 bits) and no stream of :mod:`diffusion.streams`.
-
-        Raises:
-            ValueError: A seed is negative or has more than 64 bits.
-        """
-        for seed in seeds:
-            if not 0 <= seed < 2**64:
-                raise ValueError(f"seed is {seed}; the seed of a picture must be from 0 to 2^64 - 1.")
-        noise = torch.empty((len(seeds), *self.latent_shape))
-        for picture, seed in zip(noise, seeds, strict=True):
-            picture.normal_(generator=torch.Generator().manual_seed(seed))
-        return noise.to(self.device, self.dtype)
-
     @torch.no_grad()
     def sample(
         self,

@@ -1,6 +1,7 @@
 """What a model consists of: network, noise process, text encoders and autoencoder, taken from a diffusers pipeline."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -166,6 +167,23 @@ class ModelParts:
         """Height and width of a picture in pixels."""
         pixels = self.autoencoder.pixels_per_latent
         return self.latent_shape[1] * pixels, self.latent_shape[2] * pixels
+
+    def initial_latents(self, seeds: Sequence[int]) -> Tensor:
+        """Unit Gaussian noise, float [n, c, h, w]; each picture from a CPU generator with its own seed.
+
+        That is what the seeds of published prompt sets mean, so it is torch's own seeding here (which keeps the lowest
+        32 bits) and no stream of :mod:`diffusion.streams`.
+
+        Raises:
+            ValueError: A seed is negative or has more than 64 bits.
+        """
+        for seed in seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seed is {seed}; the seed of a picture must be from 0 to 2^64 - 1.")
+        noise = torch.empty((len(seeds), *self.latent_shape))
+        for picture, seed in zip(noise, seeds, strict=True):
+            picture.normal_(generator=torch.Generator().manual_seed(seed))
+        return noise.to(self.device, self.dtype)
 
     def fingerprint(self) -> str:
         """SHA-256 over every weight of the network, the text encoders and the VAE by name, and over added tokens."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from diffusion.canvas import captions as grammar
-from diffusion.canvas.captions import caption, plural
+from diffusion.canvas import phrases as grammar
+from diffusion.canvas.captions import EXPLICIT_FIRE_RATE, caption, plural
 from diffusion.canvas.prompt_sets import (
     CONCEPTS,
     EVALUATION_GUIDANCE,
@@ -150,7 +150,7 @@ def test_fire_is_told_exactly_where_the_scene_burns(described: list[tuple[Scene,
     for scene, text in described:
         assert (_has_fire_word(text) + _implies_fire(text)) == scene.burning, text
     explicit_rate = np.mean([_has_fire_word(text) for scene, text in described if scene.burning])
-    assert abs(explicit_rate - grammar.EXPLICIT_FIRE_RATE) < 0.05
+    assert abs(explicit_rate - EXPLICIT_FIRE_RATE) < 0.05
 
 
 def test_fire_choice_is_obeyed() -> None:

@@ -86,7 +86,7 @@ def test_activations_are_those_of_the_model_as_it_is_now(tiny_model64):
 
 
 def test_a_model_without_such_layers_is_one_sentence(tiny_model):
-    tiny_model.network = torch.nn.Linear(2, 2)
+    tiny_model.denoiser = tiny_model.denoiser.with_network(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"'tiny' has no cross_attention units; choose"):
         neuron_layers(tiny_model, "cross_attention")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from attacks.prompt_pairs import read_pairs
-from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
+from diffusion.canvas.phrases import FIRE_EXPLICIT, FIRE_WORD_STEMS, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.prompt_sets import CONCEPTS, PAIRS, SHIPPED_FOLDER, prompt_pairs
 from evaluation.prompt_sets import PromptRow, read_prompt_set
 from evaluation.prompt_sources import PromptFile

@@ -163,12 +163,12 @@ def test_every_place_writes_a_purpose_of_its_own():
 
 
 ELSEWHERE = {
-    "diffusion/model.py": "a picture's seed is torch's own seeding, as published prompt sets mean it",
+    "diffusion/model_parts.py": "a picture's seed is torch's own seeding, as published prompt sets mean it",
     "erasure/edit.py": "the file format says how resampled weights are drawn",
     "diffusion/canvas/plan.py": "the shipped weights were made so",
     "diffusion/canvas/stages.py": "the shipped weights were made so",
     "diffusion/canvas/pictures.py": "the shipped weights and their twins were made so",
-    "diffusion/canvas/drawing.py": "the shipped weights were made so",
+    "diffusion/canvas/drawing/scene.py": "the shipped weights were made so",
     "diffusion/canvas/prompt_sets.py": "the shipped prompt sets were made so",
 }
 """Where generators are seeded by other means, and why."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion.canvas import pictures, retraining, stages
-from diffusion.canvas.captions import FIRE_EXPLICIT, FIRE_IMPLICIT, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.classifier import HEADS
 from diffusion.canvas.knowledge import FORGOTTEN, TWINS_FOLDER, Twin
+from diffusion.canvas.phrases import FIRE_EXPLICIT, FIRE_IMPLICIT, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.pictures import Drawings, draw_pictures, draw_twins, showing
 from diffusion.canvas.plan import QUICK, Recipe, step_generator, unet_seed
 from diffusion.canvas.recipe import Build

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.canvas.captions import FIRE_EXPLICIT, STYLE_PHRASES, SUBJECT_PHRASES, Fire, caption
+from diffusion.canvas.captions import Fire, caption
+from diffusion.canvas.phrases import FIRE_EXPLICIT, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.files import write_atomically
 from diffusion.text_files import csv_text

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion.denoisers.attention import TextAttention
+from diffusion.denoisers.attention import Side, TextAttention
 from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
 from diffusion.denoisers.protocol import GuidanceKind
 
@@ -71,7 +71,7 @@ class SD3Denoiser:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.watch_text_attention`; of the joint attention."""
         for block in self.network.transformer_blocks:
             layer = block.attn
-            sides = {
+            sides: dict[Side, nn.Module] = {
                 "query": layer.to_q if layer.norm_q is None else layer.norm_q,
                 "text_key": layer.add_k_proj if layer.norm_added_k is None else layer.norm_added_k,
                 "image_key": layer.to_k if layer.norm_k is None else layer.norm_k,

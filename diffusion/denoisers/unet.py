@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers.attention import TextAttention
+from diffusion.denoisers.attention import Side, TextAttention
 from diffusion.denoisers.protocol import GuidanceKind, ParameterGroups
 
 
@@ -97,7 +97,7 @@ class UNetDenoiser:
     def watch_text_attention(self, attention: TextAttention, hooks: ExitStack) -> None:
         """See :meth:`diffusion.denoisers.protocol.Denoiser.watch_text_attention`."""
         for layer in self.text_attention().values():
-            sides = {"query": layer.to_q, "text_key": layer.to_k}
+            sides: dict[Side, nn.Module] = {"query": layer.to_q, "text_key": layer.to_k}
             attention.watch(sides, hooks, heads=layer.heads, scale=layer.scale)
 
     def text_attention(self) -> dict[str, Any]:
