@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
+from diffusion.denoisers.flux import FluxDenoiser
+from diffusion.denoisers.sd3 import SD3Denoiser
 from diffusion.denoisers.unet import UNetDenoiser
 from diffusion.parameters import named_parameters, substituted
 from erasure.parameters import UNET_SCOPES, scope_parameters
@@ -138,3 +140,43 @@ def test_substitution_is_differentiable_nests_and_restores(tiny_model):
     assert scale.grad is not None and scale.grad != 0
     assert torch.equal(tiny_model.predict(latents, 500, text), before)
     assert all(scope_parameters(tiny_model, "xattn_kv")[name] is weight for name, weight in weights.items())
+
+
+def on_paper(network: type, denoiser: type, **sizes) -> SimpleNamespace:
+    """A model whose network has no memory for its weights."""
+    with torch.device("meta"):
+        made = network(**sizes)
+    return SimpleNamespace(denoiser=denoiser(made), network=made, name="paper")
+
+
+@pytest.fixture(scope="module")
+def transformers() -> dict[str, SimpleNamespace]:
+    """The transformers of Stable Diffusion 3 medium, 3.5 medium and FLUX.1-dev."""
+    sd3 = {
+        **{"sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 24, "attention_head_dim": 64},
+        **{"num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536},
+        **{"pooled_projection_dim": 2048, "out_channels": 16},
+    }
+    dual = {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))}
+    return {
+        "sd3_medium": on_paper(SD3Transformer2DModel, SD3Denoiser, **sd3, pos_embed_max_size=192),
+        "sd35_medium": on_paper(SD3Transformer2DModel, SD3Denoiser, **sd3, **dual),
+        "flux_dev": on_paper(FluxTransformer2DModel, FluxDenoiser, guidance_embeds=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "millions"),
+    [
+        *(("sd3_medium", scope, size) for scope, size in (("full", 2028), ("xattn_kv", 113), ("xattn", 224))),
+        *(("sd3_medium", scope, size) for scope, size in (("attn", 451), ("ffn", 453), ("ffn_text", 434))),
+        *(("sd3_medium", scope, size) for scope, size in (("modulation", 670), ("text_projection", 11.8))),
+        ("sd35_medium", "full", 2243),
+        ("sd35_medium", "xattn", 224),
+        *(("flux_dev", scope, size) for scope, size in (("full", 11901), ("xattn_kv", 359), ("xattn", 717))),
+        # ESD's authors' esd-x and esd-x-strict.
+        *(("flux_dev", scope, size) for scope, size in (("attn", 2511), ("attn_kv", 1076), ("ffn_text", 1435))),
+    ],
+)
+def test_scopes_have_the_known_sizes_on_transformers(transformers, name, scope, millions):
+    assert size(scope_parameters(transformers[name], scope)) / 1e6 == pytest.approx(millions, rel=5e-3)
