@@ -92,7 +92,7 @@ def concept_maps(record: TextAttention, columns: Tensor, size: tuple[int, int]) 
     ]
     if not maps:
         raise ValueError(
-            f"No layer looks with {size[0]}x{size[1]} pixels; their numbers of pixels are "
+            f"No cross-attention layer looks with {size[0]}x{size[1]} pixels; their numbers of pixels are "
             f"{', '.join(map(str, record.layer_pixels))}."
         )
     mean = torch.stack(maps).mean(0)

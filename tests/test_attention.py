@@ -50,5 +50,5 @@ def test_a_size_that_no_layer_has_is_refused(tiny_model):
     with recorded_attention(tiny_model) as record:
         tiny_model.predict(tiny_model.initial_latents([0]), 300, tiny_model.encode(["a church"]))
 
-    with pytest.raises(ValueError, match=r"No layer looks with 16x16 pixels; .* pixels are 64, 16\."):
+    with pytest.raises(ValueError, match=r"No cross-attention layer looks with 16x16 pixels; .* pixels are 64, 16\."):
         concept_maps(record, columns, (16, 16))
