@@ -363,7 +363,7 @@ def test_the_options_reach_the_model(half_folder: Path):
     model = ModelSource(str(half_folder), device="cpu", **options).load()
     assert (model.autocast, model.dtype) == (torch.float16, torch.float32)
     assert model.image_size == (32, 32)
-    assert model.offload
+    assert model.autoencoder.offload
     assert model.network.is_gradient_checkpointing
     assert model.generate(PROMPTS, **GENERATION).shape == (2, 3, 32, 32)
 

@@ -81,7 +81,7 @@ def test_the_vae_is_on_the_models_device_only_while_it_is_used(
     latents = tiny_model.initial_latents([0])
     kept = tiny_model.decode(latents)
     assert not moves
-    tiny_model.offload = True
+    tiny_model.autoencoder.offload = True
     assert torch.equal(tiny_model.decode(latents), kept)
     tiny_model.encode_images(kept)
     assert moves == ["cpu"] * 4
