@@ -11,12 +11,10 @@ os.environ.setdefault("ERASELAB_PLUGINS", "tests")
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.canvas.captions import caption
-from diffusion.canvas.plan import make_scheduler
+from diffusion.canvas.tiny import tiny_pipeline as make_tiny_pipeline
 from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import random_scene
 from diffusion.model import TextToImage
@@ -33,56 +31,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     train_tokenizer((caption(random_scene(generator), generator) for _ in range(500)), folder, size=300, max_length=24)
     return folder
-
-
-def make_tiny_pipeline(tokenizer_folder: Path, *, seed: int = 0) -> StableDiffusionPipeline:
-    """8x8 latents of 4 channels, 16x16 pictures, text of 24 tokens and width 32, cross-attention at both levels."""
-    torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.fixture
