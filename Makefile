@@ -13,7 +13,7 @@ SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper figure-neurons calibrate benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
@@ -85,6 +85,14 @@ endif
 
 benchmarks: $(INSTALLED)
 	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The site, in build/site; nothing is fetched while it is built.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -89,4 +89,6 @@ class TinySource:
         """Make the model."""
         with torch.random.fork_rng(devices=[]):
             pipeline = tiny_pipeline()
-        return TextToImage(pipeline.to(torch.float64 if self.precision == "fp64" else torch.float32), name=self.name)
+        if self.precision == "fp64":
+            pipeline = pipeline.to(torch.float64)
+        return TextToImage(pipeline, name=self.name)

@@ -12,6 +12,7 @@ from experiments.command import (
     explain_command,
     export_command,
     judge_command,
+    methods_command,
     paper_command,
     report_command,
     results_command,
@@ -41,6 +42,7 @@ for _topic in (
     report_command,
     calibrate_command,
     explain_command,
+    methods_command,
     paper_command,
 ):
     _topic.register(app)

@@ -122,23 +122,43 @@ def explain_choice(choice: str) -> Explained:
     return explained
 
 
+def explain_job() -> Explained:
+    """Every field of a job that belongs to no choice: ``seed``, ``prompts``, ``sampling.steps``, ..."""
+    # Settings import what a job does.
+    from experiments.job.settings import Settings  # noqa: PLC0415
+
+    comments = _Comments.of(CONFIG_FOLDER / "config.yaml")
+    own = {key: value for key, value in comments.values.items() if key not in {"defaults", "hydra"}}
+    explained = Explained("job", "What a job needs besides its choices.", "", "")
+    explained.fields.extend(_fields(own, comments, (), "", "", Settings))
+    return explained
+
+
 def _fields(
-    config: Mapping[str, Any], comments: "_Comments", path: tuple[str, ...], name: str, group: str
+    config: Mapping[str, Any],
+    comments: "_Comments",
+    path: tuple[str, ...],
+    name: str,
+    group: str,
+    settings: type | None = None,
 ) -> Iterator[Field]:
-    found = _class_of(str(config.get(_TARGET, "")))
+    """The fields of a choice, or of a class whose fields are the ``settings`` of the job itself."""
+    found = settings or _class_of(str(config.get(_TARGET, "")))
     meanings, types_ = _meanings(found), _types(found)
+    prefix = f"{group}." if group else ""
     for key, value in config.items():
         if key in {_TARGET, "defaults"}:
             continue
         own, dotted = (*path, key), f"{name}{key}"
-        if isinstance(value, Mapping) and (_TARGET in value or found is None):
-            yield from _fields(value, comments, own, f"{dotted}.", group)
+        if isinstance(value, Mapping) and (_TARGET in value or found is None or settings is not None):
+            inner = types_.get(key) if settings is not None and _TARGET not in value else None
+            yield from _fields(value, comments, own, f"{dotted}.", group, inner)
             continue
         meaning = meanings.get(key) or _OF_THE_CONFIG.get(key, "")
         allowed = allowed_values(types_[key]) if key in types_ else ""
         if key == "preset" and isinstance(config.get("presets"), Mapping):
             allowed = f"null, {', '.join(map(str, config['presets']))}, or a kind: style, object, unsafe"
-        yield Field(dotted, _shown(value), meaning, allowed, comments.by_path.get(own, ""), f"{group}.{dotted}=")
+        yield Field(dotted, _shown(value), meaning, allowed, comments.by_path.get(own, ""), f"{prefix}{dotted}=")
     for own_field in _own_fields(found):
         if own_field.name not in config:
             yield Field(
@@ -147,7 +167,7 @@ def _fields(
                 meanings.get(own_field.name, ""),
                 allowed_values(types_[own_field.name]),
                 "the class's default",
-                f"+{group}.{name}{own_field.name}=",
+                f"+{prefix}{name}{own_field.name}=",
             )
 
 

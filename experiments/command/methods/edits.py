@@ -1,0 +1,152 @@
+"""What an eraser and a pruning strategy must do, tried on the tiny model."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.model import TextToImage
+from erasure.edit import Edit
+from erasure.protocols import Erasure
+from erasure.pruning.magnitude import Magnitude
+from erasure.pruning.off import Off
+from experiments.command.methods.trial import Trial, blamed, quiet, require, require_signature
+
+_PROMPTS = ("a church", "a picture")
+
+Make = Callable[[TextToImage, Path], Any]
+"""Makes an erasure with a model; parts of it may be kept in files that begin with the path."""
+
+
+def check_eraser(trial: Trial, folder: Path) -> Iterator[str]:
+    """Yield what is in order.
+
+    Args:
+        trial: The eraser in its job.
+        folder: For files.
+
+    Raises:
+        CommandError: Something is not.
+    """
+    eraser, concept = trial.method, trial.job.concept
+    require(
+        isinstance(eraser.has_objective, bool),
+        f"{trial.named}: has_objective is {eraser.has_objective!r}; it must be True or False.",
+    )
+    require_signature(trial, "erase", "model", "concept", "pruning", seed=None, checkpoint=None)
+    model = trial.job.model.load()
+
+    def erase(with_pruning: Any) -> Make:
+        return lambda model, path: eraser.erase(model, concept, with_pruning, seed=0, checkpoint=path)
+
+    edit = yield from _check_edit(trial, "erase", erase(Off()), model, folder)
+    sparse = _made(trial, "erase with pruning=magnitude", erase(Magnitude()), model, folder / "magnitude")
+    require(
+        sparse.edit.fingerprint() != edit.fingerprint(),
+        f"{trial.named}: erase makes the same edit with pruning=magnitude as without; end it with "
+        "erasure.finetuning.prune_after, or call pruning.prune yourself.",
+    )
+    yield "pruning=magnitude prunes what it erased"
+    if eraser.has_objective:
+        learned = Trial.of("pruning", "on", trial.job.settings.store).method
+        masked = _made(trial, "erase with pruning=on", erase(learned), model, folder / "learned")
+        require(
+            masked.edit.masks(),
+            f"{trial.named}: has_objective is True, but erase with pruning=on makes no mask; hand the objective to "
+            "pruning.prune where pruning.needs_objective, as erasure.finetuning.Trained does.",
+        )
+        yield "pruning=on learns a mask under its objective"
+
+
+def check_pruning(trial: Trial, folder: Path) -> Iterator[str]:
+    """Yield what is in order; see :func:`check_eraser`."""
+    pruning, job = trial.method, trial.job
+    require(
+        isinstance(pruning.needs_objective, bool),
+        f"{trial.named}: needs_objective is {pruning.needs_objective!r}; it must be True or False.",
+    )
+    require_signature(trial, "prune", "model", "concept", "objective", scope=None, seed=None, checkpoint=None)
+
+    def prune(model: TextToImage, path: Path) -> Any:
+        # Learned under the objective of ESD, of which none is prepared yet.
+        objective = job.eraser.objective() if pruning.needs_objective else None  # type: ignore[attr-defined]
+        return pruning.prune(model, job.concept, objective, scope="xattn", seed=0, checkpoint=path)
+
+    edit = yield from _check_edit(trial, "prune", prune, job.model.load(), folder)
+    pruned = sum(int((~kept).sum()) for kept in edit.masks().values())
+    yield f"{pruned:,} weights are pruned" if pruned else "no weight is pruned, which an edit without masks may mean"
+
+
+def _check_edit(
+    trial: Trial, name: str, make: Make, model: TextToImage, folder: Path
+) -> Iterator[str]:
+    before = model.fingerprint()
+    base = _drawn(model)
+    erasure = _made(trial, name, make, model, folder / "first")
+    require(
+        model.fingerprint() == before,
+        f"{trial.named}: {name} changes the model; it must leave it as it was and return the change as an Edit.",
+    )
+    yield f"{name} returns an Erasure, and leaves the model as it was"
+    again = _made(trial, name, make, model, folder / "second")
+    require(
+        again.edit.fingerprint() == erasure.edit.fingerprint(),
+        f"{trial.named}: {name} with seed=0 makes another edit the second time; draw what is random from "
+        "diffusion.streams.stream(seed, ...).",
+    )
+    yield "the same seed makes the same edit"
+    path = folder / "edit.safetensors"
+    with blamed(f"Saving and applying the edit of {trial.named}"):
+        erasure.edit.save(path)
+        stored = Edit.load(path)
+        with erasure.edit.applied(model):
+            changed = _drawn(model)
+        reverted, left = model.fingerprint(), _drawn(model)
+        with stored.applied(model):
+            restored = _drawn(model)
+    require(
+        reverted == before and torch.equal(left, base),
+        f"{trial.named}: the model is another one after its edit is reverted; what an addition attaches, the function "
+        "that attach returns must take away.",
+    )
+    require(
+        torch.equal(restored, changed),
+        f"{trial.named}: its edit draws other pictures once it is read back from its file; settings and tensors of an "
+        "addition must hold all that it needs.",
+    )
+    yield "the edit is reverted bit for bit, and is the same when it is read back from its file"
+    if torch.equal(changed, base):
+        yield "but the edit changes no picture"
+    return erasure.edit
+
+
+def _made(trial: Trial, name: str, make: Make, model: TextToImage, folder: Path) -> Erasure:
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet(), blamed(f"{trial.named}: {name}"):
+        erasure = make(model, folder / "work")
+    require(
+        isinstance(erasure, Erasure),
+        f"{trial.named}: {name} returned {type(erasure).__name__}; it must return an erasure.protocols.Erasure.",
+    )
+    require(
+        isinstance(erasure.edit, Edit),
+        f"{trial.named}: the edit of its Erasure is {type(erasure.edit).__name__}; it must be an erasure.edit.Edit.",
+    )
+    require(
+        all(isinstance(loss, float) and math.isfinite(loss) for loss in erasure.losses),
+        f"{trial.named}: the losses of its Erasure must be finite numbers, as loss.item() gives them.",
+    )
+    spent = erasure.unet_evaluations
+    require(
+        isinstance(spent, int) and spent >= 0,
+        f"{trial.named}: unet_evaluations of its Erasure is {spent!r}; it must be a count, 0 or more.",
+    )
+    return replace(erasure, losses=list(erasure.losses))
+
+
+def _drawn(model: TextToImage) -> Tensor:
+    return model.generate(_PROMPTS, seeds=[0, 1], steps=2, guidance=3.0)
