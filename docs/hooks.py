@@ -17,8 +17,8 @@ CANVAS = ROOT / "diffusion" / "canvas" / "weights"
 INTRODUCTION = """# Every field
 
 Generated from the YAML files and docstrings, as `eraselab explain` prints them. A field is typed by its dotted name,
-`eraser.steps=200`; one with a plus is the class's own, which the YAML file leaves out. A default as *1000 (canvas: 250)*
-is the published value first, then what others take ([presets](../presets.md)).
+`eraser.steps=200`; one with a plus is the class's own, which the YAML file leaves out. A default as *1000 (canvas:
+250)* is the published value first, then what others take ([presets](../presets.md)).
 
 | group | choices |
 |---|---|
@@ -26,10 +26,11 @@ is the published value first, then what others take ([presets](../presets.md)).
 
 PUBLISHED = """# Published numbers
 
-What papers and leaderboards report, with what is to be doubted. A run by the same protocol, concept and method prints its
-number in the job's last lines and in tables, with everything that makes it not comparable; conditions are in
-`experiments/results/published_conditions.yaml`. **No published number was reproduced with this code yet**: a column "ours" will
-stand here when one is. Numbers are as printed in the source; none was checked by running their code.
+What papers and leaderboards report, with what is to be doubted. A run by the same protocol, concept and method prints
+its number in the job's last lines and in tables, with everything that makes it not comparable; conditions are in
+`experiments/results/published_conditions.yaml`. **No published number was reproduced with this code yet**: our own
+measurements, on the canvas, are [here](measured.md), and comparable with none of these. Numbers are as printed in the
+source; none was checked by running their code.
 
 | protocol | model | concept | method | metric | value | prompts | source | doubt |
 |---|---|---|---|---|---|---|---|---|

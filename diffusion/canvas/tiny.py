@@ -90,5 +90,6 @@ class TinySource:
         with torch.random.fork_rng(devices=[]):
             pipeline = tiny_pipeline()
         if self.precision == "fp64":
-            pipeline = pipeline.to(torch.float64)
+            for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+                part.double()
         return TextToImage(pipeline, name=self.name)

@@ -33,7 +33,9 @@ def find_method(told: str) -> tuple[str, str]:
             f"{unknown(told, every)} A method of your own is found with plugins=PATH, its file or folder."
         )
     if len(found) > 1:
-        raise CommandError(f"{told} is the name of {len(found)} choices; write {' or '.join(f'{k}={name}' for k in found)}.")
+        raise CommandError(
+            f"{told} is the name of {len(found)} choices; write {' or '.join(f'{k}={name}' for k in found)}."
+        )
     return found[0], name
 
 

@@ -81,9 +81,7 @@ def check_pruning(trial: Trial, folder: Path) -> Iterator[str]:
     yield f"{pruned:,} weights are pruned" if pruned else "no weight is pruned, which an edit without masks may mean"
 
 
-def _check_edit(
-    trial: Trial, name: str, make: Make, model: TextToImage, folder: Path
-) -> Iterator[str]:
+def _check_edit(trial: Trial, name: str, make: Make, model: TextToImage, folder: Path) -> Iterator[str]:
     before = model.fingerprint()
     base = _drawn(model)
     erasure = _made(trial, name, make, model, folder / "first")

@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,6 @@ class Trial:
         with quiet(), blamed(f"A job with {self.kind} {self.named}"):
             cases: list[Mapping[str, Any]] = read_json(run_job(self.job, folder, lambda _: None))["cases"]
         return cases
-
-    def with_store(self, store: Path) -> "Trial":
-        """The same in another store."""
-        return replace(self, job=replace(self.job, settings=replace(self.job.settings, store=store)))
 
 
 def require(condition: object, sentence: str) -> None:

@@ -68,7 +68,7 @@ def write_method(kind: str, name: str, into: Path | None = None) -> list[Path]:
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701 - what is written is code, of names that were checked
+        autoescape=False,  # what is written is code, of names that were checked
     )
     for template, path in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
