@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,11 +61,10 @@ def test_what_new_writes_into_the_repository_is_clean(tmp_path: Path, monkeypatc
     paths = [path for kind in HOMES for path in write_method(kind, f"my_{kind}")]
     assert tmp_path / "erasure" / "erasers" / "my_eraser.py" in paths
     assert "_target_: evaluation.judges.my_judge.MyJudge" in (tmp_path / "conf" / "judge" / "my_judge.yaml").read_text()
-    code = [str(path) for path in paths if path.suffix == ".py"]
-    settings = ["--config", str(DOCS.parent / "pyproject.toml")]
+    shutil.copy(DOCS.parent / "pyproject.toml", tmp_path)
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
         told = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *settings, *code], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "ruff", *command, "."], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert told.returncode == 0, told.stdout
 
@@ -104,8 +104,9 @@ FAULTS = {
         r"erase changes the model; it must leave it as it was",
     ),
     "the global stream": (
-        "name = 'conv_in.bias'; value = torch.randn_like(model.unet.conv_in.bias); "
-        "return Erasure(Edit.from_weights({name: value}), [], 0)",
+        "old = {'conv_in.bias': model.unet.conv_in.bias.detach()}; "
+        "new = {name: torch.randn_like(value) for name, value in old.items()}; "
+        "return Erasure(Edit.from_weights(old, new), [], 0)",
         r"with seed=0 makes another edit the second time; draw what is random from",
     ),
     "no pruning": (

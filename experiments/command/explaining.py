@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, unknown
+from experiments.command.plugins import choice_files, choice_folders
 
 _TARGET = "_target_"
 _SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Note|Notes|Examples?):$")
@@ -92,9 +93,7 @@ def choices(group: str) -> dict[str, str]:
     """
     if group not in groups():
         raise CommandError(unknown(group, groups(), what="is no group of choices; they are"))
-    folder = CONFIG_FOLDER / group
-    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in paths.items()}
+    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in choice_files(group).items()}
     return {name: re.split(r"(?<=\.)\s(?=[A-Z])", heading)[0] for name, heading in headings.items()}
 
 
@@ -111,7 +110,7 @@ def explain_choice(choice: str) -> Explained:
     known = choices(group)
     if name not in known:
         raise CommandError(unknown(choice, known, what="is unknown; it must be one of"))
-    comments = _Comments.of(CONFIG_FOLDER / group / f"{name}.yaml")
+    comments = _Comments.of(choice_files(group)[name])
     config: Any = comments.values
     prefix: tuple[str, ...] = ()
     if comments.is_global:
@@ -354,16 +353,17 @@ class _Comments:
         values = yaml.safe_load(text) or {}
         for parent in values.get("defaults", ()):
             # Others, as /judge: canvas, are choices of other groups.
-            inherited = _group_folder(path) / f"{parent}.yaml"
-            if isinstance(parent, str) and inherited.exists():
+            inherited = choice_files(_group_of(path)).get(parent) if isinstance(parent, str) else None
+            if inherited is not None and inherited != path:
                 told = cls.of(inherited)
                 values = OmegaConf.to_container(OmegaConf.merge(told.values, values))
                 by_path = {own: by_path.get(own) or told.by_path.get(own, "") for own in [*told.by_path, *by_path]}
         return cls(values, "\n".join(heading), by_path, "@package _global_" in alone.values())
 
 
-def _group_folder(path: Path) -> Path:
-    return CONFIG_FOLDER / path.relative_to(CONFIG_FOLDER).parts[0]
+def _group_of(path: Path) -> str:
+    root = next(root for root in (CONFIG_FOLDER, *choice_folders()) if path.is_relative_to(root))
+    return path.relative_to(root).parts[0]
 
 
 def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, int]]:

@@ -4,12 +4,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, unknown
 from experiments.command.methods.edits import check_eraser, check_pruning
 from experiments.command.methods.probes import check_attack, check_judge
 from experiments.command.methods.trial import Trial
-from experiments.command.plugins import choice_folders, take_plugins
+from experiments.command.plugins import choice_files, take_plugins
 
 CHECKS = {"eraser": check_eraser, "pruning": check_pruning, "attack": check_attack, "judge": check_judge}
 """By kind of method."""
@@ -25,7 +24,7 @@ def find_method(told: str) -> tuple[str, str]:
     if named and kind not in CHECKS:
         raise CommandError(unknown(kind, CHECKS, what="is no kind of method; the kinds are"))
     kinds = [kind] if named else list(CHECKS)
-    known = {each: _choices(each) for each in kinds}
+    known = {each: set(choice_files(each)) for each in kinds}
     found = [each for each in kinds if name in known[each]]
     if not found:
         every = {choice for choices in known.values() for choice in choices}
@@ -63,12 +62,3 @@ def check_method(told: str, *overrides: str, plugins: Path | None = None) -> Ite
         if trial.run(folder / "again") != first:
             raise CommandError(f"{trial.named}: the same job read from the store has other verdicts than when it ran.")
         yield f"a whole job of {len(first)} prompts ends, and the store gives it back"
-
-
-def _choices(kind: str) -> set[str]:
-    folders = [CONFIG_FOLDER, *choice_folders()]
-    return {
-        path.relative_to(folder / kind).with_suffix("").as_posix()
-        for folder in folders
-        for path in (folder / kind).rglob("*.yaml")
-    }

@@ -4,14 +4,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion.model import TextToImage
+from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.protocols import Erasure
+from erasure.parameters import UNetScope, scope_parameters
+from erasure.protocols import Erasure, Objective
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.off import Off
 from experiments.command.methods.trial import Trial, blamed, quiet, require, require_signature
@@ -52,14 +54,59 @@ def check_eraser(trial: Trial, folder: Path) -> Iterator[str]:
     )
     yield "pruning=magnitude prunes what it erased"
     if eraser.has_objective:
-        learned = Trial.of("pruning", "on", trial.job.settings.store).method
-        masked = _made(trial, "erase with pruning=on", erase(learned), model, folder / "learned")
-        require(
-            masked.edit.masks(),
-            f"{trial.named}: has_objective is True, but erase with pruning=on makes no mask; hand the objective to "
-            "pruning.prune where pruning.needs_objective, as erasure.finetuning.Trained does.",
-        )
-        yield "pruning=on learns a mask under its objective"
+        yield from _check_objective(trial, erase, model, folder / "objective")
+
+
+class _Asked:
+    """A pruning strategy that only remembers which objective it is given."""
+
+    needs_objective: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.objective: Objective | None = None
+        self.scope: UNetScope = "xattn"
+
+    def prune(
+        self,
+        model: TextToImage,
+        concept: Concept,
+        objective: Objective | None,
+        *,
+        scope: UNetScope,
+        seed: int,
+        checkpoint: Path | None,
+    ) -> Erasure:
+        """See :class:`erasure.protocols.Pruning`."""
+        self.objective, self.scope = objective, scope
+        return Erasure(Edit.identity(), [], 0)
+
+
+def _check_objective(trial: Trial, erase: Callable[[Any], Make], model: TextToImage, folder: Path) -> Iterator[str]:
+    asked = _Asked()
+    _made(trial, "erase with pruning=on", erase(asked), model, folder)
+    objective = asked.objective
+    require(
+        objective is not None,
+        f"{trial.named}: has_objective is True, but erase hands no objective to a pruning that needs one; call "
+        "pruning.prune(model, concept, objective, ...) there, as erasure.finetuning.Trained does.",
+    )
+    assert objective is not None  # noqa: S101 - said to the type checker
+    weights = scope_parameters(model, asked.scope)
+    with quiet(), blamed(f"{trial.named}: the objective"):
+        objective.prepare(model, trial.job.concept, scope=asked.scope, steps=1, seed=0, checkpoint=None)
+        with model.trainable(list(weights.values())):
+            loss = objective.loss(model, 0)
+            require(
+                loss.ndim == 0 and bool(torch.isfinite(loss)),
+                f"{trial.named}: the loss of its objective is {loss.dtype} {list(loss.shape)}; it must be one finite "
+                "number.",
+            )
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    require(
+        any(gradient is not None for gradient in gradients),
+        f"{trial.named}: the loss of its objective does not depend on the weights of scope {asked.scope!r}.",
+    )
+    yield f"its objective has a loss that the weights of {asked.scope} can be trained on, so pruning=on can be too"
 
 
 def check_pruning(trial: Trial, folder: Path) -> Iterator[str]:

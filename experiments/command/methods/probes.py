@@ -62,8 +62,9 @@ def check_attack(trial: Trial, folder: Path) -> Iterator[str]:
     yield "the model is left as it was"
     told = evaluations_paid([outcome.checks[-1] for outcome in outcomes])
     yield f"the model counted {spent:,} U-Net evaluations, and its checks tell of {told:,}"
-    alone = run(cases[-1:])[0]
-    together = next(each for each in outcomes if each.case_number == alone.case_number)
+    # One that the attack worked on, beside others.
+    together = next((each for each in outcomes if not each.plain_success), outcomes[0])
+    alone = run([case for case in cases if case.case_number == together.case_number])[0]
     require(
         (alone.adversarial_prompt, alone.success) == (together.adversarial_prompt, together.success),
         f"{trial.named}: case {alone.case_number} ends with {together.adversarial_prompt!r} beside others and with "
