@@ -91,10 +91,14 @@ def choices(group: str) -> dict[str, str]:
     Raises:
         CommandError: There is no such group.
     """
+    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in _files(group).items()}
+    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", heading)[0] for name, heading in headings.items()}
+
+
+def _files(group: str) -> dict[str, Path]:
     if group not in groups():
         raise CommandError(unknown(group, groups(), what="is no group of choices; they are"))
-    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in choice_files(group).items()}
-    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", heading)[0] for name, heading in headings.items()}
+    return choice_files(group)
 
 
 def explain_choice(choice: str) -> Explained:
@@ -107,10 +111,10 @@ def explain_choice(choice: str) -> Explained:
         CommandError: There is no such choice.
     """
     group, _, name = choice.partition("=")
-    known = choices(group)
+    known = _files(group)
     if name not in known:
         raise CommandError(unknown(choice, known, what="is unknown; it must be one of"))
-    comments = _Comments.of(choice_files(group)[name])
+    comments = _Comments.of(known[name])
     config: Any = comments.values
     prefix: tuple[str, ...] = ()
     if comments.is_global:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure, Objective
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.off import Off
+from experiments.command.errors import CommandError
 from experiments.command.methods.trial import Trial, blamed, quiet, require, require_signature
 
 _PROMPTS = ("a church", "a picture")
@@ -57,12 +58,14 @@ def check_eraser(trial: Trial, folder: Path) -> Iterator[str]:
         yield from _check_objective(trial, erase, model, folder / "objective")
 
 
+@dataclass
 class _Asked:
     """A pruning strategy that only remembers which objective it is given."""
 
     needs_objective: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
+        # No fields: what an edit says of its pruning is to have none of it.
         self.objective: Objective | None = None
         self.scope: UNetScope = "xattn"
 
@@ -85,12 +88,11 @@ def _check_objective(trial: Trial, erase: Callable[[Any], Make], model: TextToIm
     asked = _Asked()
     _made(trial, "erase with pruning=on", erase(asked), model, folder)
     objective = asked.objective
-    require(
-        objective is not None,
-        f"{trial.named}: has_objective is True, but erase hands no objective to a pruning that needs one; call "
-        "pruning.prune(model, concept, objective, ...) there, as erasure.finetuning.Trained does.",
-    )
-    assert objective is not None  # noqa: S101 - said to the type checker
+    if objective is None:
+        raise CommandError(
+            f"{trial.named}: has_objective is True, but erase hands no objective to a pruning that needs one; call "
+            "pruning.prune(model, concept, objective, ...) there, as erasure.finetuning.Trained does."
+        )
     weights = scope_parameters(model, asked.scope)
     with quiet(), blamed(f"{trial.named}: the objective"):
         objective.prepare(model, trial.job.concept, scope=asked.scope, steps=1, seed=0, checkpoint=None)
