@@ -107,5 +107,6 @@ def _cell(text: str) -> str:
 
 
 def _told(text: str) -> str:
-    """A comment or docstring as it is laid out, without markup of its own."""
-    return f"<div class='told' style='white-space: pre-line'>{escape(text)}</div>\n" if text else ""
+    """A comment or docstring in paragraphs and lists, without markup of its own."""
+    paragraphs = (re.sub(r"\n(?!\s*- )\s*", " ", part.strip()) for part in text.split("\n\n"))
+    return "\n".join(f"<p style='white-space: pre-line'>{escape(each)}</p>" for each in paragraphs if each) + "\n"
