@@ -1,7 +1,7 @@
 """What an eraser and a pruning strategy must do, tried on the tiny model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,7 +130,7 @@ def check_pruning(trial: Trial, folder: Path) -> Iterator[str]:
     yield f"{pruned:,} weights are pruned" if pruned else "no weight is pruned, which an edit without masks may mean"
 
 
-def _check_edit(trial: Trial, name: str, make: Make, model: TextToImage, folder: Path) -> Iterator[str]:
+def _check_edit(trial: Trial, name: str, make: Make, model: TextToImage, folder: Path) -> Generator[str, None, Edit]:
     before = model.fingerprint()
     base = _drawn(model)
     erasure = _made(trial, name, make, model, folder / "first")
@@ -175,10 +175,10 @@ def _made(trial: Trial, name: str, make: Make, model: TextToImage, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), blamed(f"{trial.named}: {name}"):
         erasure = make(model, folder / "work")
-    require(
-        isinstance(erasure, Erasure),
-        f"{trial.named}: {name} returned {type(erasure).__name__}; it must return an erasure.protocols.Erasure.",
-    )
+    if not isinstance(erasure, Erasure):
+        raise CommandError(
+            f"{trial.named}: {name} returned {type(erasure).__name__}; it must return an erasure.protocols.Erasure."
+        )
     require(
         isinstance(erasure.edit, Edit),
         f"{trial.named}: the edit of its Erasure is {type(erasure.edit).__name__}; it must be an erasure.edit.Edit.",

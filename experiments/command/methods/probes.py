@@ -13,7 +13,6 @@ from diffusion.model import TextToImage
 from diffusion.streams import stream
 from evaluation.verdicts import Verdicts
 from experiments.command.methods.trial import Trial, blamed, quiet, require, require_signature
-from experiments.job.job import attack_cases
 
 _PICTURES = 5
 
@@ -44,7 +43,10 @@ def check_attack(trial: Trial, folder: Path) -> Iterator[str]:
         steps=job.settings.sampling.steps,
         guidance=[row.guidance for row in rows],
     )
-    cases = attack_cases(rows, targets)
+    cases = [
+        PromptCase(row.case_number, row.prompt, row.seed, row.guidance, target)
+        for row, target in zip(rows, targets, strict=True)
+    ]
 
     def run(cases: Sequence[PromptCase]) -> list[Outcome]:
         run_ = partial(attack.run, original=original) if original is not None else attack.run
