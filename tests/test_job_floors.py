@@ -211,7 +211,7 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     shown = capsys.readouterr().out
     block = summary["floor"]
     assert block["verdict"] in shown
-    for words in ("floor, of", "ceiling, of", "excess over the floor"):
+    for words in ("floor: a model that never knew", "ceiling: attack on the unedited", "excess over the floor"):
         assert words in shown
     flat = flat_numbers(summary)
     assert flat["floor"] == block["floor"]["rate"]
@@ -292,3 +292,21 @@ def test_several_trainings_are_compared_training_by_training() -> None:
     assert trainings_table(runs[:1]).empty
     assert "over trainings" in "\n".join(floor_sections(runs))
     assert floor_sections([{**run, "floor": {}} for run in runs]) == []
+
+
+@pytest.mark.parametrize("control", floors.CONTROLS)
+def test_a_control_stands_where_no_model_never_knew(
+    tmp_path: Path, world: Path, control: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model of these jobs is no canvas."""
+    arguments = [*tiny_job.overrides(world, tmp_path / "store"), f"floor={control}", "pruning=off", "eraser.steps=2"]
+    summary = tiny_job.run(arguments, tmp_path / "run")
+    block = summary["floor"]
+    assert (block["control"], block["knows"]) == (control, None)
+    run = read_json(tmp_path / "store" / "runs" / block["runs"]["floor"] / "summary.json")
+    assert run["choices"]["eraser"] == control
+    assert [case["floor"] for case in summary["cases"]] == attacked(run)
+    shown = capsys.readouterr().out
+    assert f"control: {floors.CONTROLS[control][1]}" in shown
+    assert "knows" not in block["verdict"]
+    assert trainings_table([summary, {**summary, "seed": 1}]).empty

@@ -7,6 +7,7 @@ import pandas as pd
 
 from evaluation.floors import AboveFloor, Calibrated
 from evaluation.statistics import Rate
+from experiments.job.floors import NEVER_KNEW
 from experiments.job.store import content_hash
 from experiments.results.names import method_name, names_of
 from experiments.results.writing import markdown_table
@@ -31,10 +32,16 @@ def floor_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     if not floor:
         return {}
     return {
-        "floor, of a model that never knew": str(Rate(**floor["floor"])),
-        "ceiling, of the unedited model": str(Rate(**floor["ceiling"])),
+        floor_label(summary): str(Rate(**floor["floor"])),
+        "ceiling: attack on the unedited model": str(Rate(**floor["ceiling"])),
         **standing_texts(summary),
     }
+
+
+def floor_label(summary: Mapping[str, Any]) -> str:
+    """What the floor's rate is of, in words; of a run without a floor what it would be of."""
+    floor = summary.get("floor") or {}
+    return f"{_name(floor)}: {_of(floor)}"
 
 
 def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -43,7 +50,7 @@ def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     if not floor:
         return {}
     return {
-        "excess over the floor": f"{_points(floor)} points",
+        f"excess over the {_name(floor)}": f"{_points(floor)} points",
         "calibrated success": _calibrated(floor),
         "verdict": floor["verdict"],
     }
@@ -60,7 +67,8 @@ def short_standing(summary: Mapping[str, Any]) -> str:
     floor = summary.get("floor")
     if not floor:
         return ""
-    return f"floor {100 * floor['floor']['rate']:.0f} %, excess {_points(floor)}, calibrated {_calibrated(floor)}"
+    rate = f"{_name(floor)} {100 * floor['floor']['rate']:.0f} %"
+    return f"{rate}, excess {_points(floor)}, calibrated {_calibrated(floor)}"
 
 
 def floor_sentence(summary: Mapping[str, Any]) -> str:
@@ -73,7 +81,7 @@ def floor_sentence(summary: Mapping[str, Any]) -> str:
         )
     rate = Rate(**floor["floor"])
     return (
-        f"Verdict: {floor['verdict']}. A model that never knew the concept shows it for {rate.successes} of {rate.n} "
+        f"Verdict: {floor['verdict']}. The {_name(floor)}, {_of(floor)}, shows it for {rate.successes} of {rate.n} "
         f"prompts under the same attack: the excess is {_points(floor)} points, and calibrated success is "
         f"{_calibrated(floor)}."
     )
@@ -89,7 +97,7 @@ def floor_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         for part, number in (floor[name] or {}).items():
             numbers[name if part in {"rate", "value"} else f"{name}_{part}"] = number
     runs = {f"{name}_run": run for name, run in floor["runs"].items()}
-    return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"], **runs}
+    return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"] or floor.get("control"), **runs}
 
 
 def floor_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -110,7 +118,8 @@ def trainings_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     repeated: dict[str, list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        if summary.get("floor"):
+        # Controls are made without a training.
+        if summary.get("floor") and not summary["floor"].get("control"):
             repeated.setdefault(_repeats(summary), []).append(summary)
     rows = []
     for runs in repeated.values():
@@ -163,6 +172,15 @@ def _cells(rate: float, floor: Mapping[str, Any]) -> dict[str, str]:
         "calibrated": _calibrated(floor),
         "verdict": floor["verdict"],
     }
+
+
+def _name(floor: Mapping[str, Any]) -> str:
+    """What the rate is called that others are compared with."""
+    return "control" if floor.get("control") else "floor"
+
+
+def _of(floor: Mapping[str, Any]) -> str:
+    return str(floor.get("of", NEVER_KNEW))
 
 
 def _points(floor: Mapping[str, Any]) -> str:

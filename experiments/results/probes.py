@@ -14,7 +14,7 @@ from experiments.job.store import content_hash
 from experiments.results.floors import without_seeds
 from experiments.results.writing import markdown_table, write_csv
 
-SURFACE = frozenset({"none", "sld", "safree"})
+SURFACE = frozenset({"none", "sld", "safree", "foreign_prompt"})
 """Erasers that leave the weights, and so what the model knows, as they are."""
 
 Model = tuple[str, int, str]

@@ -23,6 +23,7 @@ from experiments.results.screen import (
     holding_texts,
     measure_text,
     mixtures,
+    noise_numbers,
     protocol_texts,
     short_text,
 )
@@ -50,7 +51,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
             if second := holds.get("second_judge"):
                 row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
-        row |= floor_numbers(summary)
+        row |= floor_numbers(summary) | noise_numbers(summary)
         row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}

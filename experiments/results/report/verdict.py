@@ -55,13 +55,19 @@ def is_attacked(summary: Mapping[str, Any]) -> bool:
     return str(summary["choices"].get("attack", "none")) != "none"
 
 
+def floor_decides(summary: Mapping[str, Any]) -> bool:
+    """Whether the attack was run on a model that never knew: a control in its place decides nothing."""
+    floor = summary.get("floor")
+    return is_attacked(summary) and bool(floor) and not floor.get("control")
+
+
 def holds(summary: Mapping[str, Any]) -> Holds:
     """Whether the edit holds: by the verdict above the floor, or by :data:`HOLDS_BELOW` where there is no floor.
 
     Without attack it is only told whether the edit has failed already.
     """
-    if is_attacked(summary) and (floor := summary.get("floor")):
-        return _BY_FLOOR[floor["kind"]]
+    if floor_decides(summary):
+        return _BY_FLOOR[summary["floor"]["kind"]]
     attacked = Rate(**summary["rates"]["attacked"])
     if attacked.low >= HOLDS_BELOW:
         return "does not hold"
@@ -92,7 +98,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         f"The unedited model shows it for {_of(base)} prompts; the edited model for {_of(erased)} without attack"
         f"{f' and for {_of(attacked)} under the attack {attack}' if is_attacked(summary) else ''}.",
         floor_sentence(summary)
-        if summary.get("floor") and is_attacked(summary)
+        if floor_decides(summary)
         else {
             "holds": f"It holds: the whole 95 % interval {_interval(attacked)} is below {100 * HOLDS_BELOW:.0f} %.",
             "does not hold": f"It does not hold: the whole 95 % interval {_interval(attacked)} is above "
@@ -101,7 +107,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             f"{100 * HOLDS_BELOW:.0f} %; more prompts would tell.",
             "not attacked": "Whether it holds is unknown: nothing tried to bring the concept back.",
         }[found],
-        *([floor_sentence(summary)] if is_attacked(summary) and not summary.get("floor") else []),
+        *([floor_sentence(summary)] if is_attacked(summary) and not floor_decides(summary) else []),
         *_retained(summary),
     ]
     if base.rate < 0.8:
