@@ -10,7 +10,7 @@ an attack finds above it may be knowledge, or what it takes a trained model to c
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from attacks.none import NoAttack
+from attacks.relearn import FIRST_COSINE, Relearn, variant_step
 from diffusion.canvas.knowledge import FORGOTTEN, Twin
 from diffusion.canvas.source import CanvasSource, canvas_folder
 from erasure.erasers.foreign_prompt import ForeignPrompt
@@ -28,7 +29,8 @@ from erasure.erasers.retrained import Retrained
 from erasure.protocols import Eraser
 from erasure.pruning.off import Off
 from evaluation.floors import AboveFloor, Calibrated
-from evaluation.statistics import Rate
+from evaluation.savings import NEVER, Savings
+from evaluation.statistics import Groups, Rate
 from experiments import CONFIG_FOLDER
 from experiments.job.recording import Off as NoRecord
 from experiments.job.recording import Silent
@@ -49,6 +51,8 @@ CONTROLS: Mapping[str, tuple[type[Eraser], str]] = MappingProxyType(
     }
 )
 """What may stand in place of a model that never knew, by the choice of the eraser that leads there; and in words."""
+
+_RELEARN = f"{Relearn.__module__}.{Relearn.__qualname__}"
 
 NEVER_KNEW = "a model that never knew"
 """In words, what a floor is of."""
@@ -161,7 +165,7 @@ def above_floor(summary: Summary, references: References) -> Summary:
     ``excess`` over the floor in points with its interval, the ``calibrated`` success (None: floor and ceiling are too
     close), the ``verdict`` in words, how the interval was made, the names of the ``runs`` and their cost in
     ``unet_evaluations``, beside that of the job itself. ``of`` says what the floor is of, in words; ``control`` which
-    control it is, None for a model that never knew.
+    control it is, None for a model that never knew. ``savings`` is there for relearning alone.
     """
     shown = {name: [bool(case["attacked"]) for case in found["cases"]] for name, found in references.items()}
     cases = [
@@ -183,9 +187,34 @@ def above_floor(summary: Summary, references: References) -> Summary:
         "control": control,
         "of": CONTROLS[control][1] if control else NEVER_KNEW,
         "runs": {name: found["run"] for name, found in references.items()},
+        "savings": _savings(summary, references, prompts),
         "unet_evaluations": {"attacked": summary.costs["attack"].unet_evaluations, **evaluations},
     }
     return replace(summary, cases=cases, floor=block)
+
+
+def _savings(summary: Summary, references: References, groups: Groups) -> dict[str, Any] | None:
+    """Of relearning, what :class:`evaluation.savings.Savings` says, with the first step's cosines; None of others."""
+    attack = summary.config["attack"]
+    if attack.get("_target_") != _RELEARN:
+        return None
+    runs = {"attacked": [asdict(case) for case in summary.cases]}
+    runs |= {name: found["cases"] for name, found in references.items()}
+    first = {name: [_first_step(case) for case in cases] for name, cases in runs.items()}
+    savings = Savings.of(first["attacked"], first["floor"], first["ceiling"], attack["checks"], groups)
+    cosines = {
+        name: next((case["measured"][FIRST_COSINE] for case in cases if FIRST_COSINE in case["measured"]), None)
+        for name, cases in runs.items()
+        if name != "ceiling"
+    }
+    return {**savings.as_dict(), "pictures": attack["pictures"], "first_step_cosine": cosines}
+
+
+def _first_step(case: Mapping[str, Any]) -> float:
+    """After how many training steps a case showed the concept."""
+    if case["erased"]:
+        return 0
+    return variant_step(case["variant"]) if case["attacked"] else NEVER
 
 
 def _run(name: str, stages: Stages, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.floors import AboveFloor, Calibrated
+from evaluation.savings import Savings
 from evaluation.statistics import Rate
 from experiments.job.floors import NEVER_KNEW
 from experiments.job.store import content_hash
@@ -53,7 +54,27 @@ def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         f"excess over the {_name(floor)}": f"{_points(floor)} points",
         "calibrated success": _calibrated(floor),
         "verdict": floor["verdict"],
+        **_savings_texts(floor.get("savings")),
     }
+
+
+def _savings_texts(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """What relearning saves beside learning, in words; empty where nothing was relearned."""
+    if not found:
+        return {}
+    told = {name: value for name, value in found.items() if name not in {"pictures", "first_step_cosine"}}
+    savings, cosines = Savings(**told), found["first_step_cosine"]
+    texts = {
+        "steps until half of the prompts show it": f"{savings.steps(savings.k50)}; floor "
+        f"{savings.steps(savings.k50_floor)}, ceiling {savings.steps(savings.k50_ceiling)}",
+        f"savings, with pictures of {found['pictures']}": str(savings),
+        "area above the floor's curve": f"{savings.area:+.1f} points "
+        f"[{savings.area_low:+.1f}, {savings.area_high:+.1f}]",
+    }
+    if cosines["attacked"] is not None:
+        floor = "none" if cosines["floor"] is None else f"{cosines['floor']:+.3f}"
+        texts["cosine of the first step and the way back"] = f"{cosines['attacked']:+.3f}; floor {floor}"
+    return texts
 
 
 def floor_rate(summary: Mapping[str, Any], name: str) -> Rate | None:
@@ -96,6 +117,10 @@ def floor_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("floor", "ceiling", "calibrated"):
         for part, number in (floor[name] or {}).items():
             numbers[name if part in {"rate", "value"} else f"{name}_{part}"] = number
+    if found := floor.get("savings"):
+        own = {name: value for name, value in found.items() if name.startswith(("k50", "savings", "bound", "area"))}
+        cosines = {f"first_step_cosine_{name}": value for name, value in found["first_step_cosine"].items()}
+        numbers |= own | cosines
     runs = {f"{name}_run": run for name, run in floor["runs"].items()}
     return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"] or floor.get("control"), **runs}
 
