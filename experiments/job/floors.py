@@ -165,7 +165,8 @@ def above_floor(summary: Summary, references: References) -> Summary:
     ``excess`` over the floor in points with its interval, the ``calibrated`` success (None: floor and ceiling are too
     close), the ``verdict`` in words, how the interval was made, the names of the ``runs`` and their cost in
     ``unet_evaluations``, beside that of the job itself. ``of`` says what the floor is of, in words; ``control`` which
-    control it is, None for a model that never knew. ``savings`` is there for relearning alone.
+    control it is, None for a model that never knew. ``measures`` are what the
+    evaluators say of the floor's model; ``savings`` is there for relearning alone.
     """
     shown = {name: [bool(case["attacked"]) for case in found["cases"]] for name, found in references.items()}
     cases = [
@@ -187,6 +188,7 @@ def above_floor(summary: Summary, references: References) -> Summary:
         "control": control,
         "of": CONTROLS[control][1] if control else NEVER_KNEW,
         "runs": {name: found["run"] for name, found in references.items()},
+        "measures": references["floor"]["measures"],
         "savings": _savings(summary, references, prompts),
         "unet_evaluations": {"attacked": summary.costs["attack"].unet_evaluations, **evaluations},
     }

@@ -9,6 +9,7 @@ from evaluation.floors import AboveFloor, Calibrated
 from evaluation.savings import Savings
 from evaluation.statistics import Rate
 from experiments.job.floors import NEVER_KNEW
+from experiments.job.result import prompt_groups
 from experiments.job.store import content_hash
 from experiments.results.names import method_name, names_of
 from experiments.results.writing import markdown_table
@@ -43,6 +44,38 @@ def floor_label(summary: Mapping[str, Any]) -> str:
     """What the floor's rate is of, in words; of a run without a floor what it would be of."""
     floor = summary.get("floor") or {}
     return f"{_name(floor)}: {_of(floor)}"
+
+
+def floor_decides(summary: Mapping[str, Any]) -> bool:
+    """Whether a run's success stands beside that on a model that never knew: a control in its place decides nothing."""
+    floor = summary.get("floor")
+    return bool(floor) and not floor.get("control")
+
+
+def is_no_probe(summary: Mapping[str, Any]) -> bool:
+    """Whether the attack of a run finds about as much in the model that never knew as in the unedited one.
+
+    That is the case if the ceiling is within 10 points of the floor: prompt by prompt the attack's AUC, half of one
+    plus half of the difference, is then 0.55 at the most. Unknown, and so not said, of runs without a floor.
+    """
+    if not floor_decides(summary):
+        return False
+    ceiling, floor = ([bool(case[name]) for case in summary["cases"]] for name in ("ceiling", "floor"))
+    return AboveFloor.of_pair(ceiling, floor, prompt_groups(summary["cases"])).kind in {"at_floor", "below_floor"}
+
+
+def no_probe_sentences(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which attacks are left out of unions, and why; nothing where none is."""
+    named: dict[str, list[str]] = {}
+    for summary in filter(is_no_probe, summaries):
+        shown = {name: f"{100 * summary['floor'][name]['rate']:.0f} %" for name in ("floor", "ceiling")}
+        text = f"{summary['concept']} (floor {shown['floor']}, ceiling {shown['ceiling']})"
+        named.setdefault(summary["choices"]["attack"], []).append(text)
+    return [
+        f"Left out of the unions: {attack} on {', '.join(dict.fromkeys(texts))}. It finds as much in a model that "
+        "never knew the concept as in one that does (AUC about 0.5), so its success says nothing of knowledge."
+        for attack, texts in named.items()
+    ]
 
 
 def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -144,7 +177,7 @@ def trainings_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     repeated: dict[str, list[Mapping[str, Any]]] = {}
     for summary in summaries:
         # Controls are made without a training.
-        if summary.get("floor") and not summary["floor"].get("control"):
+        if floor_decides(summary):
             repeated.setdefault(_repeats(summary), []).append(summary)
     rows = []
     for runs in repeated.values():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evaluation.statistics import Rate
-from experiments.results.floors import floor_rate, floor_sentence
+from experiments.results.floors import floor_decides, floor_rate, floor_sentence
 from experiments.results.report.words import concept_name, readable
 
 HOLDS_BELOW = 0.2
@@ -55,18 +55,12 @@ def is_attacked(summary: Mapping[str, Any]) -> bool:
     return str(summary["choices"].get("attack", "none")) != "none"
 
 
-def floor_decides(summary: Mapping[str, Any]) -> bool:
-    """Whether the attack was run on a model that never knew: a control in its place decides nothing."""
-    floor = summary.get("floor")
-    return is_attacked(summary) and bool(floor) and not floor.get("control")
-
-
 def holds(summary: Mapping[str, Any]) -> Holds:
     """Whether the edit holds: by the verdict above the floor, or by :data:`HOLDS_BELOW` where there is no floor.
 
     Without attack it is only told whether the edit has failed already.
     """
-    if floor_decides(summary):
+    if is_attacked(summary) and floor_decides(summary):
         return _BY_FLOOR[summary["floor"]["kind"]]
     attacked = Rate(**summary["rates"]["attacked"])
     if attacked.low >= HOLDS_BELOW:
@@ -98,7 +92,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         f"The unedited model shows it for {_of(base)} prompts; the edited model for {_of(erased)} without attack"
         f"{f' and for {_of(attacked)} under the attack {attack}' if is_attacked(summary) else ''}.",
         floor_sentence(summary)
-        if floor_decides(summary)
+        if is_attacked(summary) and floor_decides(summary)
         else {
             "holds": f"It holds: the whole 95 % interval {_interval(attacked)} is below {100 * HOLDS_BELOW:.0f} %.",
             "does not hold": f"It does not hold: the whole 95 % interval {_interval(attacked)} is above "
