@@ -430,7 +430,10 @@ def test_tradeoffs_stand_above_the_floor_where_all_runs_have_one(table1: list[di
     assert lines["esd, pruning on"] == [[0.5, 0.25]]
     assert lines["_retrained"] == [[1, 0]]
     assert {line.get_label(): line.get_xydata().tolist() for line in fid.get_lines()}["_retrained"] == [[1, 0]]
-    assert {text.get_text() for text in accuracy.texts} == {"esd", "esd, pruning on", "retrained", "better"}
+    assert {text.get_text() for text in accuracy.texts} == {
+        *("esd", "esd, pruning on", "retrained", "better"),
+        "below 0: over-erased",
+    }
     assert "excess over the floor" in figure.get_supylabel()
     paths = figures.write_figure(runs, "claim.x", tmp_path)
     assert [path.name for path in paths] == ["claim.x.png", "claim.x.pdf"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from diffusion.files import replacing
 from evaluation.statistics import Rate
@@ -96,6 +96,7 @@ def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> Figure:
             panel.set_xlabel(label, fontsize=9)
             panel.set_ylim(-0.5 if above else -0.02, 1.02)
             panel.margins(x=0.2)
+            panel.xaxis.set_major_locator(MaxNLocator(6))
             panel.yaxis.set_major_formatter(PercentFormatter(1, symbol="" if above else "%"))
             panel.grid(alpha=0.3)
             own = [summary for summary in summaries if summary["concept"] == concept]
@@ -110,9 +111,12 @@ def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.axhline(0, color="0.4", linewidth=0.8)
                 x = retained(own[0]["floor"]["measures"])
                 panel.plot([x], [0], marker="*", markersize=15, color=STAR, linestyle="none", label="_retrained")
-                places.append(("retrained", STAR, (x, 0)))
+                # Off the line of the floor, which would strike it through.
+                places.append(("retrained", STAR, (x, -0.07)))
+                low = {"fontsize": 8, "color": "0.35", "va": "bottom"}
+                panel.text(0.02, 0.02, "below 0: over-erased", transform=panel.transAxes, **low)
             _name_beside(panel, places)
-            _point_to_better(panel)
+            _point_to_better(panel, 0.02 if above else 0.0)
     what = (
         "excess over the floor under attack, points"
         if above
@@ -150,13 +154,13 @@ def _name_beside(panel: Axes, places: Sequence[tuple[str, str, tuple[float, floa
         )
 
 
-def _point_to_better(panel: Axes) -> None:
-    """Draw an arrow to the corner of low success and high quality, which is the lower right one."""
+def _point_to_better(panel: Axes, height: float) -> None:
+    """Draw an arrow to where a method is better: to the right, where quality is high, and down to ``height``."""
     panel.annotate(
         "better",
-        xy=(0.99, 0.02),
-        xytext=(0.86, 0.14),
-        xycoords="axes fraction",
+        xy=(0.99, height),
+        xytext=(0.88, height + 0.16),
+        xycoords=panel.get_yaxis_transform(),
         ha="right",
         va="bottom",
         fontsize=8,

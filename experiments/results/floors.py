@@ -48,7 +48,7 @@ def floor_label(summary: Mapping[str, Any]) -> str:
 
 def floor_decides(summary: Mapping[str, Any]) -> bool:
     """Whether a run's success stands beside that on a model that never knew: a control in its place decides nothing."""
-    floor = summary.get("floor")
+    floor = summary.get("floor") or {}
     return bool(floor) and not floor.get("control")
 
 

@@ -290,7 +290,7 @@ def write_tables(
 def _reading_parts(reading: pd.DataFrame) -> list[str]:
     """The table for readers as parts of a Markdown file, a question each; paths stay in the CSV."""
     rates = [*RATES.values()]
-    published = [column for column in reading if column.startswith("published")]
+    published = [column for column in reading if str(column).startswith("published")]
     # Those of the protocol and of what holds stand between the rates and the measures, whose names are the evaluators'.
     rest = [column for column in reading if column not in {*_KEYS, *rates, *published, "run", "path"}]
     parts = [
