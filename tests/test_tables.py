@@ -284,7 +284,7 @@ def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> 
         for path in (collect.CONFIG_FOLDER / "attack").glob("*.yaml")
     }
     assert names == every - {"Transfer"}
-    assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
+    assert len(jobs) == 3 * 2 * (len(names) + 2)  # two presets each of the noise attack and of TINA
 
 
 def write_summary(store: Path, run: str, content: dict[str, Any]) -> Path:
