@@ -71,8 +71,9 @@ claim: $(INSTALLED)
 paper: $(INSTALLED)
 	$(BIN)/eraselab paper $(PAPER)
 
-# Which attacks tell models that know from models that never knew, from all runs in the store.
+# Which attacks tell models that know from models that never knew: the table is of all runs in the store.
 probes: $(INSTALLED)
+	$(SWEEP) +experiment=probes $(OVERRIDES)
 	$(BIN)/eraselab probes
 
 figure-neurons: $(INSTALLED)

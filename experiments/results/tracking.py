@@ -26,6 +26,7 @@ from experiments.job.settings import Job, matters
 from experiments.job.store import content_hash
 from experiments.results import wandb_process
 from experiments.results.floors import floor_numbers
+from experiments.results.screen import noise_numbers
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
     found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
     found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
-    found |= floor_numbers(summary)
+    found |= floor_numbers(summary) | noise_numbers(summary)
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, number in value.items():
