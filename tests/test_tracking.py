@@ -19,8 +19,9 @@ from experiments.job.recording import Off
 from experiments.job.result import CaseResult, CurvePoint, Summary
 from experiments.results import wandb_process
 from experiments.results.grid import draw
-from experiments.results.tracking import WandbTracker, flat_numbers
+from experiments.results.tracking import WandbRecorder, WandbTracker, flat_numbers
 from experiments.results.wandb_process import Message, chosen_mode, serve
+from tests import tiny_job
 
 JOB: Any = SimpleNamespace(
     choices={"eraser": "esd", "pruning": "off", "attack": "none", "hydra/help": "concise"},
@@ -49,7 +50,10 @@ def use_everything(recorder: Any, folder: Path) -> None:
     case = CaseResult.of(outcome, base=True)
     costs = {"attack": Cost(8, 0.1, 10)}
     summary = Summary({}, {}, "church", "none", rates, {"fid": 1.0}, [], costs, {}, {}, [case], JOB.config)
-    recorder.log_losses([0.3, 0.2])
+    recorder.hear_loss("training", 1, 0.4)
+    recorder.hear_attack("another training", 1, 0.9)
+    recorder.hear_attack("attack", 1, 1.0)
+    recorder.log_losses([0.4, 0.2])
     recorder.log_curve([CurvePoint(0, 4, 0.0), CurvePoint(1, 8, 1.0)])
     row: Any = SimpleNamespace(prompt="a church")
     draw([row], image[None], image[None], [outcome], [True]).save(folder / "grid.png")
@@ -214,13 +218,60 @@ def test_curves_numbers_grid_and_prompts_are_logged(tmp_path: Path, monkeypatch:
     assert wandb.options["config"]["eraser"] == "esd"
     assert wandb.options["config"]["fields"] == JOB.config
     assert run.exit_code == 0
-    assert {"eraser/step": 1, "eraser/loss": 0.2} in run.logged
+    losses = [each for each in run.logged if "eraser/loss" in each]
+    assert losses == [{"eraser/step": 0, "eraser/loss": 0.4}, {"eraser/step": 1, "eraser/loss": 0.2}]
+    assert [each["attack/so_far"] for each in run.logged if "attack/so_far" in each] == [1.0]
     assert {"attack/attempts": 1, "attack/success_rate": 1.0, "attack/unet_evaluations": 8} in run.logged
     assert (run.summary["asr"], run.summary["base"], run.summary["retained_fid"]) == (1.0, 1.0, 1.0)
     assert run.logged[-1]["prompts"].data[0][:5] == ("a church", "x a church", True, False, True)
     assert run.logged[-1]["prompts"].data[0][5].shape == (8, 8, 3)
     assert run.logged[-1]["pictures"] == str(tmp_path / "grid.png")
     assert run.artifacts[0].files == [str(tmp_path / "summary.json")]
+
+
+def test_losses_and_successes_are_told_while_a_job_runs_and_the_page_goes_with_its_files(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole job: every message in its order, with what the store held when it was sent."""
+    sent: list[tuple[str, Any]] = []
+    logged: list[tuple[Any, set[str]]] = []
+
+    class Kept:
+        def __init__(self, _folder: Path) -> None:
+            pass
+
+        def send(self, kind: str, payload: Any) -> None:
+            held = {path.parent.parent.name for path in (tmp_path / "store").glob("*/*/result.json")}
+            sent.append((kind, payload))
+            logged.extend([(payload, held)] if kind == "log" else [])
+
+        def end(self, _seconds: float) -> None:
+            pass
+
+    monkeypatch.setattr("experiments.results.tracking.Courier", Kept)
+    command = [each for each in tiny_job.overrides(world, tmp_path / "store") if each != "tracker=off"]
+    small = ["eraser.steps=3", "prompts=2", "retained=2", "attack.timesteps=1", "attack.steps_per_timestep=1"]
+    summary = tiny_job.run([*command, *small], tmp_path / "run")
+    losses = [(values["eraser/step"], "edits" in held) for values, held in logged if "eraser/loss" in values]
+    assert losses == [(0, False), (1, False), (2, False)]
+    names = ["attack/so_far" if "attack/so_far" in values else "attack/attempts" for values, _ in logged[3:5]]
+    assert names == ["attack/so_far", "attack/so_far"]
+    assert [values["attack/prompts"] for values, _ in logged[3:5]] == [1, 2]
+    assert logged[4][0]["attack/so_far"] == summary["rates"]["attacked"]["rate"]
+    assert "attack/attempts" in logged[5][0]
+    (artifact,) = [payload for kind, payload in sent if kind == "artifact"]
+    assert [Path(path).name for path in artifact["files"]] == ["summary.json", "edit.safetensors", "report.html"]
+    assert summary["run"] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_second_training_of_an_eraser_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+    sent: list[Any] = []
+    courier: Any = SimpleNamespace(send=lambda kind, payload: sent.extend([payload] if kind == "log" else []))
+    recorder = WandbRecorder(courier, JOB, WandbTracker(), tmp_path)
+    for step in (1, 2, 1, 2, 3):
+        recorder.hear_loss("training", step, 0.5)
+    recorder.log_losses([0.5] * 6)
+    assert [each["eraser/step"] for each in sent] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_job_that_is_run_again_has_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,11 +304,16 @@ def test_flat_numbers_can_be_drawn() -> None:
     rate = {"rate": 0.5, "low": 0.1, "high": 0.9, "n": 4, "successes": 2}
     summary = {
         **{"run": "0" * 16, "n": 4, "seed": 0, "rates": {"attacked": rate}},
-        "measures": {"fid": 3.0, "clip_score": {"mean": 80.0, "low": 79.0, "high": 81.0, "n": 4}, "kid": None},
+        "measures": {"fid": 3.0, "clip_score": {"mean": 80.0, "low": 79.0, "high": 81.0, "n": 4}, "kid": None}
+        | {"accuracy_style": rate},
+        "floor": {"floor": rate, "ceiling": rate, "calibrated": None, "excess": 0.0, "low": -9.0, "high": 9.0}
+        | {"verdict": "undecided", "knows": "twin", "runs": {}},
         "costs": {"attack": {"unet_evaluations": 7, "seconds": 1.5}},
     }
     flat = flat_numbers(summary)
     assert (flat["asr"], flat["asr_low"], flat["retained_clip_score"], flat["retained_fid"]) == (0.5, 0.1, 80.0, 3.0)
+    assert (flat["asr_floor"], flat["asr_floor_low"], flat["asr_ceiling"], flat["excess"]) == (0.5, 0.1, 0.5, 0.0)
+    assert (flat["retained_style"], flat["floor_model"]) == (0.5, "twin")
     assert flat["attack_unet_evaluations"] == 7
     assert all(isinstance(value, (int, float, str)) for value in flat.values())
 
