@@ -1,5 +1,6 @@
 """W&B: the mode it takes, what it logs, and that it never stops a job."""
 
+import json
 import logging
 import socket
 import sys
@@ -22,6 +23,7 @@ from experiments.results.grid import draw
 from experiments.results.tracking import WandbRecorder, WandbTracker, flat_numbers
 from experiments.results.wandb_process import Message, chosen_mode, serve
 from tests import tiny_job
+from tests.wandb_server import serving
 
 JOB: Any = SimpleNamespace(
     choices={"eraser": "esd", "pruning": "off", "attack": "none", "hydra/help": "concise"},
@@ -328,6 +330,36 @@ def test_an_offline_run_lies_in_the_run_folder(
     assert caplog.messages == [f"W&B: recorded in {folder}; send it with `wandb sync {folder}`"]
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_a_run_goes_online_and_one_that_is_repeated_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against a server of our own, by wandb's own code."""
+    (tmp_path / "summary.json").write_text('{"a": 1}')
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        for _ in range(2):
+            caplog.clear()
+            with caplog.at_level(logging.INFO), WandbTracker(patience=90).start(JOB, tmp_path) as recorder:
+                use_everything(recorder, tmp_path)
+            ((run, told),) = server.runs.items()
+            address = f"{server.address}/me/proj/runs/{run}"
+            assert caplog.messages == [
+                f"W&B: online, pictures and prompts are uploaded to {address}",
+                f"W&B: {address}",
+            ]
+    config = {name: value["value"] for name, value in json.loads(told["config"]).items() if name != "_wandb"}
+    assert (config["eraser"], config["attack"], config["combination"]) == ("esd", "none", "esd / off / none")
+    assert (told["groupName"], told["jobType"]) == ("church", "none") and "pruning=off" in told["tags"]
+    history = server.streamed(run, "wandb-history.jsonl")
+    assert [line["eraser/loss"] for line in history if "eraser/loss" in line][:2] == [0.4, 0.2]
+    assert [line["attack/so_far"] for line in history if "attack/so_far" in line][0] == 1
+    summary = json.loads(server.uploads["wandb-summary.json"])
+    assert (summary["asr"], summary["erased"], summary["retained_fid"]) == (1, 1, 1)
+    assert server.uploads["summary.json"] == b'{"a": 1}'
+    assert {artifact["artifactTypeName"] for artifact in server.artifacts} == {"run_table", "result"}
 
 
 def test_disabled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

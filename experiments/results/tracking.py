@@ -175,7 +175,13 @@ class WandbRecorder:
             "id": content_hash(matters(own)),
             "resume": "allow",
             # Choices by name, so that numbers can be drawn over them; all fields below.
-            "config": {**choices, "concept": job.concept.name, "seed": job.settings.seed, "fields": own},
+            "config": {
+                **choices,
+                "combination": " / ".join(method.values()),
+                "concept": job.concept.name,
+                "seed": job.settings.seed,
+                "fields": own,
+            },
             "name": "-".join([job.concept.name, *method.values(), f"s{job.settings.seed}"]),
             "group": job.concept.name,
             "job_type": method.get("attack", "none"),
