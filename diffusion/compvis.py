@@ -63,7 +63,9 @@ def single_file_weights(model: TextToImage) -> dict[str, Tensor]:
     Raises:
         ValueError: The vocabulary has tokens that were added, which such a file has no place for.
     """
-    added = [token for token, number in model.tokenizer.get_added_vocab().items() if number >= model.tokenizer.vocab_size]
+    added = [
+        token for token, number in model.tokenizer.get_added_vocab().items() if number >= model.tokenizer.vocab_size
+    ]
     if added:
         raise ValueError(
             f"The tokens {', '.join(sorted(added))} were added to {model.name!r}, which one file in CompVis' names has "

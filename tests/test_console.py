@@ -20,8 +20,8 @@ from hydra.utils import get_class
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusion.sampling import Sampling
 from diffusion.parameters import named_parameters
+from diffusion.sampling import Sampling
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.imported import Imported
@@ -225,7 +225,10 @@ def test_a_guard_is_refused_by_name_and_drawn_in_a_row_of_its_own(tiny_model, tm
 
     from experiments.results.export import export_run  # noqa: PLC0415
 
-    for place, reason in (("guarded", "adds tests.test_.* which is of a plugin"), ("one.safetensors", "no plain pipeline")):
+    for place, reason in (
+        ("guarded", "adds tests.test_.* which is of a plugin"),
+        ("one.safetensors", "no plain pipeline"),
+    ):
         with pytest.raises(ValueError, match=reason):
             export_run(tiny_model, guarded, summaries["esd"], [], tmp_path / place)
         assert not (tmp_path / place).exists()

@@ -18,7 +18,7 @@ from tests.wandb_server import serving
 
 pytest.importorskip("wandb_workspaces")
 
-from experiments.results.dashboard import BESIDE, make_report, make_workspace  # noqa: E402
+from experiments.results.dashboard import BESIDE, make_report, make_workspace
 
 TABLE = "| attack | ASR |\n|---|---|\n| random | 12 % |\n"
 
@@ -29,7 +29,10 @@ def specification(made: Any) -> dict[str, Any]:
 
 def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     sections = spec["section"]["panelBankConfig"]["sections"]
-    return {section["name"]: [panel["config"] | {"kind": panel["viewType"]} for panel in section["panels"]] for section in sections}
+    return {
+        section["name"]: [panel["config"] | {"kind": panel["viewType"]} for panel in section["panels"]]
+        for section in sections
+    }
 
 
 def test_the_workspace_charts_success_over_every_choice_what_it_costs_curves_and_pictures() -> None:
@@ -103,7 +106,7 @@ def test_without_a_key_it_says_what_to_do_and_can_be_written_down(
     monkeypatch.setattr(wandb_process, "has_key", lambda _: False)
     with pytest.raises(CommandError, match="W&B has no key here; `wandb login` keeps one, and --spec FILE"):
         dashboard()
-    with pytest.raises(CommandError, match="There is no table nothing.md"):
+    with pytest.raises(CommandError, match=r"There is no table nothing\.md"):
         dashboard([Path("nothing.md")])
     dashboard(spec=tmp_path / "spec.json", project="proj", entity="me")
     assert panels(json.loads((tmp_path / "spec.json").read_text())["workspace"])

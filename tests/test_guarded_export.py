@@ -1,4 +1,4 @@
-"""A model with a guard as a folder of diffusers: its own code draws the pictures that the run draws, or it is refused."""
+"""A model with a guard as a folder of diffusers: its own code draws the pictures of the run, or it is refused."""
 
 import subprocess
 import sys
@@ -110,7 +110,8 @@ def test_its_code_needs_nothing_of_this_project(model: TextToImage, tmp_path: Pa
     export_guarded(model, Edit({}, {}, (safe_guidance(model),)), tmp_path / "out")
     program = (
         "import sys, torch; from diffusers import DiffusionPipeline; "
-        "p = DiffusionPipeline.from_pretrained('out', trust_remote_code=True); p.set_progress_bar_config(disable=True); "
+        "p = DiffusionPipeline.from_pretrained('out', trust_remote_code=True); "
+        "p.set_progress_bar_config(disable=True); "
         "print(p('a church', num_inference_steps=2, height=16, width=16, output_type='np').images.shape); "
         "assert not {'diffusion', 'erasure', 'experiments'} & {name.partition('.')[0] for name in sys.modules}"
     )
@@ -141,7 +142,9 @@ def test_a_guard_of_a_plugin_and_models_that_no_guard_fits_are_refused_by_name(
     with pytest.raises(ValueError, match=r"adds tests.test_addition.Shift to the model, which is of a plugin"):
         export_guarded(model, plugin, tmp_path / "out")
     velocity = TextToImage(make_tiny_sd2(tokenizer_folder), name="tiny2")
-    with pytest.raises(ValueError, match="adds safe_guidance to the model, which thinks in noise, and 'tiny2' predicts"):
+    with pytest.raises(
+        ValueError, match="adds safe_guidance to the model, which thinks in noise, and 'tiny2' predicts"
+    ):
         export_guarded(velocity, Edit({}, {}, (safe_guidance(velocity),)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

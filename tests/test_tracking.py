@@ -355,7 +355,7 @@ def test_a_run_goes_online_and_one_that_is_repeated_goes_on_with_it(
     assert (told["groupName"], told["jobType"]) == ("church", "none") and "pruning=off" in told["tags"]
     history = server.streamed(run, "wandb-history.jsonl")
     assert [line["eraser/loss"] for line in history if "eraser/loss" in line][:2] == [0.4, 0.2]
-    assert [line["attack/so_far"] for line in history if "attack/so_far" in line][0] == 1
+    assert next(line["attack/so_far"] for line in history if "attack/so_far" in line) == 1
     summary = json.loads(server.uploads["wandb-summary.json"])
     assert (summary["asr"], summary["erased"], summary["retained_fid"]) == (1, 1, 1)
     assert server.uploads["summary.json"] == b'{"a": 1}'

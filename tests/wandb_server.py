@@ -40,11 +40,19 @@ class WandbServer(ThreadingHTTPServer):
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         name = (re.search(r"(?:query|mutation)\s+(\w+)", query) or [None, "?"])[1]
         self.operations.append((name, variables))
-        project = {"id": "p", "name": "proj", "internalId": "1", "entityName": "me", "entity": {"id": "e", "name": "me"}}
+        project = {
+            "id": "p",
+            "name": "proj",
+            "internalId": "1",
+            "entityName": "me",
+            "entity": {"id": "e", "name": "me"},
+        }
         if "upsertView" in query:
             self.views.append(variables)
             kept = {key: variables.get(key) for key in ("name", "displayName", "description", "type", "spec")}
-            return {"upsertView": {"view": {"id": f"view{len(self.views)}", "project": project, **kept}, "inserted": True}}
+            return {
+                "upsertView": {"view": {"id": f"view{len(self.views)}", "project": project, **kept}, "inserted": True}
+            }
         if "upsertBucket" in query:
             new = variables["name"] not in self.runs
             run = self.runs.setdefault(variables["name"], {"id": f"id-{variables['name']}"})
@@ -69,7 +77,11 @@ class WandbServer(ThreadingHTTPServer):
             nodes = [
                 {
                     **{"id": str(number), "name": each["name"], "displayName": each["name"], "uploadHeaders": []},
-                    **{"uploadUrl": f"{self.address}/upload/{each['name']}", "artifact": {"id": "a"}, "storagePath": ""},
+                    **{
+                        "uploadUrl": f"{self.address}/upload/{each['name']}",
+                        "artifact": {"id": "a"},
+                        "storagePath": "",
+                    },
                     **{"uploadMultipartUrls": None},
                 }
                 for number, each in enumerate(variables["input"]["artifactFiles"])
@@ -109,7 +121,7 @@ class WandbServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: WandbServer
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
     def do_POST(self) -> None:

@@ -20,8 +20,12 @@ def dashboard(
         list[Path] | None, typer.Argument(help="Markdown files, as eraselab tables writes; they become a report.")
     ] = None,
     *,
-    project: Annotated[str | None, typer.Option(help="Of the runs; else what wandb is set to, or the tracker's.")] = None,
-    entity: Annotated[str | None, typer.Option(help="Team or user; else what wandb is set to, or the key's own.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Of the runs; else what wandb is set to, or the tracker's.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="Team or user; else what wandb is set to, or the key's own.")
+    ] = None,
     concept: Annotated[str | None, typer.Option(help="Show runs of this concept alone.")] = None,
     name: Annotated[str, typer.Option(help="Title of the workspace and of the report.")] = "Robust concept erasing",
     spec: Annotated[
@@ -57,7 +61,10 @@ def dashboard(
     report = make_report(entity or "", project, name, read, concept) if read else None
     made: dict[str, Any] = {"workspace": workspace, **({"report": report} if report is not None else {})}
     if spec is not None:
-        specs = {kind: json.loads(each._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)) for kind, each in made.items()}
+        specs = {
+            kind: json.loads(each._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+            for kind, each in made.items()
+        }
         spec.write_text(json.dumps(specs, indent=2) + "\n", encoding="utf-8")
         print(spec)
         return

@@ -1,11 +1,10 @@
-"""A workspace and a report of W&B over the runs that :mod:`experiments.results.tracking` records; needs wandb-workspaces."""
+"""A workspace and a report of W&B over runs that :mod:`experiments.results.tracking` records; with wandb-workspaces."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import wandb_workspaces.reports.v2 as reports
-import wandb_workspaces.workspaces as workspaces
-from wandb_workspaces import expr
+from wandb_workspaces import expr, workspaces
+from wandb_workspaces.reports import v2 as reports
 
 CHOICES = ("eraser", "pruning", "attack")
 """What success rates are shown over, each a value of a run's config."""

@@ -52,6 +52,6 @@ def _entry(summary: Mapping[str, Any], rate: str, task: str) -> EvalResultEntry:
         task_id=task,
         value=round(100 * measured.rate, 2),
         date=summary.get("created"),
-        notes=f"% of prompts whose picture shows {visible(summary['concept'])}, less is better: {measured}, Wilson 95 %; "
-        f"judge {judge}, seed {summary['seed']}, run {summary['run']}",
+        notes=f"% of prompts whose picture shows {visible(summary['concept'])}, less is better: {measured}, Wilson "
+        f"95 %; judge {judge}, seed {summary['seed']}, run {summary['run']}",
     )

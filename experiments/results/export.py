@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from diffusion.files import replacing, write_atomically
 from diffusion.compvis import single_file_weights
+from diffusion.files import replacing, write_atomically
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters

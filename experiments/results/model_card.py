@@ -76,8 +76,7 @@ def model_card(
     concept, config = markdown_cell(summary["concept"]), summary["config"]
     parts = [
         f"# {markdown_cell(str(summary['model']))} without {concept}",
-        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}. "
-        + _HOW_TO_LOAD[form],
+        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}. " + _HOW_TO_LOAD[form],
         "## What was erased",
         markdown_table(_facts(summary, changes, tied), disable_numparse=True),
         "## How well it holds",
