@@ -36,7 +36,8 @@ JOB: Any = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No key and no settings, wherever wandb looks for them."""
-    for name in ("API_KEY", "MODE", "DISABLED", "PROJECT", "ENTITY", "DIR", "BASE_URL"):
+    environment = ("API_KEY", "MODE", "DISABLED", "PROJECT", "ENTITY", "DIR", "BASE_URL")
+    for name in (*environment, "RUN_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "RESUME"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -99,7 +100,7 @@ class FakeWandb:
     Error = ValueError
 
     def __init__(
-        self, run: FakeRun, *, mode: str = "online", key: bool = False, refused: str = "", **told: str
+        self, run: FakeRun, *, mode: str = "online", key: bool = False, refused: str = "", **told: Any
     ) -> None:
         self.run, self.modes, self.options, self.key, self.refused = run, [], {}, key, refused
         self.told = SimpleNamespace(**{"mode": mode, "project": None, "entity": None, **told})
@@ -213,10 +214,11 @@ def replayed(wandb: FakeWandb, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_curves_numbers_grid_and_prompts_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "summary.json").write_text("{}")
     run = FakeRun()
-    wandb = FakeWandb(run, key=True, project="the environment's")
+    wandb = FakeWandb(run, key=True, project="the environment's", run_tags=("of mine",))
     said = replayed(wandb, tmp_path, monkeypatch)
     assert said == [{"mode": "online", "url": run.url, "folder": "folder"}, {"ended": True}]
     assert wandb.options["project"] == "the environment's"
+    assert (wandb.options["group"], wandb.options["tags"]) == ("church", ("of mine",))
     assert wandb.options["config"]["eraser"] == "esd"
     assert wandb.options["config"]["fields"] == JOB.config
     assert run.exit_code == 0
@@ -340,6 +342,7 @@ def test_a_run_goes_online_and_one_that_is_repeated_goes_on_with_it(
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
         for _ in range(2):
             caplog.clear()
             with caplog.at_level(logging.INFO), WandbTracker(patience=90).start(JOB, tmp_path) as recorder:
@@ -352,7 +355,7 @@ def test_a_run_goes_online_and_one_that_is_repeated_goes_on_with_it(
             ]
     config = {name: value["value"] for name, value in json.loads(told["config"]).items() if name != "_wandb"}
     assert (config["eraser"], config["attack"], config["combination"]) == ("esd", "none", "esd / off / none")
-    assert (told["groupName"], told["jobType"]) == ("church", "none") and "pruning=off" in told["tags"]
+    assert (told["groupName"], told["jobType"]) == ("mine", "none") and "pruning=off" in told["tags"]
     history = server.streamed(run, "wandb-history.jsonl")
     assert [line["eraser/loss"] for line in history if "eraser/loss" in line][:2] == [0.4, 0.2]
     assert next(line["attack/so_far"] for line in history if "attack/so_far" in line) == 1

@@ -38,8 +38,9 @@ def export(
     from experiments.command.stored_runs import load_run  # noqa: PLC0415
     from experiments.job.store import read_json  # noqa: PLC0415
     from experiments.job.summary import read_summaries  # noqa: PLC0415
-    from experiments.results.export import export_run  # noqa: PLC0415
+    from experiments.results.export import Names, export_run  # noqa: PLC0415
 
+    layout: Names = "compvis" if names == "compvis" else "diffusers"
     loaded = load_run(run, store)
     summary = loaded.summary
     others = [
@@ -51,4 +52,4 @@ def export(
     ]
     measured = calibrations / f"judge_{summary['choices'].get('judge')}_{summary['concept']}.json"
     calibration = read_json(measured) if measured.is_file() else None
-    print_paths(export_run(loaded.model, loaded.edit, summary, others, folder, calibration, names))
+    print_paths(export_run(loaded.model, loaded.edit, summary, others, folder, calibration, layout))

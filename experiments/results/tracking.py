@@ -51,7 +51,8 @@ class WandbTracker:
     """Weights & Biases.
 
     The environment's own settings (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, WANDB_BASE_URL,
-    WANDB_DISABLED) come before these.
+    WANDB_DISABLED) come before these, and before the name, group, tags and id that a run has otherwise (WANDB_NAME,
+    WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID, WANDB_RESUME).
 
     Attributes:
         mode: ``auto`` is online where wandb finds a key and offline elsewhere; online, pictures and prompts are
