@@ -99,7 +99,7 @@ def in_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def test_help_names_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     shown = in_a_process(tmp_path, "-X", "importtime", "-m", "experiments.command.console", "--help")
     assert shown.returncode == 0
-    for name in ("run", "runs", "draw", "export", "audit", "judge", "store", "explain", "tables", "calibrate"):
+    for name in ("run", "runs", "draw", "export", "audit", "judge", "store", "explain", "tables", "calibrate", "dashboard"):
         assert f" {name} " in shown.stdout
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb"}
@@ -194,6 +194,7 @@ def test_the_card_says_what_was_done_and_what_came_of_it(world: Path, summaries,
         f"{pruned:,} (",
         f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
         "not attacked",
+        "no floor measured",
         "The judge of all pictures is",
         "## Licence",
         record["hash"],

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from diffusion.text_files import markdown_cell, visible
 from evaluation.statistics import Rate
+from experiments.results.floors import short_standing
 from experiments.results.screen import measure_text, title
 from experiments.results.writing import markdown_table
 
@@ -159,7 +160,9 @@ def _rates(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         rates = {label: str(Rate(**summary["rates"][name])) for name, label in _RATES.items()}
         if summary["choices"].get("attack") == "none":
             rates[_RATES["attacked"]] = "not attacked"
-        rows.append({"attack": str(summary["choices"].get("attack", "")), **rates, "run": summary["run"]})
+        standing = short_standing(summary) or "no floor measured"
+        attack = str(summary["choices"].get("attack", ""))
+        rows.append({"attack": attack, **rates, "against a model that never knew": standing, "run": summary["run"]})
     return pd.DataFrame(rows)
 
 
