@@ -99,7 +99,19 @@ def in_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def test_help_names_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     shown = in_a_process(tmp_path, "-X", "importtime", "-m", "experiments.command.console", "--help")
     assert shown.returncode == 0
-    for name in ("run", "runs", "draw", "export", "audit", "judge", "store", "explain", "tables", "calibrate", "dashboard"):
+    for name in (
+        "run",
+        "runs",
+        "draw",
+        "export",
+        "audit",
+        "judge",
+        "store",
+        "explain",
+        "tables",
+        "calibrate",
+        "dashboard",
+    ):
         assert f" {name} " in shown.stdout
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb"}
