@@ -4,8 +4,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TypeVar
 
@@ -26,6 +27,11 @@ SECONDS_BETWEEN_REPORTS = 30.0
 
 Item = TypeVar("Item")
 
+Listener = Callable[[str, int, float], None]
+"""Hears of a bar's label, how many of its steps are done, and the number that it shows."""
+
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
+
 
 class Bar:
     """One line of progress: ``advance`` moves it, ``note`` shows a short status beside it."""
@@ -42,10 +48,13 @@ class Bar:
         self._done += steps
         self._progress.advance(self._task, steps)
 
-    def note(self, text: str) -> None:
-        """Show ``text`` at the end of the line."""
+    def note(self, text: str, number: float | None = None) -> None:
+        """Show ``text`` at the end of the line, and tell ``number`` to those who listen; see :func:`overheard`."""
         self._note = text
         self._progress.update(self._task, note=text)
+        if number is not None:
+            for listener in _listeners.get():
+                listener(self._label, self._done, number)
 
     def line(self) -> str:
         """What is done, how far it is and how long it will take yet, in words."""
@@ -53,6 +62,16 @@ class Bar:
         left = timedelta(seconds=round(seconds / max(moved, 1) * (self._total - self._done)))
         parts = [f"{self._label}: {self._done} of {self._total}", f"about {left} left" if moved else "", self._note]
         return ", ".join(filter(None, parts))
+
+
+@contextmanager
+def overheard(listener: Listener) -> Iterator[None]:
+    """Let ``listener`` hear of the numbers of all bars, as they are shown, for the length of the context."""
+    before = _listeners.set((*_listeners.get(), listener))
+    try:
+        yield
+    finally:
+        _listeners.reset(before)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 from experiments.command import (
     audit_command,
     calibrate_command,
+    dashboard_command,
     draw_command,
     explain_command,
     export_command,
@@ -40,6 +41,7 @@ for _topic in (
     audit_command,
     results_command,
     report_command,
+    dashboard_command,
     calibrate_command,
     explain_command,
     methods_command,
