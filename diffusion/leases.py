@@ -1,7 +1,7 @@
 """Locks that several machines can share through a folder, and that end with whoever holds them.
 
-A lock is a file that only one process can make. Its holder touches it every few seconds; who waits takes it over once it
-is left untouched, or at once where its process was on the same machine and is gone. Clocks of machines need not agree.
+A lock is a file that only one process can make. Its holder touches it every few seconds; who waits takes it over once
+it is left untouched, or at once where its process was on the same machine and is gone. Clocks need not agree.
 """
 
 import logging
@@ -55,6 +55,6 @@ def holding(path: Path, *, wait: bool = True, seconds: float = LEASE_SECONDS) ->
 def _tell(loss: LeaseCompromise) -> None:
     # Files are replaced as a whole and follow from what made them, so the work is done twice and nothing is damaged.
     log.warning(
-        "the lock %s was lost (%s), as when a machine sleeps or its network is down: another process may do this work too",
+        "the lock %s was lost (%s), as when a machine sleeps: another process may do this work too",
         *(loss.lock_file, loss.reason.replace("-", " ")),
     )

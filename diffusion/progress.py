@@ -26,6 +26,9 @@ SECONDS_BETWEEN_REPORTS = 30.0
 
 Item = TypeVar("Item")
 
+_in_lines = False
+"""Whether a terminal too is told in lines."""
+
 
 class Bar:
     """One line of progress: ``advance`` moves it, ``note`` shows a short status beside it."""
@@ -55,6 +58,12 @@ class Bar:
         return ", ".join(filter(None, parts))
 
 
+def report_in_lines() -> None:
+    """Draw no bars from now on, as where several processes share a terminal."""
+    global _in_lines  # noqa: PLW0603 - a property of the process, as its terminal is
+    _in_lines = True
+
+
 @contextmanager
 def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """Show how far ``total`` steps have come, of which ``done`` were done before."""
@@ -67,7 +76,7 @@ def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() and not _in_lines
     with Progress(*columns, console=Console(stderr=True), disable=not terminal, transient=True) as progress:
         bar = Bar(progress, label, total, done)
         if terminal:

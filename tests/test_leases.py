@@ -58,9 +58,7 @@ def test_a_live_holder_keeps_it_longer_than_a_lease(machine: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(("machine", "least", "most"), [("", 0.0, SECONDS), ("another", SECONDS / 2, 3 * SECONDS)])
-def test_a_dead_holder_keeps_it_no_longer_than_a_lease(
-    machine: str, least: float, most: float, tmp_path: Path
-) -> None:
+def test_a_dead_holder_keeps_it_no_longer_than_a_lease(machine: str, least: float, most: float, tmp_path: Path) -> None:
     process = holder(tmp_path / ".lease", machine, 600)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
