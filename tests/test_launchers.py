@@ -1,14 +1,23 @@
 """Sweeps side by side: one job that fails, one that is killed, the closing words, and the same command once more."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
+from experiments import CONFIG_FOLDER
+from experiments.command.engines import Joblib, Ray, SubmititSlurm
+from experiments.command.errors import CommandError
+from experiments.command.launchers import check_launcher
 from experiments.job.store import read_json
 from tests import fake_slurm
 from tests.tiny_job import overrides
@@ -124,3 +133,98 @@ def test_a_sweep_of_24_jobs(launcher: str, world: Path, tmp_path: Path) -> None:
     if launcher == "ray" and find_spec("ray") is None:
         pytest.skip("Ray is not installed; pip install '.[ray]'.")
     check_sweep(launcher, tmp_path, world, 6)
+
+
+def composed(*arguments: str) -> DictConfig:
+    """What Hydra makes of a command, with its own settings."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("config", list(arguments), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "engine", "settings"),
+    [
+        ("gpu_each", Joblib, {"jobs_per_gpu": 1}),
+        ("gpu_shared", Joblib, {"jobs_per_gpu": 3}),
+        ("ray_gpu_each", Ray, {"remote": {"num_cpus": 4, "num_gpus": 1, "max_retries": 0, "max_calls": 1}}),
+        ("ray_gpu_shared", Ray, {"remote": {"num_cpus": 2, "num_gpus": 0.33, "max_retries": 0, "max_calls": 1}}),
+        ("slurm_gpu_each", SubmititSlurm, {"gpus_per_node": 1, "mem_gb": 32.0}),
+        ("slurm_gpu_shared", SubmititSlurm, {"gpus_per_node": None, "gres": "shard:1"}),
+        ("slurm_array", SubmititSlurm, {"array_parallelism": 32, "cpus_per_task": 1}),
+    ],
+)
+def test_presets_compose(
+    preset: str, engine: type, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.command.engines._gpus", lambda: ["0", "1"])
+    launcher = composed(f"+launcher_presets={preset}", "hydra.job.num=0", "hydra.job.name=run").hydra.launcher
+    OmegaConf.set_struct(launcher, False)
+    launcher.submitit_folder = "submitit"
+    fields = {field.name for field in dataclasses.fields(engine)}
+    made = engine(
+        **{key: value for key, value in OmegaConf.to_container(launcher, resolve=True).items() if key in fields}
+    )
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+def test_every_preset_is_tested() -> None:
+    tested = {mark.args[1][place][0] for mark in test_presets_compose.pytestmark for place in range(len(mark.args[1]))}
+    assert tested == {path.stem for path in (CONFIG_FOLDER / "launcher_presets").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0; it must be"),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=two"],
+            "hydra.launcher.n_jobs is 'two'; it must be an integer",
+        ),
+        (["hydra/launcher=joblib", "hydra.launcher.jobs_per_gpu=2"], "jobs_per_gpu is 2, but there is no GPU here"),
+        (["hydra/launcher=submitit_local", "hydra.launcher.jobs_at_once=0"], "hydra.launcher.jobs_at_once is 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_first(arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.command.engines._gpus", lambda: [])
+    config = composed(*arguments, "hydra.sweep.dir=sweep")
+    with pytest.raises(CommandError, match=re.escape(sentence)):
+        check_launcher(config)
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "slurm"), ("ray", "ray")])
+def test_a_missing_extra_is_named(launcher: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.command.launchers.find_spec", lambda name: None)
+    config = composed(f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", "hydra.job.name=run")
+    with pytest.raises(CommandError, match=re.escape(f"which is not installed: pip install '.[{extra}]'")):
+        check_launcher(config)
+
+
+def test_gpus_are_handed_out_to_so_many_jobs_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("experiments.command.engines._gpus", lambda: ["3", "5"])
+    ends = Joblib(n_jobs=-1, jobs_per_gpu=2).run([Seen(tmp_path, number) for number in range(6)])
+    assert [end.died for end in ends] == [""] * 6
+    seen = [end.value for end in ends]
+    assert set(seen) == {"3", "5"}
+    most = {gpu: 0 for gpu in seen}
+    for path in tmp_path.glob("*.json"):
+        told = json.loads(path.read_text())
+        most[told["gpu"]] = max(most[told["gpu"]], told["beside"])
+    assert all(count <= 2 for count in most.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Tells which GPU it sees, and how many others were at work on it."""
+
+    folder: Path
+    number: int
+
+    def __call__(self) -> str:
+        gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+        mark = self.folder / f"{gpu}.{self.number}.working"
+        mark.touch()
+        time.sleep(0.5)
+        beside = len(list(self.folder.glob(f"{gpu}.*.working")))
+        (self.folder / f"{self.number}.json").write_text(json.dumps({"gpu": gpu, "beside": beside}))
+        mark.unlink()
+        return gpu

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -40,7 +41,9 @@ class Joblib:
 
     def __post_init__(self) -> None:
         if self.n_jobs == 0:
-            raise ValueError("it must be 1 or more, or -1 for as many jobs as there are CPU cores.")
+            raise CommandError(
+                "hydra.launcher.n_jobs is 0; it must be 1 or more, or -1 for as many jobs as there are CPU cores."
+            )
         if self.jobs_per_gpu is not None and not _gpus():
             raise CommandError(
                 f"hydra.launcher.jobs_per_gpu is {self.jobs_per_gpu}, but there is no GPU here; leave it out."
@@ -59,7 +62,6 @@ class Joblib:
         free: Queue[str] = Queue()
         for gpu in gpus:
             free.put(gpu)
-        threads = max(1, (os.cpu_count() or 1) // at_once)
         context = get_context("forkserver")
         context.set_forkserver_preload(["experiments.command.launch"])
         # Closed when this process ends, however it ends; the jobs watch it.
@@ -70,7 +72,7 @@ class Joblib:
             gpu = free.get() if gpus else None
             receiver, sender = context.Pipe(duplex=False)
             try:
-                process = context.Process(target=_work, args=(call, sender, alive, gpu, threads))
+                process = context.Process(target=_work, args=(call, sender, alive, gpu))
                 running[place] = process
                 process.start()
                 sender.close()
@@ -96,11 +98,8 @@ class Joblib:
                 process.terminate()
 
 
-def _work(call: bytes, value: Connection, alive: Connection, gpu: str | None, threads: int) -> None:
-    """Do one job in a process of its own, with so many ``threads`` and one ``gpu`` if it has a name."""
-    import signal  # noqa: PLC0415
-
-    import torch  # noqa: PLC0415
+def _work(call: bytes, value: Connection, alive: Connection, gpu: str | None) -> None:
+    """Do one job in a process of its own, which sees one GPU alone if that has a name."""
     from joblib.externals import cloudpickle  # noqa: PLC0415
 
     from experiments.job.processes import end_with  # noqa: PLC0415
@@ -110,8 +109,6 @@ def _work(call: bytes, value: Connection, alive: Connection, gpu: str | None, th
     end_with(alive)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)
     value.send(cloudpickle.loads(call)())
 
 

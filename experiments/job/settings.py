@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from attacks.protocols import Attack
 from diffusion.checked import checked
@@ -66,6 +66,16 @@ class Settings:
     threads: Annotated[int, Field(ge=1)] | None = None
     fresh: bool = False
     dry_run: bool = False
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_a_folder(cls, store: object) -> object:
+        if "://" in str(store):
+            raise ValueError(
+                f"{store} is no folder; keep the store on a disk or on a file system that machines share, and copy it "
+                "to object storage when jobs have ended."
+            )
+        return store
 
 
 class Tracker(Protocol):
