@@ -32,3 +32,6 @@ class RayLauncher(SideBySide):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(Ray, settings)
+
+
+LAUNCHERS = (JoblibLauncher, SubmititLocalLauncher, SubmititSlurmLauncher, RayLauncher)
