@@ -8,7 +8,15 @@ import sys
 import threading
 from pathlib import Path
 
-COMMANDS = ("sbatch", "srun", "sacct", "scancel")
+COMMANDS = ("sbatch", "srun", "sacct", "squeue", "scancel")
+
+
+def real() -> bool:
+    """Whether a Slurm answers here, which tests take rather."""
+    try:
+        return subprocess.run(["sinfo", "-h"], capture_output=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def install(folder: Path) -> None:
@@ -79,9 +87,16 @@ def sacct(*_: str) -> None:
         print(f"{path.stem}|{json.loads(path.read_text())}|here")
 
 
+def squeue(*arguments: str) -> None:
+    """Tell of a task that has not ended."""
+    job = arguments[arguments.index("-j") + 1]
+    if not _state(job).exists() or json.loads(_state(job).read_text()) == "RUNNING":
+        print(job)
+
+
 def scancel(*_: str) -> None:
     """Nothing to end."""
 
 
 if __name__ == "__main__":
-    {"sbatch": sbatch, "srun": srun, "sacct": sacct, "scancel": scancel}[sys.argv[1]](*sys.argv[2:])
+    {"sbatch": sbatch, "srun": srun, "sacct": sacct, "squeue": squeue, "scancel": scancel}[sys.argv[1]](*sys.argv[2:])

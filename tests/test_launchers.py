@@ -70,7 +70,7 @@ def sweep(launcher: str, folder: Path, world: Path, *arguments: str) -> subproce
     few = ["eraser=none", "prompts=2", "retained=2", f"hydra.sweep.dir={folder / 'sweep'}"]
     command = [sys.executable, "run.py", "-m", f"plugins={folder / 'plugin'}", f"hydra/launcher={launcher}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if launcher == "submitit_slurm":
+    if launcher == "submitit_slurm" and not fake_slurm.real():
         fake_slurm.install(folder / "bin")
         (folder / "slurm").mkdir(exist_ok=True)
         environment |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "FAKE_SLURM": str(folder / "slurm")}
@@ -124,7 +124,7 @@ def test_a_small_sweep_by_joblib(world: Path, tmp_path: Path) -> None:
 def test_a_small_sweep(launcher: str, world: Path, tmp_path: Path) -> None:
     if launcher == "ray" and find_spec("ray") is None:
         pytest.skip("Ray is not installed; pip install '.[ray]'.")
-    check_sweep(launcher, tmp_path, world, 1)
+    check_sweep(launcher, tmp_path, world, 1, *(["hydra.launcher.cpus_per_task=1"] * (launcher == "submitit_slurm")))
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -21,6 +23,9 @@ from experiments.command.launchers import TAKEN_ALONG, Ended, JobCall, ended_by
 log = logging.getLogger(__name__)
 
 Count = Annotated[int, Field(ge=1)]
+
+SECONDS_BETWEEN_LOOKS = 15.0
+"""At Slurm's queue; a job that is twice not in it and left no result has died."""
 
 
 @checked
@@ -254,10 +259,29 @@ class SubmititSlurm(_Submitit):
         jobs = executor.map_array(_call, calls)
         log.info("Slurm has %s; the output of each is in %s", jobs[0].job_id.partition("_")[0], self.submitit_folder)
         try:
-            return [self.wait(job) for job in jobs]
+            return [self._ended(job) for job in jobs]
         except BaseException:
             log.warning("The jobs go on under Slurm; scancel %s ends them.", jobs[0].job_id.partition("_")[0])
             raise
+
+    def _ended(self, job: Any) -> Ended:
+        """Wait for a job, also where the cluster keeps no accounts from which submitit could learn that it died."""
+        gone = 0
+        while not job.done() and gone < 2:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            gone = 0 if _in_queue(job.job_id) else gone + 1
+        if not job.done():
+            return Ended(died=f"job {job.job_id} left Slurm's queue (its output is {job.paths.stdout})")
+        return self.wait(job)
+
+
+def _in_queue(job: str) -> bool:
+    """Whether Slurm has a job that waits or runs; so it is taken to where Slurm cannot be asked."""
+    try:
+        asked = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
 
 
 @checked
