@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -128,11 +129,18 @@ def test_a_small_sweep(launcher: str, world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_a_sweep_of_24_jobs(launcher: str, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "at_once"),
+    [
+        ("joblib", ["hydra.launcher.n_jobs=3"]),
+        ("submitit_local", ["hydra.launcher.jobs_at_once=5"]),
+        ("ray", ["hydra.launcher.init.num_cpus=3", "hydra.launcher.remote.max_calls=0"]),
+    ],
+)
+def test_a_sweep_of_24_jobs(launcher: str, at_once: list[str], world: Path, tmp_path: Path) -> None:
     if launcher == "ray" and find_spec("ray") is None:
         pytest.skip("Ray is not installed; pip install '.[ray]'.")
-    check_sweep(launcher, tmp_path, world, 6)
+    check_sweep(launcher, tmp_path, world, 6, *at_once)
 
 
 def composed(*arguments: str) -> DictConfig:
@@ -228,3 +236,38 @@ class Seen:
         (self.folder / f"{self.number}.json").write_text(json.dumps({"gpu": gpu, "beside": beside}))
         mark.unlink()
         return gpu
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleeper:
+    """Tells of its process, and works on until it is ended."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        (self.folder / f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_jobs_end_with_the_command(how: signal.Signals, tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\nfrom experiments.command.engines import Joblib\n"
+        "from experiments.command.errors import one_sentence, stop_on_sigterm\n"
+        "from tests.test_launchers import Sleeper\n"
+        "with one_sentence(), stop_on_sigterm():\n"
+        f"    Joblib(n_jobs=2, jobs_per_gpu=None).run([Sleeper(Path({str(tmp_path)!r}))] * 3)\n"
+    )
+    main = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while len(workers := list(tmp_path.glob("*.pid"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    main.send_signal(how)
+    _, err = main.communicate(timeout=120)
+    if how == signal.SIGTERM:
+        assert err.endswith("Stopped by SIGTERM; the same command continues where it stopped.\n")
+        assert main.returncode == 143
+    while any(Path(f"/proc/{worker.stem}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
