@@ -78,13 +78,15 @@ class Joblib:
             receiver, sender = context.Pipe(duplex=False)
             try:
                 process = context.Process(target=_work, args=(call, sender, alive, gpu))
-                running[place] = process
                 process.start()
+                running[place] = process
                 sender.close()
                 process.join()
                 if process.exitcode:
                     return Ended(died=ended_by(process.exitcode))
                 return Ended(receiver.recv())
+            except EOFError:
+                return Ended(died="its process ended without a result")
             finally:
                 receiver.close()
                 running.pop(place, None)
