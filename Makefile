@@ -16,7 +16,7 @@ NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks clean
 
 demo: $(NEEDED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
@@ -73,6 +73,10 @@ claim: $(NEEDED)
 # runs it in small, make paper PAPER='--yes model.source=sd14' in full.
 paper: $(INSTALLED)
 	$(BIN)/eraselab paper $(PAPER)
+
+# Which attacks tell models that know from models that never knew, from all runs in the store.
+probes: $(INSTALLED)
+	$(BIN)/eraselab probes
 
 figure-neurons: $(NEEDED)
 	$(SWEEP) +experiment=neurons $(OVERRIDES)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -253,8 +254,9 @@ class SubmititSlurm(_Submitit):
     def run(self, calls: Sequence[JobCall]) -> list[Ended]:
         """See :class:`Engine`."""
         shared = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "stderr_to_stdout")
-        own = ("partition", "qos", "account", "constraint", "exclude", "gres", "array_parallelism", "signal_delay_s")
-        own = (*own, "setup", "additional_parameters")
+        own = [
+            field.name for field in fields(self) if field.name not in {*shared, "submitit_folder", "max_num_timeout"}
+        ]
         parameters = {name: getattr(self, name) for name in shared}
         parameters |= {f"slurm_{name}": getattr(self, name) for name in own}
         executor = self.executor("slurm", self.submitit_folder, parameters, slurm_max_num_timeout=self.max_num_timeout)
