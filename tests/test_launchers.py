@@ -21,6 +21,7 @@ from experiments.command.errors import CommandError
 from experiments.command.launchers import check_launcher
 from experiments.job.store import read_json
 from tests import fake_slurm
+from tests.light_calls import Seen
 from tests.tiny_job import overrides
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def test_a_small_sweep(launcher: str, world: Path, tmp_path: Path) -> None:
     [
         ("joblib", ["hydra.launcher.n_jobs=3"]),
         ("submitit_local", ["hydra.launcher.jobs_at_once=5"]),
-        ("ray", ["hydra.launcher.init.num_cpus=3", "hydra.launcher.remote.max_calls=0"]),
+        ("ray", ["hydra.launcher.remote.max_calls=0"]),
     ],
 )
 def test_a_sweep_of_24_jobs(launcher: str, at_once: list[str], world: Path, tmp_path: Path) -> None:
@@ -209,44 +210,16 @@ def test_a_missing_extra_is_named(launcher: str, extra: str, monkeypatch: pytest
 
 def test_gpus_are_handed_out_to_so_many_jobs_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("experiments.command.engines._gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(Joblib, "preload", "json")
     ends = Joblib(n_jobs=-1, jobs_per_gpu=2).run([Seen(tmp_path, number) for number in range(6)])
     assert [end.died for end in ends] == [""] * 6
     seen = [end.value for end in ends]
     assert set(seen) == {"3", "5"}
-    most = {gpu: 0 for gpu in seen}
+    most = dict.fromkeys(seen, 0)
     for path in tmp_path.glob("*.json"):
         told = json.loads(path.read_text())
         most[told["gpu"]] = max(most[told["gpu"]], told["beside"])
     assert all(count <= 2 for count in most.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """Tells which GPU it sees, and how many others were at work on it."""
-
-    folder: Path
-    number: int
-
-    def __call__(self) -> str:
-        gpu = os.environ["CUDA_VISIBLE_DEVICES"]
-        mark = self.folder / f"{gpu}.{self.number}.working"
-        mark.touch()
-        time.sleep(0.5)
-        beside = len(list(self.folder.glob(f"{gpu}.*.working")))
-        (self.folder / f"{self.number}.json").write_text(json.dumps({"gpu": gpu, "beside": beside}))
-        mark.unlink()
-        return gpu
-
-
-@dataclasses.dataclass(frozen=True)
-class Sleeper:
-    """Tells of its process, and works on until it is ended."""
-
-    folder: Path
-
-    def __call__(self) -> None:
-        (self.folder / f"{os.getpid()}.pid").touch()
-        time.sleep(600)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
@@ -254,7 +227,7 @@ def test_jobs_end_with_the_command(how: signal.Signals, tmp_path: Path) -> None:
     program = (
         "from pathlib import Path\nfrom experiments.command.engines import Joblib\n"
         "from experiments.command.errors import one_sentence, stop_on_sigterm\n"
-        "from tests.test_launchers import Sleeper\n"
+        "from tests.light_calls import Sleeper\nJoblib.preload = 'json'\n"
         "with one_sentence(), stop_on_sigterm():\n"
         f"    Joblib(n_jobs=2, jobs_per_gpu=None).run([Sleeper(Path({str(tmp_path)!r}))] * 3)\n"
     )

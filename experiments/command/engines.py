@@ -44,6 +44,7 @@ class Joblib:
     jobs_per_gpu: Count | None
     package: ClassVar[str] = "joblib"
     extra: ClassVar[str] = "joblib"
+    preload: ClassVar[str] = "experiments.command.launch"  # imported once for all jobs
 
     def __post_init__(self) -> None:
         if self.n_jobs == 0:
@@ -69,7 +70,7 @@ class Joblib:
         for gpu in gpus:
             free.put(gpu)
         context = get_context("forkserver")
-        context.set_forkserver_preload(["experiments.command.launch"])
+        context.set_forkserver_preload([self.preload])
         # Closed when this process ends, however it ends; the jobs watch it.
         alive, lifeline = context.Pipe(duplex=False)
         running: dict[int, BaseProcess] = {}
@@ -313,7 +314,7 @@ class Ray:
         runtime = {**runtime, "env_vars": {**environment, **runtime.get("env_vars", {})}}
         try:
             ray.init(**{**self.init, "runtime_env": runtime})
-        except (ConnectionError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # some that Ray raises are nothing more special
             raise CommandError(
                 f"Ray cannot be started with hydra.launcher.init={self.init}: {in_short(error)}."
             ) from error
