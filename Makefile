@@ -6,16 +6,19 @@ INSTALLED := $(VENV)/.installed
 TWINS ?= build/canvas_twins
 
 # make table1 concept=church LAUNCHER=joblib: fields that are named are the sweep's overrides, and its results get a name
-# of their own.
-OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% CALIBRATE=%,$(MAKEOVERRIDES))
-SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+# of their own. PRESET=gpu_each takes one of conf/launcher_presets.
+OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% PRESET=% CALIBRATE=%,$(MAKEOVERRIDES))
+SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PRESET),+launcher_presets=$(PRESET))
+
+# What the launcher needs besides the rest: Ray is large.
+NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks docs clean
 
-demo: $(INSTALLED)
+demo: $(NEEDED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
 
 test: $(INSTALLED)
@@ -45,20 +48,20 @@ ship-twin: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --build $(TWINS) --ship diffusion/canvas/twins
 	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --build $(TWINS)
 
-table1: $(INSTALLED)
+table1: $(NEEDED)
 	$(SWEEP) +experiment=table1 $(OVERRIDES)
 	$(BIN)/eraselab tables table1 $(OVERRIDES)
 
-attacks: $(INSTALLED)
+attacks: $(NEEDED)
 	$(SWEEP) +experiment=attacks $(OVERRIDES)
 	$(BIN)/eraselab tables attacks $(OVERRIDES)
 	$(BIN)/eraselab figure attacks $(OVERRIDES)
 
-erasers: $(INSTALLED)
+erasers: $(NEEDED)
 	$(SWEEP) +experiment=erasers $(OVERRIDES)
 	$(BIN)/eraselab tables erasers $(OVERRIDES)
 
-claim: $(INSTALLED)
+claim: $(NEEDED)
 	$(SWEEP) +experiment=claim $(OVERRIDES)
 	$(SWEEP) +experiment=tradeoff $(OVERRIDES)
 	$(BIN)/eraselab tables claim $(OVERRIDES)
@@ -76,7 +79,7 @@ probes: $(INSTALLED)
 	$(SWEEP) +experiment=probes $(OVERRIDES)
 	$(BIN)/eraselab probes
 
-figure-neurons: $(INSTALLED)
+figure-neurons: $(NEEDED)
 	$(SWEEP) +experiment=neurons $(OVERRIDES)
 	$(BIN)/eraselab neurons neurons $(OVERRIDES)
 
@@ -102,6 +105,10 @@ $(VENV)/.docs: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/.ray: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -108,7 +108,8 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Raises:
         OSError: With reason and path, whatever the library that writes says.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial{path.suffix}")
+    # Machines that share a folder may have processes of one number.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
     try:
         with writing(path, partial):
             yield partial

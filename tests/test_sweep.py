@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.command.sweep import Record
+from experiments.command.records import Record
 from experiments.job.settings import Job
 
 ROOT = Path(__file__).resolve().parents[1]

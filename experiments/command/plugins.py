@@ -17,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from diffusion.plugins import declare, declared_plugins
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
+from hydra_plugins.eraselab.launchers import LAUNCHERS
 
 _ARGUMENT = "plugins="
 
@@ -43,7 +44,9 @@ def take_plugins(arguments: Sequence[str]) -> list[str]:
         if argument.startswith(_ARGUMENT):
             for value in argument.removeprefix(_ARGUMENT).strip("[]").split(","):
                 _take(value.strip(" '\""))
-    Plugins.instance().register(PluginChoices)
+    # Hydra itself would find the launchers in the working folder alone.
+    for own in (PluginChoices, *LAUNCHERS):
+        Plugins.instance().register(own)
     for folder in choice_folders():
         for file in folder.rglob("*.yaml"):
             if (CONFIG_FOLDER / (choice := file.relative_to(folder))).exists():
