@@ -105,8 +105,8 @@ def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store = tmp_path / "store"
     jobs = [
         job
-        for job in experiment_jobs("claim", [f"store={store}"])
-        if job["concept"]["name"] == "church" and job["seed"] == 0 and job["eraser"]["_target_"].endswith("ESD")
+        for job in experiment_jobs("claim", [f"store={store}", "concept=church", "seed=0"])
+        if job["eraser"]["_target_"].endswith("ESD")
     ]
     assert len(jobs) == 2
     for job in jobs:
