@@ -5,6 +5,7 @@ What is slow to import waits until a test needs it: the controller of pytest-xdi
 
 # ruff: noqa: PLC0415
 
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ import pytest
 
 # One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for others of their team do not compute in circles meanwhile: the processors are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Configs of tests name classes of tests, in jobs that they start too.
 os.environ.setdefault("ERASELAB_PLUGINS", "tests")
 
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
 def process_settings() -> None:
     """Threads and memory of a process that runs tests."""
     import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
 
     from diffusion.allocator import keep_freed_memory
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     keep_freed_memory()
+    # diffusers asks for it at every call, which is a twentieth of a step of the tiny U-Net.
+    AttnProcessor2_0.__call__.__signature__ = inspect.signature(AttnProcessor2_0.__call__)
 
 
 @pytest.fixture(scope="session")
