@@ -21,6 +21,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
+# What takes minutes, for a night; the last line says how many passed and how long it took.
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPTextConfig, CLIPTextModel
 from unlearndiff_published_flow import PublishedUnlearnDiffAtk
 
+from attacks.cases import PromptCase
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.canvas.plan import make_scheduler
 from diffusion.loading import load_model
@@ -155,8 +156,7 @@ class Bench:
     def unlearndiff(self, precision: Precision, prompts: int) -> dict[str, Any]:
         """A search step on ``prompts`` prompts at a time."""
         model = self.model(precision)
-        (case, *_) = [make_case(model)]
-        cases = [type(case)(number, *list(vars(case).values())[1:]) for number in range(prompts)]
+        cases = [replace(make_case(model), case_number=number) for number in range(prompts)]
 
         def run(steps: int) -> None:
             attack = UnlearnDiffAtk(timesteps=1, steps_per_timestep=steps, batch_size=prompts)
@@ -199,9 +199,8 @@ class Bench:
             edit = UCE(tokens="from_last").erase(model, CONCEPT, Off(), seed=0).edit
             targets = model.generate(CANVAS_PROMPTS, seeds=range(3), steps=steps, guidance=3.0)
             cases = [
-                type(case)(number, prompt, number, 3.0, target)
+                PromptCase(number, prompt, number, 3.0, target)
                 for number, (prompt, target) in enumerate(zip(CANVAS_PROMPTS, targets, strict=True))
-                for case in [make_case(model)]
             ]
             attack = UnlearnDiffAtk(timesteps=checks, steps_per_timestep=3, learning_rate=0.1)
             with edit.applied(model):
