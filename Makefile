@@ -84,8 +84,9 @@ else
 	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
+# On a CPU; where there is a GPU, python benchmarks/gpu.py measures what it makes of a full-size model.
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/published_flow.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -114,6 +114,6 @@ def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_json(store / "runs" / pruning / "summary.json", checked(made))
     monkeypatch.setattr("sys.argv", ["eraselab", "claim", "claim", *overrides, "--folder", str(tmp_path / "results")])
     console.main()
-    text = (tmp_path / "results" / "claim_comparison.md").read_text()
+    text = (tmp_path / "results" / "claim_concept=church_seed=0_comparison.md").read_text()
     assert "| esd      | finetuned | church    | 1" in text
     assert "runs are missing" in text
