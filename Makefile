@@ -13,7 +13,7 @@ SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks clean
 
 demo: $(INSTALLED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
@@ -71,6 +71,10 @@ claim: $(INSTALLED)
 # runs it in small, make paper PAPER='--yes model.source=sd14' in full.
 paper: $(INSTALLED)
 	$(BIN)/eraselab paper $(PAPER)
+
+# Which attacks tell models that know from models that never knew, from all runs in the store.
+probes: $(INSTALLED)
+	$(BIN)/eraselab probes
 
 figure-neurons: $(INSTALLED)
 	$(SWEEP) +experiment=neurons $(OVERRIDES)

@@ -133,25 +133,28 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of independent values with a 95 % interval, without width where ``n`` is 1.
+    """The mean of values with a 95 % interval, without width where all are of one group.
 
-    The interval is Student's, or a bootstrap's for values that may be far from normal.
+    The interval is Student's, or a bootstrap's for values that may be far from normal. Values that share a group are
+    not independent: the interval is that of the effective number of values.
 
     Attributes:
         n: Number of values.
         mean: Their mean.
         low: Lower end of the interval.
         high: Upper end of the interval.
+        groups: How many groups the values are of; None if every value has its own.
     """
 
     n: int
     mean: float
     low: float
     high: float
+    groups: int | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float] | Tensor) -> "Mean":
-        """The mean of ``values``.
+    def of(cls, values: Sequence[float] | Tensor, groups: Groups | None = None) -> "Mean":
+        """The mean of ``values``; those of one group, as of one prompt, are not taken to be independent.
 
         Raises:
             ValueError: There are no values.
@@ -160,11 +163,14 @@ class Mean:
         n = len(numbers)
         if n == 0:
             raise ValueError("There is no mean of no values; give at least one.")
+        _check_groups(n, groups)
+        count = n if groups is None else len(set(groups))
         mean = float(numbers.mean())
         margin = 0.0
-        if n > 1:
-            margin = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
-        return cls(n, mean, mean - margin, mean + margin)
+        if count > 1:
+            variance = float(numbers.var()) / effective_number(numbers, groups) * count / (count - 1)
+            margin = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance)
+        return cls(n, mean, mean - margin, mean + margin, None if count == n else count)
 
     @classmethod
     def bootstrapped(cls, values: Sequence[float] | Tensor, *, seed: int, resamples: int = 9999) -> "Mean":
@@ -192,11 +198,12 @@ class Mean:
         return cls(plain.n, plain.mean, float(interval.low), float(interval.high))
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n})"
+        groups = "" if self.groups is None else f", {self.groups} distinct"
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n}{groups})"
 
     def as_dict(self) -> dict[str, float]:
-        """Fields by name, for JSON."""
-        return asdict(self)
+        """Fields by name, for JSON; without ``groups`` where every value has its own."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ class PairedComparison:
         _check_groups(len(one), groups)
         differences = one.astype(int) - two.astype(int)
         share = effective_number(differences, groups) / len(one) if len(one) else 1.0
-        low, high = _newcombe_interval(both * share, only_first * share, only_second * share, neither * share)
+        low, high = newcombe_interval(both * share, only_first * share, only_second * share, neither * share)
         sums: dict[Hashable, int] = {}
         for group, difference in zip(range(len(one)) if groups is None else groups, differences.tolist(), strict=True):
             sums[group] = sums.get(group, 0) + difference
@@ -272,11 +279,25 @@ class PairedComparison:
         return asdict(self)
 
 
-def _newcombe_interval(both: float, only_first: float, only_second: float, neither: float) -> tuple[float, float]:
+def newcombe_interval(
+    both: float, only_first: float, only_second: float, neither: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Newcombe's interval of the difference of paired proportions (1998, method 10).
+
+    Args:
+        both: Pairs that succeeded under both conditions; like the others it may be a fraction.
+        only_first: Pairs that succeeded under the first alone.
+        only_second: Pairs that succeeded under the second alone.
+        neither: Pairs that succeeded under none.
+        confidence: Level of the interval, in (0, 1).
+
+    Returns:
+        Lower and upper end of first minus second, in [-1, 1].
+    """
     n = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
-    first_low, first_high = wilson_interval(first, n)
-    second_low, second_high = wilson_interval(second, n)
+    first_low, first_high = wilson_interval(first, n, confidence)
+    second_low, second_high = wilson_interval(second, n, confidence)
     below_first, above_first = first / n - first_low, first_high - first / n
     below_second, above_second = second / n - second_low, second_high - second / n
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from erasure.edit import Edit
+from evaluation.floors import AboveFloor, Calibrated
 from evaluation.statistics import Rate
 from experiments.job.picture_list import FILE_NAME
 from experiments.job.store import checked, content_hash, write_json
@@ -43,8 +44,12 @@ def make_run(
     seed: int = 0,
     mask: bool = False,
     retained: int = 2,
+    floor: str = "",
 ) -> dict[str, Any]:
-    """Write a run whose cases went as the strings of 0 and 1 say; returns its summary with its path."""
+    """Write a run whose cases went as the strings of 0 and 1 say; returns its summary with its path.
+
+    ``floor`` says the same of the model that never knew, if there is one; the attack always succeeds on the unedited.
+    """
     name = content_hash([concept, eraser, pruning, attack, seed, erased, attacked, kept])
     n = len(attacked)
     prompts = prompts or [f"a {concept} number {number}" for number in range(n)]
@@ -98,6 +103,17 @@ def make_run(
     cost = {"unet_evaluations": 1234, "seconds": 5.5, "peak_memory_bytes": 2**30}
     accuracy = Rate.of([True] * round(10 * kept) + [False] * (10 - round(10 * kept))).as_dict()
     whole = Rate.of([True] * 10).as_dict()
+    above: dict[str, Any] = {}
+    if floor:
+        ours, never, whole_ceiling = ([mark == "1" for mark in text] for text in (attacked, floor, "1" * n))
+        calibrated = Calibrated.of_pair(ours, never, whole_ceiling)
+        above = AboveFloor.of_pair(ours, never).as_dict() | {
+            "floor": Rate.of(never).as_dict(),
+            "ceiling": Rate.of(whole_ceiling).as_dict(),
+            "calibrated": calibrated and calibrated.as_dict(),
+            "knows": f"never_{concept}",
+            "runs": {"floor": "f" * 16, "ceiling": "c" * 16},
+        }
     identity = {"model": "m", "prompts": concept, "attack": {"name": attack}, "judge": "j", "pruning": pruning}
     summary = {
         "run": name,
@@ -108,6 +124,7 @@ def make_run(
         "concept": concept,
         "threat_model": "text_only",
         "rates": rates,
+        "floor": above,
         "measures": {
             "accuracy_style": accuracy,
             "accuracy_subject": accuracy,

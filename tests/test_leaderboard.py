@@ -7,6 +7,7 @@ import pytest
 
 from experiments.command import console
 from experiments.job.store import read_json, write_json
+from experiments.results.floors import short_standing
 from experiments.results.report.leaderboard import boards_of, read_record, records_of, write_leaderboard
 from tests.report_runs import make_run
 from tests.test_report import Page
@@ -37,6 +38,16 @@ def test_a_record_is_a_method_and_concept_with_every_attack(tmp_path: Path) -> N
     assert record.ours["random"].n == 4
     assert "only 4 prompts" in record.doubts
     assert "floor not measured" in record.doubts
+
+
+def test_a_floor_is_told_beside_the_success(tmp_path: Path) -> None:
+    run = make_run(tmp_path, attack="unlearndiff", attacked="1110", floor="0010")
+    (record,) = records_of([run])
+    assert "floor not measured" not in record.doubts
+    assert record.ours["unlearndiff"].verdict == run["floor"]["verdict"]
+    page = Page(write_leaderboard([run], tmp_path / "records", tmp_path).read_text())
+    assert f"{short_standing(run)}: {run['floor']['verdict']}" in page.text
+    assert "floor not measured" not in page.text
 
 
 def test_ranks_go_by_the_strongest_attack_known(tmp_path: Path) -> None:

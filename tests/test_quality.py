@@ -143,6 +143,7 @@ def test_retained_accuracy_counts_agreement_per_head(classifier_folder: Path):
     assert set(measures) == {f"accuracy_{name}" for name in ("style", "subject", "style_base", "subject_base")}
     assert (measures["accuracy_style"]["successes"], measures["accuracy_style"]["n"]) == (15, 20)
     assert measures["accuracy_subject"]["rate"] == 1.0
+    assert measures["accuracy_subject"]["groups"] == 1, "rows of one prompt are not independent"
     flipped = [row.labels["subject"] == other.labels["subject"] for row, other in zip(rows, rows[::-1], strict=True)]
     assert measures["accuracy_subject_base"]["successes"] == sum(flipped)
 

@@ -15,6 +15,7 @@ from experiments.command.errors import CommandError
 from experiments.command.stored_runs import find_runs
 from experiments.job.picture_list import FILE_NAME
 from experiments.job.store import read_json
+from experiments.results.floors import short_standing, standing_texts
 from experiments.results.report.comparison import compare_runs, holm
 from experiments.results.report.drawing import attack_curve, tradeoffs
 from experiments.results.report.facts import gather
@@ -95,10 +96,43 @@ def test_floor_and_ceiling_have_a_place(tmp_path: Path) -> None:
     assert "no floor was measured" in without
     assert "no ceiling was measured" in without
     assert "No floor was measured:" in without
-    summary["rates"] |= {"floor": Rate.of([True] * 1 + [False] * 3).as_dict(), "ceiling": Rate.of([True] * 4).as_dict()}
+    summary = make_run(tmp_path, attacked="1" * 30 + "0" * 10, erased="0" * 40, floor="1" * 4 + "0" * 36)
     found = Page(run_page(summary)).text
     assert "o floor was measured" not in found
-    assert "1 of 4 prompts: +25 points above that" in found
+    assert "no ceiling was measured" not in found
+    for text in (*standing_texts(summary).values(), "4 of 40 prompts under the same attack", "Verdict: knows."):
+        assert text in found
+
+
+@pytest.mark.parametrize(
+    ("attacked", "floor", "expected", "words"),
+    [
+        ("1" * 20 + "0" * 20, "0" * 40, "does not hold", "knows"),
+        # A high rate that a model which never knew reaches too is no sign of knowledge.
+        ("1" * 30 + "0" * 50, "1" * 29 + "0" * 51, "holds", "within 10 points of the floor"),
+        ("0" * 40, "1" * 20 + "0" * 20, "holds", "below the floor"),
+        ("1" * 5 + "0" * 35, "1" * 2 + "0" * 38, "undecided", "undecided"),
+    ],
+)
+def test_with_a_floor_the_verdict_above_it_decides(
+    tmp_path: Path, attacked: str, floor: str, expected: str, words: str
+) -> None:
+    summary = make_run(tmp_path, erased="0" * len(attacked), attacked=attacked, floor=floor)
+    assert holds(summary) == expected
+    assert words in summary["floor"]["verdict"]
+    told = verdict(summary)
+    assert told.holds == expected
+    assert f"Verdict: {summary['floor']['verdict']}." in " ".join(told.sentences)
+    assert "95 % interval" not in " ".join(told.sentences)
+
+
+def test_runs_side_by_side_show_their_floors(tmp_path: Path) -> None:
+    with_floor = make_run(tmp_path, attacked="1110", floor="0010")
+    without = make_run(tmp_path, eraser="uce", attacked="1100")
+    page = Page(comparison_page([with_floor, without]))
+    assert short_standing(with_floor) in page.text
+    assert "No floor was measured for some of these runs" in page.text
+    assert "No floor was measured for some" not in Page(comparison_page([with_floor])).text
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,25 @@ def test_mean_has_students_interval():
         Mean.of([])
 
 
+def test_the_mean_of_grouped_values_has_the_interval_of_its_groups():
+    # Copies of a value are one value, and values of which none shares a group are themselves.
+    four = Mean.of([1.0, 2.0, 3.0, 6.0])
+    copies = Mean.of([1.0, 2.0, 3.0, 6.0] * 3, "abcd" * 3)
+    assert (copies.mean, copies.low, copies.high) == pytest.approx((four.mean, four.low, four.high))
+    assert (copies.n, copies.groups, str(copies)) == (12, 4, "3.00 [-0.44, 6.44] (n = 12, 4 distinct)")
+    assert Mean.of([1.0, 2.0, 3.0, 6.0], "abcd") == four
+    # Among groups of unequal sizes the variance of the mean is G / (G - 1) times the summed squares of the groups'
+    # deviations, by n squared.
+    values, groups = [0.0, 0.5, 4.0, 5.0, 6.0, 9.0], "aabbbc"
+    mean = sum(values) / 6
+    sums = [sum(value - mean for value, of in zip(values, groups, strict=True) if of == group) for group in "abc"]
+    margin = 4.302653 * (3 / 2 * sum(one**2 for one in sums) / 6**2) ** 0.5
+    grouped = Mean.of(values, groups)
+    assert (grouped.low, grouped.high) == pytest.approx((mean - margin, mean + margin), abs=1e-5)
+    one = Mean.of([1.0, 2.0], "aa")
+    assert (one.low, one.high, one.groups) == (1.5, 1.5, 1)
+
+
 @pytest.mark.parametrize(
     ("both", "only_first", "only_second", "neither"),
     [(20, 30, 4, 10), (0, 10, 20, 0), (10, 0, 0, 54), (64, 0, 0, 0), (3, 2, 2, 1), (1, 20, 20, 1), (40, 12, 0, 12)],

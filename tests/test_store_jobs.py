@@ -31,7 +31,7 @@ class Level:
     def start(self) -> Collected:
         return Collected(
             lambda images, base, rows: {"level": images.double().mean((1, 2, 3)).tolist()},
-            lambda values: Mean.bootstrapped(torch.tensor(values), seed=0),
+            lambda values, prompts: Mean.bootstrapped(torch.tensor(values), seed=0),
         )
 
 

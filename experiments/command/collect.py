@@ -19,14 +19,14 @@ from experiments.command.shorthands import spell_out
 from experiments.fit import fitted
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
-from experiments.results.tables import GROUPS
+from experiments.results.names import GROUPS
 
 log = logging.getLogger(__name__)
 
 CODED_GROUPS = ("eraser", "pruning", "attack", "judge")
 """Groups whose class's code is part of a run's identity."""
 
-_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "taken", "transfer"}
+_NOT_NUMBERS = {"store", "tracker", "fresh", "dry_run", "floor", "taken", "transfer"}
 
 
 def experiment_jobs(experiment: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from experiments.command.errors import CommandError, explain_instantiation, expl
 from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
 from experiments.fit import FITTED, fitted
+from experiments.job.floors import check_floor
 from experiments.job.settings import Job, Settings
 
 OBJECTS = (
@@ -34,7 +35,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
 
     Raises:
         CommandError: A value or a field is wrong.
-        ValueError: A pair of choices makes no sense, or a prompt set is broken.
+        ValueError: A pair of choices makes no sense, or a prompt set is broken, or there is no floor to be had.
         FileNotFoundError: A prompt set is not there.
     """
     named = {
@@ -62,7 +63,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
-    return Job(
+    job = Job(
         **objects,
         evaluators=evaluators,
         settings=settings,
@@ -71,6 +72,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config={**plain, "taken": taken} if taken else plain,
         choices={**(choices or {}), **named},
     )
+    check_floor(job)
+    return job
 
 
 def make_object(config: DictConfig, name: str) -> Any:

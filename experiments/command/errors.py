@@ -254,7 +254,7 @@ def _explain_composition(error: HydraException) -> str:
     if message.startswith("Ambiguous value for argument"):
         override = message.split("'")[1]
         return f"{override} lists several values; add -m to run them all, or write a list as [a,b]."
-    return message.replace("\n", "; ").strip("; ") + "."
+    return "; ".join(line.strip(" .") for line in message.splitlines() if line.strip(" .")) + "."
 
 
 def _raised_by_this_project(error: BaseException) -> bool:

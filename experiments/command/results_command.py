@@ -1,4 +1,4 @@
-"""``eraselab tables``, ``figure``, ``claim`` and ``neurons``: an experiment's runs as files to look at."""
+"""``eraselab tables``, ``figure``, ``claim``, ``neurons`` and ``probes``: runs as files to look at."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ RESULTS = Path("results")
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (tables, figure, claim, neurons):
+    for command in (tables, figure, claim, neurons, probes):
         app.command()(command)
 
 
@@ -68,6 +68,16 @@ def neurons(
     measurements = Measurements(analysis, job_of_summary)
     runs = [measurements.of(summary) for summary in summaries]
     print_paths(write_results(runs, analysis, _named(experiment, overrides), folder, missing=missing))
+
+
+def probes(
+    store: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("artifacts"), folder: Folder = RESULTS
+) -> None:
+    """Say which attacks tell models that know a concept from models that never knew it."""
+    from experiments.job.summary import read_summaries  # noqa: PLC0415
+    from experiments.results.probes import write_probes  # noqa: PLC0415
+
+    print_paths(write_probes(read_summaries(store), folder))
 
 
 def print_paths(paths: Sequence[Path]) -> None:

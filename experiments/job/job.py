@@ -9,25 +9,22 @@ import diffusers
 import transformers
 from torch import Tensor
 
-from attacks.cases import Outcome, PromptCase
-from attacks.transfer import FILE_NAME, write_found
+from attacks.cases import Outcome
+from attacks.transfer import FILE_NAME
 from diffusion.allocator import keep_freed_memory
 from diffusion.model import TextToImage
 from evaluation.prompt_sets import PromptRow
-from evaluation.statistics import Rate
 from experiments.job.checks import check_job
-from experiments.job.cost import Cost
+from experiments.job.floors import above_floor, asks_for_floor, run_references
 from experiments.job.origin import computing_threads, origin
-from experiments.job.outcomes import case_id
-from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
-from experiments.job.picture_list import picture_list
 from experiments.job.processes import ALONE, Processes
-from experiments.job.prompts import job_prompts, tokens_cut_under_attack
-from experiments.job.result import CaseResult, Summary, base_warnings
+from experiments.job.prompts import job_prompts
+from experiments.job.result import RUNS, Summary
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
-from experiments.job.store import Store, write_json
-from experiments.job.summary import find_unpruned, run_identity, success_curve, summarise
+from experiments.job.store import Store
+from experiments.job.summary import find_unpruned
+from experiments.job.work import SUMMARY, Worked, work
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +95,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
 def _run(
     job: Job, folder: Path, show: Callable[[Finished], None], processes: Processes, store: Store, model: TextToImage
 ) -> Path:
-    rows, retained = job.prompts, job.retained
+    rows = job.prompts
     check_job(job, model)
     sets = job_prompts(job, model)
     for kind, counts in sets.items():
@@ -108,123 +105,32 @@ def _run(
     store.sign(here)
     with job.tracker.start(job, folder) as tracker:
         stages = Stages(job, store, model, processes)
-        erased = stages.edit()
-        tracker.log_losses(erased.losses)
-
-        base = stages.pictures(rows, "base pictures")
-        base_retained = stages.retained_pictures("base pictures of retained prompts")
-        base_present = stages.verdicts(base)
-        log.info("base: %d of %d pictures show %s", sum(base_present), len(rows), job.concept.name)
-        for sentence in base_warnings(Rate.of(base_present), job.concept.name):
-            log.warning(sentence)
-
-        targets = stages.targets(base)
-
-        with erased.edit.applied(model, fingerprint=stages.model_key["weights"]):
-            plain = stages.pictures(rows, "pictures after erasing", erased.key)
-            edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
-            attackable = attack_cases(rows, targets.images)
-            attacked = stages.attack(attackable, erased)
-            again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
-        if not processes.first:
-            return folder / "summary.json"
-        measures, measuring, measured_by = stages.measures(base_retained, edited_retained, retained)
-
-        labels = stages.label_counts(base, plain, attacked)
-
-        outcomes = attacked.outcomes
-        cases = [
-            CaseResult.of(outcome, base=present, too_long=too_long, cut=cut, attack_cut=attack_cut)
-            for outcome, present, too_long, (cut, attack_cut) in zip(
-                outcomes,
-                base_present,
-                attacked.too_long,
-                tokens_cut_under_attack(model, outcomes, job.attack),
-                strict=True,
-            )
-        ]
-        # What the attack found is known now, and may be longer than what it put there.
-        cut_by_attack = sum(case.attack_cut > 0 and not case.cut for case in cases)
-        sets["prompts"] = replace(sets["prompts"], cut_by_attack=cut_by_attack)
-        curve = success_curve(outcomes)
-        tracker.log_curve(curve)
-        summary = summarise(
-            job,
-            cases,
-            model=model.name,
-            sets=sets,
-            identity=run_identity(stages, erased.name, rows, retained),
-            measures=measures,
-            labels=labels,
-            curve=curve,
-            costs={
-                "base": Cost.total([base.cost, base_retained.cost, *([targets.cost] if targets is not base else [])]),
-                "edit": erased.cost,
-                "erased": Cost.total([plain.cost, edited_retained.cost]),
-                "attack": attacked.cost,
-                "measures": measuring,
-                **({"transfer": again.cost} if again else {}),
-            },
-            edit={
-                "hash": erased.name,
-                "content": erased.key,
-                "size_bytes": erased.edit.size_bytes,
-                "metadata": erased.edit.metadata,
-            },
-            origin=here,
-            origins={
-                stage: [store.origin_of(name) for name in sorted(names)]
-                for stage, names in {
-                    "base": {*base.origins, *base_retained.origins, *targets.origins},
-                    "edit": {erased.origin},
-                    "erased": {*plain.origins, *edited_retained.origins},
-                    "attack": set(attacked.origins),
-                    "measures": set(measured_by),
-                    **({"transfer": set(again.origins)} if again else {}),
-                }.items()
-            },
-            artefacts={
-                "base": str(base.folder),
-                "edit": str(erased.folder),
-                "erased": str(plain.folder),
-                "attack": str(attacked.folder),
-            },
-            holds=stages.holding(attacked, again),
-        )
-        summary = replace(summary, unpruned=find_unpruned(summary, store), uses=sorted(store.used))
-
-        paths = [folder / "summary.json", store.folder("runs", summary.identity) / "summary.json"]
-        # What is too long for the protocol is not attacked, and its plain picture is the last.
-        last = [
-            path if too_long else attacked.folder / f"{case_id(case)}.png"
-            for path, too_long, case in zip(plain.paths, attacked.too_long, attackable, strict=True)
-        ]
-        listed = picture_list(
-            store.root,
-            rows,
-            {"base": base.paths, "erased": plain.paths, "attacked": last},
-            retained,
-            {"base": base_retained.paths, "erased": edited_retained.paths},
-        )
-        for path in paths:
-            write_found(path.with_name(FILE_NAME), outcomes)
-            write_json(path.with_name(PICTURE_LIST), listed)
-            write_json(path, summary.as_dict())
-        finished = Finished(summary, paths, rows, base.images, plain.images, outcomes, folder)
+        worked = work(stages, tracker, here)
+        if worked is not None:
+            worked = replace(worked, summary=replace(worked.summary, unpruned=find_unpruned(worked.summary, store)))
+            _write_to(store, worked)
+        references = run_references(stages, here) if asks_for_floor(job) else None
+        if worked is None:
+            return folder / SUMMARY
+        if references:
+            worked = replace(worked, summary=above_floor(worked.summary, references))
+        paths = [worked.write(folder), _write_to(store, worked)]
+        base, erased, outcomes = worked.base.images, worked.erased.images, worked.outcomes
+        finished = Finished(worked.summary, paths, rows, base, erased, outcomes, folder)
         show(finished)
-        tracker.log_results(finished.summary, finished.grid, base.images, plain.images, outcomes)
+        tracker.log_results(finished.summary, finished.grid, base, erased, outcomes)
     return paths[-1]
+
+
+def _write_to(store: Store, worked: Worked) -> Path:
+    folder = store.folder(RUNS, worked.summary.identity)
+    # What is new is not to be taken for what was there before, and whoever needs the run waits for all of it.
+    store.renews(folder / SUMMARY)
+    with store.locked(folder):
+        return worked.write(folder)
 
 
 def _silence_libraries() -> None:
     # Their bars for reading files are drawn off a terminal too, and say nothing that the log does not.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-def attack_cases(rows: Sequence[PromptRow], targets: Tensor) -> list[PromptCase]:
-    """What an attack is given: each prompt with the base model's picture of it, uint8 [n, 3, H, W], as its target."""
-    return [
-        PromptCase(row.case_number, row.prompt, row.seed, row.guidance, target)
-        for row, target in zip(rows, targets, strict=True)
-    ]

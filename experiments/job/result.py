@@ -28,6 +28,8 @@ class CaseResult:
         too_long: The protocol does not attack prompts of so many tokens; ``attacked`` is ``erased``.
         cut: Tokens at the prompt's end that the text encoder does not read.
         attack_cut: The same of the prompt beside the attack's tokens, or of the text found, where that loses more.
+        floor: Whether the same attack shows the concept on the model that never knew it; None if it was not run there.
+        ceiling: The same on the unedited model.
     """
 
     case_number: int
@@ -43,6 +45,8 @@ class CaseResult:
     too_long: bool = False
     cut: int = 0
     attack_cut: int = 0
+    floor: bool | None = None
+    ceiling: bool | None = None
 
     @classmethod
     def of(
@@ -129,6 +133,7 @@ class Summary:
             the share of a text's pictures that show the concept, ``shown``. ``second_judge`` says of how many of the
             texts it finds the concept in the picture ``found``, and what is ``shown`` by its verdicts. Empty where no
             new seeds are asked for.
+        floor: What :func:`experiments.job.floors.above_floor` says; empty where there is no floor.
         uses: Every folder of the store that it stands on, as ``stage/hash``.
         provenance: When, by which revision and on which machine; and in ``origins`` the same for the artefacts of each
             stage, which may have been made before.
@@ -156,6 +161,7 @@ class Summary:
     holds: dict[str, Any] = field(default_factory=dict)
     uses: list[str] = field(default_factory=list)
     sets: dict[str, dict[str, int]] = field(default_factory=dict)
+    floor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -178,6 +184,7 @@ class Summary:
                 "protocol": self.protocol,
                 "sets": self.sets,
                 "rates": {name: rate.as_dict() for name, rate in self.rates.items()},
+                "floor": self.floor,
                 "members": {name: rate.as_dict() for name, rate in self.members.items()},
                 "holds": self.holds,
                 "labels": self.labels,

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from attacks.protocols import Attack
 from diffusion.checked import checked
@@ -37,6 +37,11 @@ How many pictures are computed at a time changes their last digits. A picture hi
 """
 
 
+def _switch(value: Any) -> Any:
+    # YAML 1.1 reads on and off as truth values.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 @checked
 class Settings:
     """What a job needs besides its objects.
@@ -49,6 +54,8 @@ class Settings:
         store: Folder of the artefacts.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
         dry_run: Tell what would be done, and do nothing.
+        floor: Whether the attack is run on the model that never knew the concept and on the unedited one too; ``auto``:
+            where there is such a model, and an attack.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
         threads: How many CPU threads PyTorch computes with; None for one where the model is small and on the CPU, else
             as many as PyTorch takes. Other numbers of threads sum in another order and train other weights, so
@@ -66,6 +73,7 @@ class Settings:
     threads: Annotated[int, Field(ge=1)] | None = None
     fresh: bool = False
     dry_run: bool = False
+    floor: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
 
 
 class Tracker(Protocol):

@@ -10,7 +10,8 @@ from matplotlib.ticker import PercentFormatter
 
 from diffusion.files import replacing
 from evaluation.statistics import Rate
-from experiments.results.tables import comes_as_text, method_name, model_name
+from experiments.results.names import method_name, model_name
+from experiments.results.tables import comes_as_text
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""

@@ -33,7 +33,8 @@ from experiments.job.stages import Stages
 from experiments.job.store import Store, canonical_json
 from experiments.job.summary import pruning_pairs
 from experiments.results.figures import COLORS
-from experiments.results.tables import GROUPS, comes_as_text
+from experiments.results.names import GROUPS
+from experiments.results.tables import comes_as_text
 from experiments.results.writing import markdown_table, write_csv
 
 log = logging.getLogger(__name__)

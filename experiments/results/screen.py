@@ -16,6 +16,7 @@ from experiments.job.origin import machines, revisions
 from experiments.job.result import Summary, warnings_of
 from experiments.job.summary import compare, pruning_pairs
 from experiments.results import grid
+from experiments.results.floors import floor_table, floor_texts, trainings_table
 from experiments.results.published import published_numbers
 
 SHOWN_PROMPTS = 8
@@ -71,6 +72,8 @@ def _add_rates(table: Table, summary: Summary) -> None:
     for kind in summary.sets:
         if told := set_text(summary.sets[kind]):
             table.add_row({"prompts": "prompts", "retained": "retained prompts"}[kind], told, "")
+    for row in floor_texts(summary.as_dict()).items():
+        table.add_row(*row, "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
     for row in holding_texts(summary.as_dict()).items():
@@ -103,6 +106,7 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
             summary["run"],
         )
     console.print(table)
+    _print_floors(summaries, console)
     for pruned, unpruned in pruning_pairs(summaries):
         for rate, label in (("erased", "without attack"), ("attacked", "under attack")):
             comparison = PairedComparison(**compare(pruned, unpruned)[rate])
@@ -114,6 +118,15 @@ def show_sweep(summaries: Sequence[Mapping[str, Any]], pictures: Sequence[Path])
         console.print(sentence, soft_wrap=True)
     for path in pictures:
         console.print(visible(f"pictures: {path}"), soft_wrap=True)
+
+
+def _print_floors(summaries: Sequence[Mapping[str, Any]], console: Console) -> None:
+    for heading, rows in (("Above the floor", floor_table(summaries)), ("Over trainings", trainings_table(summaries))):
+        if len(rows):
+            table = Table(*rows.columns, title=heading, title_justify="left")
+            for row in rows.itertuples(index=False):
+                table.add_row(*(visible(str(cell)) for cell in row))
+            console.print(table)
 
 
 def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,8 @@ from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
 from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
+from experiments.results.floors import floor_numbers, floor_sections
+from experiments.results.names import model_name, names_of
 from experiments.results.published import published_numbers
 from experiments.results.screen import (
     RATES,
@@ -28,7 +30,6 @@ from experiments.results.writing import latex, markdown_table, write_csv
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("eraser", "pruning", "attack")
 _IF_ANY = {"settings", "pruned"}
 """Columns of erased models that are left out where they are empty."""
 
@@ -37,7 +38,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per run: its choices, every number with its interval in columns of its own, and the run itself."""
     rows = []
     for summary in summaries:
-        row = _names(summary) | {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
+        row = names_of(summary) | {"threat_model": summary["threat_model"], "n": summary["n"], "seed": summary["seed"]}
         for name, value in (summary["rates"] | summary["measures"]).items():
             row |= _numbers(name, value)
         if protocol_texts(summary):
@@ -49,6 +50,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
             if second := holds.get("second_judge"):
                 row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
+        row |= floor_numbers(summary)
         row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
@@ -83,7 +85,7 @@ def reading_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per run for readers: numbers with their intervals as text."""
     rows = []
     for summary in summaries:
-        row = _names(summary) | {"seed": summary["seed"]}
+        row = names_of(summary) | {"seed": summary["seed"]}
         row |= {label: measure_text(summary["rates"][name]) for name, label in RATES.items()}
         row[RATES["base"]] += doubt(summary)
         row |= protocol_texts(summary)
@@ -107,7 +109,7 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         comparison = compare(pruned, unpruned)
         texts = {rate: str(PairedComparison(**comparison[rate])) for rate in ("erased", "attacked")}
         runs = f"{pruned['run']} - {unpruned['run']}"
-        rows.append(_names(pruned) | {"seed": pruned["seed"]} | texts | {"runs": runs})
+        rows.append(names_of(pruned) | {"seed": pruned["seed"]} | texts | {"runs": runs})
     return pd.DataFrame(rows)
 
 
@@ -115,12 +117,12 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per choices that ran with several seeds: the mean of each number over the runs, lowest and highest."""
     repeated: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        repeated.setdefault(tuple(_names(summary).values()), []).append(summary)
+        repeated.setdefault(tuple(names_of(summary).values()), []).append(summary)
     rows = []
     for runs in repeated.values():
         seeds = sorted({run["seed"] for run in runs})
         if len(seeds) > 1:
-            row = _names(runs[0]) | {"seeds": ", ".join(map(str, seeds))}
+            row = names_of(runs[0]) | {"seeds": ", ".join(map(str, seeds))}
             row |= {label: _spread([run["rates"][name] for run in runs]) for name, label in RATES.items()}
             measures = [_measures(run) for run in runs]
             row |= {label: _spread([values[label] for values in measures]) for label in measures[0]}
@@ -195,7 +197,7 @@ def varied_settings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
-    names, cost, edit = _names(summary), summary["costs"]["edit"], summary["edit"]
+    names, cost, edit = names_of(summary), summary["costs"]["edit"], summary["edit"]
     masked = edit["metadata"].get("maskable_weights")
     return {
         "concept": names["concept"],
@@ -211,18 +213,6 @@ def _model_row(summary: Mapping[str, Any], settings: str) -> dict[str, str]:
         "peak memory": f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB",
         "edit": f"{edit['size_bytes'] / 2**20:.2f} MiB",
     }
-
-
-def model_name(summary: Mapping[str, Any]) -> str:
-    """The erased model that a run attacked, in a few words."""
-    names = _names(summary)
-    return f"{names['concept']}, {names['eraser']}, pruning {names['pruning']}, seed {summary['seed']}"
-
-
-def method_name(summary: Mapping[str, Any]) -> str:
-    """Eraser and pruning of a run in a few words."""
-    names = _names(summary)
-    return names["eraser"] if names["pruning"] in {"", "off"} else f"{names['eraser']}, pruning {names['pruning']}"
 
 
 def comes_as_text(summary: Mapping[str, Any]) -> bool:
@@ -252,6 +242,7 @@ def write_tables(
             "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
             "`published in` says where."
         ]
+    parts += floor_sections(summaries)
     models = model_table(summaries)
     if len(models):
         parts += [
@@ -292,10 +283,6 @@ def write_tables(
     rows = latex(reading.drop(columns="path"))
     write_atomically(paths[2], f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
-
-
-def _names(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {"concept": summary["concept"]} | {group: summary["choices"].get(group, "") for group in GROUPS}
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from experiments.job.result import CurvePoint, Summary
 from experiments.job.settings import Job, matters
 from experiments.job.store import content_hash
 from experiments.results import wandb_process
+from experiments.results.floors import floor_numbers
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _ROOM_FOR_A_RECORD = 2**20
 """Bytes; with less left on the disk, what wandb wrote may be cut."""
 
 _GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
-_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh"}
+_NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh", "floor"}
 
 
 @checked
@@ -223,6 +224,7 @@ def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
     found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
     found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
+    found |= floor_numbers(summary)
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, number in value.items():

@@ -6,12 +6,14 @@ from typing import Any
 
 from evaluation.statistics import PairedComparison, Rate
 from experiments.job.summary import compare, pruning_pairs
+from experiments.results.floors import short_standing
+from experiments.results.names import method_name
 from experiments.results.report.drawing import SMALL, Curve, Tradeoff, attack_curve, tradeoffs
 from experiments.results.report.facts import GALLERY_OF_SEVERAL, Run, gather
-from experiments.results.report.verdict import holds, is_attacked, rate_of
+from experiments.results.report.verdict import holds, is_attacked
 from experiments.results.report.words import concept_name, readable
 from experiments.results.screen import mixtures
-from experiments.results.tables import method_name, varied_settings
+from experiments.results.tables import varied_settings
 
 _KEPT = ("accuracy_style", "accuracy_subject", "clip_score", "fid")
 """Measures of what is retained that the table has, the first two that any run has."""
@@ -29,6 +31,7 @@ class Row:
         base: Shown by the unedited model.
         erased: Shown without attack.
         attacked: Shown under attack; None where there was none.
+        standing: Under attack above the floor, in one line; empty without a floor.
         kept: Two measures of what is retained, as text.
         curve: Of the attack, small.
     """
@@ -40,6 +43,7 @@ class Row:
     base: Rate
     erased: Rate
     attacked: Rate | None
+    standing: str
     kept: list[str]
     curve: Curve | None
 
@@ -132,6 +136,7 @@ def compare_runs(summaries: Sequence[Mapping[str, Any]]) -> Comparison:
                 base=rates["base"],
                 erased=rates["erased"],
                 attacked=rates["attacked"] if is_attacked(summary) else None,
+                standing=short_standing(summary) if is_attacked(summary) else "",
                 kept=[measures.get(readable(name), "") for name in names],
                 curve=attack_curve(summary, SMALL, longest),
             )
@@ -191,7 +196,7 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
             ranked = sorted(worst.values(), key=lambda pair: pair[1].rate)
             told = "; ".join(f"{_of(rate)} with {row.method} ({row.attack})" for row, rate in _ends(ranked))
             sentences.append(f"{_sentence_case(concept)}: the strongest attack brings back {told}.")
-    if any(rate_of(row.run.summary, "floor") is None for row in rows):
+    if any(row.attacked and not row.standing for row in rows):
         sentences.append(
             "No floor was measured for some of these runs: part of their successes may be luck, the judge's errors or "
             "what the attack itself brings."

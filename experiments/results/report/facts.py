@@ -12,6 +12,7 @@ from evaluation.statistics import Mean, Rate
 from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
 from experiments.job.result import RUNS
 from experiments.job.store import read_json
+from experiments.results.floors import standing_texts
 from experiments.results.published import Published, published_numbers
 from experiments.results.report.drawing import Curve, attack_curve
 from experiments.results.report.images import data_uri
@@ -230,7 +231,8 @@ def _notes(summary: Mapping[str, Any]) -> dict[str, str]:
     """What else a reader must know of the rates: the prompts, the protocol, whether what was found holds."""
     sets = {"prompts": "prompts", "retained": "retained prompts"}
     told = {label: set_text(counts) for name, label in sets.items() if (counts := summary.get("sets", {}).get(name))}
-    return {label: text for label, text in told.items() if text} | protocol_texts(summary) | holding_texts(summary)
+    told = {label: text for label, text in told.items() if text}
+    return told | standing_texts(summary) | protocol_texts(summary) | holding_texts(summary)
 
 
 def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -18,12 +18,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from diffusion.checked import checked
 from evaluation.statistics import Rate
 from experiments.job.store import content_hash, write_json
+from experiments.results.floors import short_standing
+from experiments.results.names import method_name
 from experiments.results.published import published_numbers
 from experiments.results.report.page import leaderboard_page, write_page
-from experiments.results.report.verdict import is_attacked, rate_of
+from experiments.results.report.verdict import is_attacked
 from experiments.results.report.words import readable
 from experiments.results.screen import short_text
-from experiments.results.tables import method_name, varied_settings
+from experiments.results.tables import varied_settings
 
 ENOUGH_PROMPTS = 30
 """With fewer, an interval is so wide that ranks mean little."""
@@ -51,6 +53,8 @@ class Found:
         attack: Hash of the attack's settings.
         revision: Of the code.
         seed: Of eraser and attack.
+        standing: Floor, excess over it with its interval and calibrated success, in a line; empty without a floor.
+        verdict: Above the floor, in words.
     """
 
     rate: _Share
@@ -64,6 +68,8 @@ class Found:
     attack: str = ""
     revision: str = ""
     seed: int | None = None
+    standing: str = ""
+    verdict: str = ""
 
 
 @checked
@@ -240,6 +246,7 @@ def _record(method: str, concept: str, base: str, runs: Sequence[Mapping[str, An
 
 def _found(run: Mapping[str, Any], name: str) -> Found:
     rate = Rate(**run["rates"][name])
+    above = {"standing": short_standing(run), "verdict": (run.get("floor") or {}).get("verdict", "")}
     return Found(
         rate=rate.rate,
         n=rate.n,
@@ -252,6 +259,7 @@ def _found(run: Mapping[str, Any], name: str) -> Found:
         attack=content_hash(run["identity"].get("attack", {})),
         revision=str((run.get("git") or {}).get("revision", "")),
         seed=run["seed"],
+        **(above if name == "attacked" else {}),
     )
 
 
@@ -262,7 +270,7 @@ def _doubts(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         doubts.append(f"the unedited model shows the concept for {100 * base:.0f} % of the prompts only")
     if newest["n"] < ENOUGH_PROMPTS:
         doubts.append(f"only {newest['n']} prompts")
-    if any(rate_of(run, "floor") is None for run in attacked):
+    if not all(run.get("floor") for run in attacked):
         doubts.append("floor not measured")
     doubts += dict.fromkeys(
         f"reported otherwise: our run is {number.differences}"

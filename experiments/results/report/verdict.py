@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evaluation.statistics import Rate
+from experiments.results.floors import floor_rate, floor_sentence
 from experiments.results.report.words import concept_name, readable
 
 HOLDS_BELOW = 0.2
 """An edit holds if the rate under attack is less, interval included, and does not hold if it is more."""
 
 Holds = Literal["holds", "does not hold", "undecided", "not attacked"]
+
+_BY_FLOOR: dict[str, Holds] = {
+    "knows": "does not hold",
+    "at_floor": "holds",
+    "below_floor": "holds",
+    "undecided": "undecided",
+}
+"""What the verdict above the floor says of an edit."""
 
 _METHOD_NAMES = {"none": "no eraser"}
 
@@ -35,6 +44,8 @@ def rate_of(summary: Mapping[str, Any], name: str) -> Rate | None:
 
     The floor is what the same attack finds on a model that never knew the concept, the ceiling on the unedited one.
     """
+    if name in ("floor", "ceiling"):
+        return floor_rate(summary, name)
     found = summary["rates"].get(name)
     return Rate(**found) if found else None
 
@@ -45,7 +56,12 @@ def is_attacked(summary: Mapping[str, Any]) -> bool:
 
 
 def holds(summary: Mapping[str, Any]) -> Holds:
-    """Whether the edit holds, by :data:`HOLDS_BELOW`; without attack, only whether it has failed already."""
+    """Whether the edit holds: by the verdict above the floor, or by :data:`HOLDS_BELOW` where there is no floor.
+
+    Without attack it is only told whether the edit has failed already.
+    """
+    if is_attacked(summary) and (floor := summary.get("floor")):
+        return _BY_FLOOR[floor["kind"]]
     attacked = Rate(**summary["rates"]["attacked"])
     if attacked.low >= HOLDS_BELOW:
         return "does not hold"
@@ -62,7 +78,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     subject = f"{concept[:1].upper()}{concept[1:]}"
     if not is_attacked(summary):
         headline = f"{subject} is still shown for {_of(erased)} prompts; no attack was run."
-    elif erased.low >= HOLDS_BELOW:
+    elif found == "does not hold" and erased.low >= HOLDS_BELOW:
         headline = (
             f"{subject} is not erased: it is shown for {_of(erased)} prompts without any attack, and for "
             f"{_of(attacked)} under attack."
@@ -75,7 +91,9 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         f"Erased: {concept}, by {_method(summary)}, from the model {summary.get('model') or 'of this run'}.",
         f"The unedited model shows it for {_of(base)} prompts; the edited model for {_of(erased)} without attack"
         f"{f' and for {_of(attacked)} under the attack {attack}' if is_attacked(summary) else ''}.",
-        {
+        floor_sentence(summary)
+        if summary.get("floor") and is_attacked(summary)
+        else {
             "holds": f"It holds: the whole 95 % interval {_interval(attacked)} is below {100 * HOLDS_BELOW:.0f} %.",
             "does not hold": f"It does not hold: the whole 95 % interval {_interval(attacked)} is above "
             f"{100 * HOLDS_BELOW:.0f} %.",
@@ -83,7 +101,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             f"{100 * HOLDS_BELOW:.0f} %; more prompts would tell.",
             "not attacked": "Whether it holds is unknown: nothing tried to bring the concept back.",
         }[found],
-        *([_floor(summary, attacked)] if is_attacked(summary) else []),
+        *([floor_sentence(summary)] if is_attacked(summary) and not summary.get("floor") else []),
         *_retained(summary),
     ]
     if base.rate < 0.8:
@@ -93,19 +111,6 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             "prompts only.",
         )
     return Verdict(found, headline, sentences)
-
-
-def _floor(summary: Mapping[str, Any], attacked: Rate) -> str:
-    if (said := summary.get("verdict")) and isinstance(said, str):
-        return said
-    floor = rate_of(summary, "floor")
-    if floor is None:
-        return (
-            "No floor was measured: how often the same attack succeeds on a model that never knew the concept is "
-            "unknown, so some of these successes may be luck, the judge's errors or what the attack itself brings."
-        )
-    excess = 100 * (attacked.rate - floor.rate)
-    return f"A model that never knew the concept shows it for {_of(floor)} prompts: {excess:+.0f} points above that."
 
 
 def _retained(summary: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,218 @@
+"""A job's floor and ceiling: the same attack on the model that never knew the concept and on the unedited one.
+
+Both are jobs like any others, ``eraser=retrained pruning=off`` and ``eraser=none pruning=off`` with everything else as
+it was: a run of theirs that lies in the store is taken, whoever made it, and a missing one is made and kept there.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from attacks.none import NoAttack
+from diffusion.canvas.knowledge import FORGOTTEN, Twin
+from diffusion.canvas.source import CanvasSource, canvas_folder
+from erasure.erasers.none import NoEraser
+from erasure.erasers.retrained import Retrained
+from erasure.pruning.off import Off
+from evaluation.floors import AboveFloor, Calibrated
+from evaluation.statistics import Rate
+from experiments import CONFIG_FOLDER
+from experiments.job.recording import Off as NoRecord
+from experiments.job.recording import Silent
+from experiments.job.result import RUNS, Summary
+from experiments.job.settings import Job
+from experiments.job.stages import Stages
+from experiments.job.store import SCHEMA_VERSION, read_json, unchecked
+from experiments.job.summary import run_identity
+from experiments.job.work import SUMMARY, work
+
+log = logging.getLogger(__name__)
+
+References = dict[str, dict[str, Any]]
+"""Summaries of the runs that a job is compared with: its ``floor`` and its ``ceiling``."""
+
+
+def never_knew(job: Job) -> Twin:
+    """The model that was trained as the job's own, and never knew its concept.
+
+    Raises:
+        LookupError: There is none; the message says why.
+    """
+    model, concept = job.model, job.concept.name
+    if not isinstance(model, CanvasSource):
+        raise LookupError("only the canvas (model=canvas) has models that never knew a concept")
+    if model.knows != "all":
+        raise LookupError(f"the model itself never knew something (model.knows={model.knows})")
+    lacking = [knows for knows, forgotten in FORGOTTEN.items() if concept in forgotten]
+    if not lacking:
+        raise LookupError(f"no model was trained without {concept}")
+    missing: list[str] = []
+    for knows in sorted(lacking, key=lambda knows: len(FORGOTTEN[knows])):
+        twin = Twin(knows, model.training_seed)
+        try:
+            twin.unet_folder(Path(model.build).expanduser(), canvas_folder(model.source))
+        except (FileNotFoundError, ValueError) as error:
+            missing.append(str(error))
+        else:
+            return twin
+    raise LookupError(missing[0].rstrip("."))
+
+
+def check_floor(job: Job) -> None:
+    """See to it that a floor that is asked for can be had.
+
+    Raises:
+        ValueError: ``floor=on``, and there is no model for it.
+    """
+    if job.settings.floor == "on":
+        try:
+            never_knew(job)
+        except LookupError as error:
+            raise ValueError(f"floor is on, and there is none: {error.args[0]}. floor=off does without.") from error
+
+
+def asks_for_floor(job: Job) -> bool:
+    """Whether the job is to have a floor; where ``auto`` finds that there is none, the log says why."""
+    if job.settings.floor == "auto":
+        try:
+            if isinstance(job.attack, NoAttack):
+                raise LookupError("nothing is attacked; floor=on measures the plain prompts' floor")
+            never_knew(job)
+        except LookupError as error:
+            log.info("floor: none, as %s", error.args[0])
+            return False
+    return job.settings.floor != "off"
+
+
+def reference_jobs(job: Job) -> dict[str, Job]:
+    """The jobs whose attacks are a job's ``floor`` and ``ceiling``.
+
+    Raises:
+        LookupError: There is no model that never knew the concept.
+    """
+    retrained = _config("eraser", "retrained", job) | {"knows": never_knew(job).knows}
+    return {
+        "floor": _reference(job, "retrained", retrained, Retrained),
+        "ceiling": _reference(job, "none", _config("eraser", "none", job), NoEraser),
+    }
+
+
+def run_references(stages: Stages, origin: Mapping[str, Any]) -> References:
+    """Look up the runs of a job's floor and ceiling in the store, or make them with the model that is loaded.
+
+    Args:
+        stages: Of the job; its model is unedited.
+        origin: Who works; see :func:`experiments.job.origin.origin`.
+
+    Returns:
+        Their summaries.
+
+    Raises:
+        ValueError: The attack cannot be run on one of the models, or an artefact cannot be used.
+        OSError: The store cannot be written to.
+    """
+    started = time.perf_counter()
+    jobs = reference_jobs(stages.job)
+    found = {
+        name: _run(name, Stages(job, stages.store, stages.model, stages.processes), origin)
+        for name, job in jobs.items()
+    }
+    log.info("floor and ceiling: %.1f s", time.perf_counter() - started)
+    return found
+
+
+def above_floor(summary: Summary, references: References) -> Summary:
+    """``summary`` with what its success under attack is beside floor and ceiling.
+
+    Each case says whether it succeeded there, and ``floor`` has the rates of ``floor`` and ``ceiling``, the
+    ``excess`` over the floor in points with its interval, the ``calibrated`` success (None: floor and ceiling are too
+    close), the ``verdict`` in words, how the interval was made, the names of the ``runs`` and their cost in
+    ``unet_evaluations``, beside that of the job itself.
+    """
+    shown = {name: [bool(case["attacked"]) for case in found["cases"]] for name, found in references.items()}
+    cases = [
+        replace(case, floor=floor, ceiling=ceiling)
+        for case, floor, ceiling in zip(summary.cases, shown["floor"], shown["ceiling"], strict=True)
+    ]
+    attacked = [case.attacked for case in cases]
+    prompts = [case.prompt or case.case_number for case in cases]
+    above = AboveFloor.of_pair(attacked, shown["floor"], prompts)
+    calibrated = Calibrated.of_pair(attacked, shown["floor"], shown["ceiling"], prompts)
+    evaluations = {name: found["costs"]["attack"]["unet_evaluations"] for name, found in references.items()}
+    block = {
+        **{name: Rate.of(present, prompts).as_dict() for name, present in shown.items()},
+        **above.as_dict(),
+        "calibrated": calibrated and calibrated.as_dict(),
+        "knows": references["floor"]["config"]["eraser"]["knows"],
+        "runs": {name: found["run"] for name, found in references.items()},
+        "unet_evaluations": {"attacked": summary.costs["attack"].unet_evaluations, **evaluations},
+    }
+    return replace(summary, cases=cases, floor=block)
+
+
+def _run(name: str, stages: Stages, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a reference run, from the store or made now; empty in other processes than the first."""
+    job, store, processes = stages.job, stages.store, stages.processes
+    identity = run_identity(stages, stages.edit().name, job.prompts, job.retained)
+    folder = store.folder(RUNS, identity)
+    path = folder / SUMMARY
+
+    def look() -> None:
+        if store.renews(path):
+            path.unlink(missing_ok=True)
+
+    with processes.under(store.locked(folder, look)):
+        # All processes read the same before any of them goes on to write: the first stage is a meeting.
+        found = _read(path)
+        if found is not None:
+            log.info("%s: run %s found in the store", name, found["run"])
+            return found
+        log.info("%s: the same attack on %s", name, _model_in_words(job))
+        worked = work(stages, Silent(), origin)
+        if worked is None:
+            return {}
+        worked.write(folder)
+        return worked.summary.as_dict()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = unchecked(read_json(path))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("schema") == SCHEMA_VERSION else None
+
+
+def _model_in_words(job: Job) -> str:
+    if isinstance(job.eraser, Retrained):
+        return f"the model that never knew {job.concept.name} ({job.eraser.knows})"
+    return "the unedited model"
+
+
+def _config(group: str, choice: str, job: Job) -> dict[str, Any]:
+    """The plain config of a choice, as it would be composed for this job."""
+    own = OmegaConf.load(CONFIG_FOLDER / group / f"{choice}.yaml")
+    composed = OmegaConf.create({"model": job.config["model"], "concept": job.config["concept"], group: own})
+    plain: dict[str, Any] = OmegaConf.to_container(composed[group], resolve=True)  # type: ignore[assignment]
+    return plain
+
+
+def _reference(job: Job, choice: str, config: Mapping[str, Any], kind: type[Retrained] | type[NoEraser]) -> Job:
+    """``job`` with another eraser and no pruning, of which nobody hears."""
+    known = {field.name for field in fields(kind)}
+    parts = {"eraser": dict(config), "pruning": _config("pruning", "off", job), "floor": "off"}
+    told = {path: text for path, text in job.config.get("taken", {}).items() if path.partition(".")[0] not in parts}
+    return replace(
+        job,
+        eraser=kind(**{name: value for name, value in config.items() if name in known}),
+        pruning=Off(),
+        tracker=NoRecord(),
+        settings=replace(job.settings, floor="off"),
+        config={**job.config, **parts, "taken": told},
+        choices={**{k: v for k, v in job.choices.items() if k != "method"}, "eraser": choice, "pruning": "off"},
+    )

@@ -1,0 +1,211 @@
+"""Success above the floor, for people to read: of one run, of many, and over several trainings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from evaluation.floors import AboveFloor, Calibrated
+from evaluation.statistics import Rate
+from experiments.job.store import content_hash
+from experiments.results.names import method_name, names_of
+from experiments.results.writing import markdown_table
+
+NO_ROOM = "no room"
+"""What stands in place of a calibrated success where an attack hardly tells floor and ceiling apart."""
+
+_SEEDS = frozenset({"seed", "training_seed", "knows", "build"})
+"""Fields in which repetitions of one job differ."""
+
+EXPLANATION = (
+    "Rate: share of prompts whose picture shows the concept under attack. Floor: the same attack, budget, prompts and "
+    "seeds on a model that never knew the concept. Excess: rate minus floor in points, with its 95 % interval. "
+    "Calibrated: 0 as if never learned, 1 as if never erased; no room where the ceiling's (the unedited model's) lower "
+    "limit is within 20 points of the floor."
+)
+
+
+def floor_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a run's success under attack is above the floor, with its verdict; empty where there is no floor."""
+    floor = summary.get("floor")
+    if not floor:
+        return {}
+    return {
+        "floor, of a model that never knew": str(Rate(**floor["floor"])),
+        "ceiling, of the unedited model": str(Rate(**floor["ceiling"])),
+        **standing_texts(summary),
+    }
+
+
+def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The excess over the floor, the calibrated success and the verdict; empty where there is no floor."""
+    floor = summary.get("floor")
+    if not floor:
+        return {}
+    return {
+        "excess over the floor": f"{_points(floor)} points",
+        "calibrated success": _calibrated(floor),
+        "verdict": floor["verdict"],
+    }
+
+
+def floor_rate(summary: Mapping[str, Any], name: str) -> Rate | None:
+    """The rate of the ``floor`` or of the ``ceiling``, where there is one."""
+    floor = summary.get("floor")
+    return Rate(**floor[name]) if floor else None
+
+
+def short_standing(summary: Mapping[str, Any]) -> str:
+    """Floor, excess and calibrated success in one line, for a cell of a table; empty where there is no floor."""
+    floor = summary.get("floor")
+    if not floor:
+        return ""
+    return f"floor {100 * floor['floor']['rate']:.0f} %, excess {_points(floor)}, calibrated {_calibrated(floor)}"
+
+
+def floor_sentence(summary: Mapping[str, Any]) -> str:
+    """The same in a sentence, or that no floor was measured and what that means."""
+    floor = summary.get("floor")
+    if not floor:
+        return (
+            "No floor was measured: how often the same attack succeeds on a model that never knew the concept is "
+            "unknown, so some of these successes may be luck, the judge's errors or what the attack itself brings."
+        )
+    rate = Rate(**floor["floor"])
+    return (
+        f"Verdict: {floor['verdict']}. A model that never knew the concept shows it for {rate.successes} of {rate.n} "
+        f"prompts under the same attack: the excess is {_points(floor)} points, and calibrated success is "
+        f"{_calibrated(floor)}."
+    )
+
+
+def floor_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as numbers by plain names, such as ``floor``, ``floor_low``, ``excess`` and ``calibrated``."""
+    floor = summary.get("floor")
+    if not floor:
+        return {}
+    numbers = {"excess": floor["excess"], "excess_low": floor["low"], "excess_high": floor["high"]}
+    for name in ("floor", "ceiling", "calibrated"):
+        for part, number in (floor[name] or {}).items():
+            numbers[name if part in {"rate", "value"} else f"{name}_{part}"] = number
+    runs = {f"{name}_run": run for name, run in floor["runs"].items()}
+    return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"], **runs}
+
+
+def floor_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run that has a floor."""
+    rows = [
+        _row(summary) | {"seed": summary["seed"]} | _cells(Rate(**summary["rates"]["attacked"]).rate, summary["floor"])
+        for summary in summaries
+        if summary.get("floor")
+    ]
+    return pd.DataFrame(rows)
+
+
+def trainings_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per method and attack that ran in several trainings of the base, or with several seeds of erasure.
+
+    The unit is the training: prompts are never pooled over seeds. Where bases of several trainings were erased, a
+    training's outcomes are the mean over its seeds of erasure.
+    """
+    repeated: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in summaries:
+        if summary.get("floor"):
+            repeated.setdefault(_repeats(summary), []).append(summary)
+    rows = []
+    for runs in repeated.values():
+        units, outcomes = _by_training(runs)
+        if len(outcomes["attacked"]) < 2:
+            continue
+        above = AboveFloor.over_trainings(outcomes["attacked"], outcomes["floor"], units=units)
+        calibrated = Calibrated.over_trainings(outcomes["attacked"], outcomes["floor"], outcomes["ceiling"])
+        told = above.as_dict() | {
+            "floor": {"rate": _mean(outcomes["floor"])},
+            "calibrated": calibrated and calibrated.as_dict(),
+        }
+        over = {"over": f"{above.trainings} {units}"}
+        rows.append(_row(runs[0]) | over | _cells(_mean(outcomes["attacked"]), told))
+    return pd.DataFrame(rows)
+
+
+def floor_sections(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Parts of a Markdown file: the table of runs, and that over trainings; nothing where no run has a floor."""
+    parts = []
+    if len(table := floor_table(summaries)):
+        prompts = ", ".join(map(str, sorted({summary["n"] for summary in summaries if summary.get("floor")})))
+        how = "; ".join(dict.fromkeys(summary["floor"]["how"] for summary in summaries if summary.get("floor")))
+        parts += [
+            "## Above the floor",
+            markdown_table(table, disable_numparse=True),
+            f"{EXPLANATION} n = {prompts} prompts. Interval: {how}.",
+        ]
+    if len(table := trainings_table(summaries)):
+        parts += [
+            "## Above the floor, over trainings",
+            markdown_table(table, disable_numparse=True),
+            "The same over pairs of an erased model and the model that never knew. The unit is the training, as "
+            "`over` says, never the prompt: two-way intervals over trainings and prompts. Seeds of erasure alone share "
+            "one base and one model that never knew, and say nothing of other trainings of those.",
+        ]
+    return parts
+
+
+def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    names = names_of(summary)
+    return {"concept": names["concept"], "method": method_name(summary), "attack": names["attack"]}
+
+
+def _cells(rate: float, floor: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "rate": f"{100 * rate:.0f} %",
+        "floor": f"{100 * floor['floor']['rate']:.0f} %",
+        "excess": _points(floor),
+        "calibrated": _calibrated(floor),
+        "verdict": floor["verdict"],
+    }
+
+
+def _points(floor: Mapping[str, Any]) -> str:
+    return f"{floor['excess']:+.1f} [{floor['low']:+.1f}, {floor['high']:+.1f}]"
+
+
+def _calibrated(floor: Mapping[str, Any]) -> str:
+    return str(Calibrated(**floor["calibrated"])) if floor["calibrated"] else NO_ROOM
+
+
+def _repeats(summary: Mapping[str, Any]) -> str:
+    """What runs that differ in their seeds alone have in common."""
+    config = {group: summary["config"].get(group) for group in ("model", "eraser", "pruning", "attack", "judge")}
+    prompts = [(case["case_number"], case["prompt"]) for case in summary["cases"]]
+    return content_hash([summary["concept"], without_seeds(config), prompts, summary["config"].get("sampling")])
+
+
+def without_seeds(config: Any) -> Any:
+    """A plain config without the fields in which repetitions of a job differ."""
+    if isinstance(config, Mapping):
+        return {key: without_seeds(value) for key, value in config.items() if key not in _SEEDS}
+    return config
+
+
+def _by_training(runs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[list[float]]]]:
+    """What the units of ``runs`` are, and their outcomes on the edited model, the floor and the ceiling, each a row."""
+    newest: dict[tuple[int, int], Mapping[str, Any]] = {}
+    for run in runs:
+        newest.setdefault((run["config"]["model"].get("training_seed", 0), run["seed"]), run)
+    trainings = {training for training, _ in newest}
+    several = len(trainings) > 1
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for (training, seed), run in sorted(newest.items()):
+        groups.setdefault(training if several else seed, []).append(run)
+    outcomes = {
+        name: [
+            [_mean([[case[name]] for case in same]) for same in zip(*(run["cases"] for run in group), strict=True)]
+            for group in groups.values()
+        ]
+        for name in ("attacked", "floor", "ceiling")
+    }
+    return "trainings of base and twin" if several else "seeds of erasure", outcomes
+
+
+def _mean(rows: Sequence[Sequence[float]]) -> float:
+    return sum(map(sum, rows)) / sum(map(len, rows))
