@@ -273,7 +273,7 @@ KILLS = {
     "training": ("erasure.trajectories:FrozenSamples.batch", 10),
     "edit": ("experiments.job.store:Store.write_result", 1),
     "attack": ("experiments.job.outcomes:write_picture", 3),
-    "summary": ("experiments.job.job:write_json", 2),
+    "summary": ("experiments.job.work:write_json", 2),
 }
 
 
