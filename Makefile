@@ -24,6 +24,7 @@ demo: $(NEEDED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
+# What takes minutes, for a night; the last line says how many passed and how long it took.
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
@@ -91,8 +92,9 @@ else
 	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
+# On a CPU; where there is a GPU, python benchmarks/gpu.py measures what it makes of a full-size model.
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/published_flow.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # The site, in build/site; nothing is fetched while it is built.
 docs: $(VENV)/.docs

@@ -47,7 +47,7 @@ def command(world: Path, store: Path) -> list[str]:
 
 
 def small_esd() -> list[str]:
-    return ["eraser.steps=4", "eraser.batch_size=2", "eraser.sampling_steps=2", "eraser.sampling_batch_size=16"]
+    return ["eraser.steps=4", "eraser.batch_size=2", "eraser.sampling_steps=2", "eraser.trajectories=20"]
 
 
 @pytest.fixture(scope="module")
