@@ -1,9 +1,9 @@
 """What every attack shares: propose a text, make its picture, ask the judge, stop at the first success."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from attacks.cases import Check, JudgedPicture, Outcome, PromptCase
 from attacks.prompt_search import ATTACK_DIVERGED
 from diffusion.finite import require_finite
 from diffusion.model import TextToImage
+from diffusion.progress import look_inside
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge
 
@@ -33,6 +34,7 @@ class Proposal:
             prompt, seed and variant. To be given with ``text``, with ``noise`` and wherever weights were changed.
         counts: The concept in its picture is a success and ends the search; not so of a picture that only serves to
             choose among texts.
+        measured: What else was measured of what led here, by name; see :attr:`attacks.cases.Check.measured`.
         plain: It is a further picture of the plain prompt as it stands, proposed before any other text.
     """
 
@@ -45,6 +47,7 @@ class Proposal:
     noise: Tensor | None = None
     variant: str = ""
     counts: bool = True
+    measured: Mapping[str, float] = field(default_factory=dict)
     plain: bool = False
 
 
@@ -141,6 +144,7 @@ class Trace:
                 variant,
                 payments={str(self.search): self.shared_evaluations} if self.shared_evaluations else {},
                 counts=proposal.counts,
+                measured=proposal.measured,
             )
         )
 
@@ -206,7 +210,15 @@ def search(
         check(model, active, proposals, judge, sampling, under, rounds=rounds)
         ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
         active = [trace for trace in active if trace not in ended]
+        _tell_rounds(active, rounds)
         yield from (trace.outcome() for trace in ended)
+
+
+def _tell_rounds(active: Sequence[Trace], rounds: int) -> None:
+    """Show how far the cases in hand have come, of which each may take all rounds."""
+    done = [trace.attempts for trace in active]
+    span = f"{min(done)} to {max(done)}" if len(set(done)) > 1 else f"{done[0]}" if done else ""
+    look_inside(f"round {span} of {rounds} with {len(done)} in hand" if done else "", sum(done) / rounds)
 
 
 def check(

@@ -11,6 +11,9 @@ from diffusion.architectures import Pipeline
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a model's parts may be."""
 
+GUARDED_PIPELINE = "GuardedPipeline"
+"""The class, in code of its own, of a pipeline that keeps a guard beside its weights."""
+
 T5_PARTS = ("tokenizer_3", "text_encoder_3")
 """What a folder of Stable Diffusion 3 may be without."""
 
@@ -82,9 +85,14 @@ def kind_of(index: Mapping[str, Any], source: str) -> PipelineKind:
         source: What errors call it.
 
     Raises:
-        ValueError: It lacks a part, a part's code is not known, or its kind is not.
+        ValueError: It lacks a part, a part's code is not known, its kind is not, or it is to have a guard.
     """
     present, name = present_parts(index), str(index.get("_class_name"))
+    if GUARDED_PIPELINE in name:
+        raise ValueError(
+            f"{source} keeps a guard beside its weights, in code that is never run here, and would be loaded without; "
+            "load its base model, and the edit in its edit.safetensors (eraser=imported, eraser.path=...)."
+        )
     if "transformer" in present and not name.startswith((SD3.begins, FLUX.begins)):
         raise ValueError(
             f"{source} is a model of {name}, which is not known here; name a model of "

@@ -162,6 +162,10 @@ class RectifiedFlow:
         """The sampler as a part of a plain pipeline."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.config)
 
+    def picture_share(self, level: float) -> float:
+        """(1 - s)^2."""
+        return (1 - level) ** 2
+
     def move(self, latents: Tensor, prediction: Tensor, start: float, end: float) -> Tensor:
         """An Euler step."""
         return latents + (end - start) * prediction

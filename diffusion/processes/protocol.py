@@ -71,5 +71,8 @@ class NoiseProcess(Protocol):
             The timesteps [steps], and the levels of noise at each and at the end, for :meth:`move`.
         """
 
+    def picture_share(self, level: float) -> float:
+        """How much of a picture's energy is left at a level of :meth:`path`; at its first the rest is the noise's."""
+
     def move(self, latents: Tensor, prediction: Tensor, start: float, end: float) -> Tensor:
         """Latents at level ``start``, taken to ``end`` with what is predicted of them; both ways alike."""

@@ -153,6 +153,10 @@ class VarianceProcess:
         levels = [*(float(self.alphas[timestep]) for timestep in timesteps), float(last)]
         return torch.tensor(timesteps), levels
 
+    def picture_share(self, level: float) -> float:
+        """Abar."""
+        return level
+
     def move(self, latents: Tensor, prediction: Tensor, start: float, end: float) -> Tensor:
         """Keep x_0 and noise of latents at abar ``start`` and mix them as at abar ``end`` (DDIM)."""
         picture = (latents - math.sqrt(1 - start) * prediction) / math.sqrt(start)
