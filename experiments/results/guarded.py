@@ -40,10 +40,10 @@ def require_exportable(model: TextToImage, edit: Edit) -> None:
                 f"The edit adds {kind} to the model, and {model.name!r} has two text encoders, for which no guard is "
                 "exported; keep the edit beside the base model."
             )
-        if model.prediction_type != "epsilon":
+        if (predicts := model.process.config.get("prediction_type", "epsilon")) != "epsilon":
             raise ValueError(
                 f"The edit adds {kind} to the model, which thinks in noise, and {model.name!r} predicts "
-                f"{model.prediction_type}; keep the edit beside the base model."
+                f"{predicts}; keep the edit beside the base model."
             )
 
 
