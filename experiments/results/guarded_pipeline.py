@@ -36,7 +36,7 @@ class GuardedModel:
 
     def __init__(self, pipeline: StableDiffusionPipeline, predict: Callable[..., Any]) -> None:
         self.name = "the pipeline"
-        self.unet = pipeline.unet
+        self.network = pipeline.unet
         self.text_encoder = pipeline.text_encoder
         self.tokenizer = pipeline.tokenizer
         self.device: torch.device = pipeline._execution_device
@@ -44,6 +44,15 @@ class GuardedModel:
         self.guard: Guard | None = None
         self._scheduler = pipeline.scheduler
         self._predict = predict
+
+    @property
+    def denoiser(self) -> "GuardedModel":
+        """What knows the layers of the network."""
+        return self
+
+    def text_attention(self) -> dict[str, Any]:
+        """The cross-attention layers by name, in module order."""
+        return {name: layer for name, layer in self.network.named_modules() if name.endswith(".attn2")}
 
     @property
     def vocabulary(self) -> Tensor:
