@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.files import in_short
-from diffusion.loading import GUARDED_PIPELINE
+from diffusion.loading.pipeline_kinds import GUARDED_PIPELINE
 from diffusion.sources import WEIGHT_NAMES, weight_files
 from diffusion.weight_files import is_safetensors, read_weights
 from erasure.edit import Edit

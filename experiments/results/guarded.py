@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from diffusion.files import write_atomically
-from diffusion.loading import GUARDED_PIPELINE
+from diffusion.loading.pipeline_kinds import GUARDED_PIPELINE
 from diffusion.model import TextToImage
 from erasure.addition import addition_class, stored_kind
 from erasure.edit import Edit, export
