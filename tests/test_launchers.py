@@ -44,6 +44,7 @@ class Trial(NoAttack):
     fails: int
     dies: int
     marker: str
+    seed: int
 
     def run(self, model, cases, judge, **named):
         number = HydraConfig.get().job.num
@@ -62,6 +63,8 @@ def plugin(folder: Path, *, fails: int, dies: int) -> Path:
     (folder / "trial.py").write_text(ATTACK)
     (folder / "conf" / "attack" / "trial.yaml").write_text(
         f"_target_: trial.Trial\nfails: {fails}\ndies: {dies}\nmarker: {folder / 'was_killed'}\n"
+        # So that no other job makes what these two would find.
+        "seed: ${seed}\n"
     )
     return folder
 

@@ -158,11 +158,9 @@ class _Submitit:
         """Wait for a job and tell how it ended."""
         try:
             return Ended(job.results()[0])
-        except Exception as error:
+        except Exception:
             log.debug("job %s", job.job_id, exc_info=True)
-            return Ended(
-                died=f"submitit says of job {job.job_id}: {in_short(error)} (its output is {job.paths.stdout})"
-            )
+            return Ended(died=f"submitit's job {job.job_id} left no result (its output is {job.paths.stdout})")
 
 
 @checked
