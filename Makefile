@@ -16,7 +16,7 @@ NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks docs clean
 
 demo: $(NEEDED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
@@ -24,6 +24,7 @@ demo: $(NEEDED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
+# What takes minutes, for a night; the last line says how many passed and how long it took.
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
@@ -74,8 +75,9 @@ claim: $(NEEDED)
 paper: $(INSTALLED)
 	$(BIN)/eraselab paper $(PAPER)
 
-# Which attacks tell models that know from models that never knew, from all runs in the store.
+# Which attacks tell models that know from models that never knew: the table is of all runs in the store.
 probes: $(INSTALLED)
+	$(SWEEP) +experiment=probes $(OVERRIDES)
 	$(BIN)/eraselab probes
 
 figure-neurons: $(NEEDED)
@@ -90,8 +92,17 @@ else
 	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
+# On a CPU; where there is a GPU, python benchmarks/gpu.py measures what it makes of a full-size model.
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/published_flow.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The site, in build/site; nothing is fetched while it is built.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

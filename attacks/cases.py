@@ -55,7 +55,10 @@ class Check:
         shared_evaluations: The part of them that serves all cases of a search.
         payments: That part by what was paid, as ``textual_inversion/0``: what cases have under one name, the cases that
             were searched together, is paid once by them all.
-        counts: The concept in it is a success. Not so in pictures that only serve to choose among texts.
+        counts: The concept in it is a success. Not so in pictures that only serve to choose among texts, and in those
+            that come from what is no noise.
+        measured: What else was measured of what led to it, by name: ``energy``, how far its noise lies from where noise
+            lies (see :mod:`attacks.shell`), and ``residual``, how far its noise is from the exact inverse.
         variant: What the picture depends on besides text and seed; see :class:`attacks.evaluate.Proposal`.
         attack: Which member of a union proposed it.
     """
@@ -71,6 +74,7 @@ class Check:
     attack: str = ""
     payments: Mapping[str, int] = field(default_factory=dict, compare=False)
     counts: bool = True
+    measured: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def succeeds(self) -> bool:

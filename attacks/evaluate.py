@@ -1,9 +1,9 @@
 """What every attack shares: propose a text, make its picture, ask the judge, stop at the first success."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -34,6 +34,7 @@ class Proposal:
             prompt, seed and variant. To be given with ``text``, with ``noise`` and wherever weights were changed.
         counts: The concept in its picture is a success and ends the search; not so of a picture that only serves to
             choose among texts.
+        measured: What else was measured of what led here, by name; see :attr:`attacks.cases.Check.measured`.
         plain: It is a further picture of the plain prompt as it stands, proposed before any other text.
     """
 
@@ -46,6 +47,7 @@ class Proposal:
     noise: Tensor | None = None
     variant: str = ""
     counts: bool = True
+    measured: Mapping[str, float] = field(default_factory=dict)
     plain: bool = False
 
 
@@ -142,6 +144,7 @@ class Trace:
                 variant,
                 payments={str(self.search): self.shared_evaluations} if self.shared_evaluations else {},
                 counts=proposal.counts,
+                measured=proposal.measured,
             )
         )
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from attacks.cases import Outcome, PromptCase, ThreatModel
 from attacks.evaluate import Proposal, Trace, search
 from attacks.prompt_search import ATTACK_DIVERGED, require_targets, target_latents
+from attacks.shell import ENERGY, RESIDUAL, TOLERANCE, energy_distance, most_distance
 from diffusion.checked import checked
 from diffusion.finite import require_finite
 from diffusion.model import UNGUIDED, TextToImage
@@ -73,7 +74,11 @@ class NoiseAttack:
     from every s to the noisier t, with x = x_s at first and x_t as found so far in each further one of
     ``inversion_iterations`` (fixed-point iteration: the exact inverse is at x = x_t). One picture is made from the
     noise found. The loss of its check is -log N(noise; 0, I) per number in nats; 1.42 is that of seeded noise. Their
-    inversion is another one and starts with the VAE's; this is its simplest form.
+    inversion is another one and starts with the VAE's; this is its simplest form. Any picture can be coded in latents
+    that are no noise, also by a model that has learned nothing: a success counts only if the noise found lies where
+    noise lies, within ``tolerance`` either way.
+
+    Both report their noise's distance from there, in standard deviations of its energy; see :mod:`attacks.shell`.
 
     A prompt that succeeds as it stands is not attacked.
 
@@ -91,6 +96,8 @@ class NoiseAttack:
         inverted_with: What eps_erased of the inversion is given: the ``plain`` prompt, the ``empty`` one, or the
             plain prompt with its ``guidance``, as the picture is made.
         inversion_iterations: Of the fixed point; 1 is DDIM inversion as usual.
+        tolerance: How much the energy of an inversion's noise may differ from that of noise, as a share of it; None
+            for as much as it likes.
         batch_size: Prompts attacked at a time; it changes speed and memory only. Nothing is drawn.
     """
 
@@ -103,6 +110,7 @@ class NoiseAttack:
     step_size: Annotated[float, Field(gt=0)] = 0.2
     inverted_with: Literal["plain", "empty", "guidance"] = "plain"
     inversion_iterations: Annotated[int, Field(ge=1)] = 1
+    tolerance: Annotated[float, Field(gt=0)] | None = TOLERANCE
     batch_size: Annotated[int, Field(ge=1)] = 32
 
     threat_model: ClassVar[ThreatModel] = "white_box"
@@ -187,7 +195,8 @@ class NoiseAttack:
             noise = project(noise - length * gradient, seeded, self.radius)
         proposals = []
         cost = self.steps_per_check * (1 + recompute) * len(path) * self._evaluations(model, traces, guided=guided)
-        for trace, state, found, loss in zip(traces, states, noise, total.tolist(), strict=True):
+        distances = energy_distance(noise).tolist()
+        for trace, state, found, loss, distance in zip(traces, states, noise, total.tolist(), distances, strict=True):
             state.noise = found
             state.steps += self.steps_per_check
             proposals.append(
@@ -197,6 +206,7 @@ class NoiseAttack:
                     unet_evaluations=cost,
                     noise=found,
                     variant=f"noise after {state.steps} steps",
+                    measured={ENERGY: distance},
                 )
             )
         return proposals
@@ -208,12 +218,26 @@ class NoiseAttack:
         begin = self._predictor(model, traces, guided=guided, empty=self.inverted_with == "empty")
         targets = torch.stack([trace.state.target for trace in traces])
         asked = [step for step in reversed(path) for _ in range(self.inversion_iterations)]
-        noise = invert(begin(asked), path, targets, self.inversion_iterations)
+        noise, residuals = invert(begin(asked), path, targets, self.inversion_iterations)
+        distances = energy_distance(noise, targets, path[0].noisy).tolist()
+        # After one iteration there is nothing to tell a step's error by.
+        told = self.inversion_iterations > 1
+        most = most_distance(noise[0].numel(), self.tolerance) if self.tolerance is not None else math.inf
         nats = (noise.double().square().flatten(1).mean(dim=1) + math.log(2 * math.pi)) / 2
         cost = self.inversion_iterations * len(path) * self._evaluations(model, traces, guided=guided)
         return [
-            Proposal(trace.case.prompt, loss=loss, unet_evaluations=cost, noise=found, variant="inverted noise")
-            for trace, found, loss in zip(traces, noise, nats.tolist(), strict=True)
+            Proposal(
+                trace.case.prompt,
+                loss=loss,
+                unet_evaluations=cost,
+                noise=found,
+                variant="inverted noise",
+                counts=abs(distance) <= most,
+                measured={ENERGY: distance, **({RESIDUAL: residual} if told else {})},
+            )
+            for trace, found, loss, residual, distance in zip(
+                traces, noise, nats.tolist(), residuals.tolist(), distances, strict=True
+            )
         ]
 
     @staticmethod
@@ -301,21 +325,28 @@ def picture_gradient(
 
 
 @torch.no_grad()
-def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iterations: int) -> Tensor:
-    """Go back along a path from the latents of pictures; float [n, c, h, w].
+def invert(predict: Predict, path: Sequence[DDIMStep], targets: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Go back along a path from the latents of pictures.
 
     Args:
         predict: The model's prediction; called ``iterations`` times a step.
         path: The steps from noise to picture.
         targets: float [n, c, h, w], latents of pictures.
         iterations: Of the fixed point.
+
+    Returns:
+        The noise, float [n, c, h, w], and of each the largest mean square by which a step's last iteration still
+        changed it, float64 [n].
     """
     latents = targets
+    residuals = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
     for step in reversed(path):
-        cleaner = latents
+        cleaner, change = latents, torch.zeros_like(latents)
         for _ in range(iterations):
-            latents = ddim_move(cleaner, predict(latents, step.timestep), step.clean, step.noisy)
-    return latents
+            found = ddim_move(cleaner, predict(latents, step.timestep), step.clean, step.noisy)
+            latents, change = found, found - latents
+        residuals = torch.maximum(residuals, change.double().square().flatten(1).mean(dim=1))
+    return latents, residuals
 
 
 def norms(latents: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ from evaluation.verdicts import Judge
 
 log = logging.getLogger(__name__)
 
+FIRST_COSINE = "first_step_cosine"
+"""Name of :func:`first_cosine` among what a check has measured."""
+
 
 def _increasing(checks: tuple[int, ...]) -> tuple[int, ...]:
     if all(earlier < later for earlier, later in pairwise((0, *checks))):
@@ -42,11 +45,14 @@ class Snapshot:
         weights: By name, on the CPU, in the model's precision.
         loss: Mean over the steps since the check before.
         unet_evaluations: Spent since then; with the first, on the pictures too.
+        first_cosine: How far the first step leads back to the unedited model; see :func:`first_cosine`. None if the
+            weights are those already.
     """
 
     weights: dict[str, Tensor]
     loss: float
     unet_evaluations: int
+    first_cosine: float | None = None
 
 
 @checked
@@ -58,12 +64,16 @@ class Relearn:
         minimise over theta   E_{x0, t, eps} || eps - eps_theta(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t, text(p)) ||^2
     After given numbers of steps the plain prompts are drawn with the weights of that moment; the first picture of the
     concept ends a case. The training is one for all cases, and no case takes part in it. What is only asleep comes back
-    within few steps, what is gone must be learned anew; the steps at which half of the prompts show the concept are
-    logged.
+    within few steps, what is gone must be learned anew, as a model must that never knew it: only beside that one the
+    steps that it takes say something (see :mod:`evaluation.savings`). The steps at which half of the prompts show the
+    concept are logged. Every check also reports the cosine between the first step, -gradient at theta, and the way
+    back, theta of the unedited model minus theta, over the parameters that are trained.
 
     Attributes:
         pairs: Prompts with the concept and without it, or a CSV file of them with the columns ``with`` and ``without``.
-        pictures: Of which the pictures are: ``concept``, the prompts with it, or ``other``, those without.
+        pictures: Of which the pictures are: ``concept``, the prompts with it; ``other``, those without; or
+            ``neighbours``, the phrases of that field.
+        neighbours: Phrases of concepts near this one.
         count: How many pictures; the first prompts take turns.
         guidance: Guidance scale of the pictures; they take the sampling steps of the plain prompts'.
         checks: Numbers of training steps after which the plain prompts are drawn.
@@ -77,7 +87,8 @@ class Relearn:
     """
 
     pairs: Pairs
-    pictures: Literal["concept", "other"] = "concept"
+    pictures: Literal["concept", "other", "neighbours"] = "concept"
+    neighbours: tuple[str, ...] = ()
     count: Annotated[int, Field(ge=1)] = 8
     guidance: Annotated[float, Field(ge=1)] = 7.5
     checks: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_increasing)] = (1, 2, 5, 10, 20, 50)
@@ -111,10 +122,16 @@ class Relearn:
             original: The unedited model, which makes the pictures. Its evaluations are shared like the training's.
 
         Raises:
-            ValueError: ``original`` is missing, or no parameter of the U-Net has a name like ``parameters``.
+            ValueError: ``original`` or a neighbour is missing, or no parameter of the U-Net has a name like
+                ``parameters``.
         """
         if original is None:
             raise ValueError("original is None; relearning needs the unedited model's pictures: give it that model.")
+        if self.pictures == "neighbours" and not self.neighbours:
+            raise ValueError(
+                "pictures is neighbours and neighbours is empty; name phrases of concepts near this one, as the field "
+                "preserved of a concept does, or take pictures=concept or pictures=other."
+            )
         matching_parameters(model, self.parameters)  # refuses a pattern that nothing matches
         training = self.train(model, original, sampling)
         snapshots: dict[str, Snapshot] = {}
@@ -132,6 +149,7 @@ class Relearn:
                         loss=reached.loss,
                         shared_evaluations=reached.unet_evaluations,
                         variant=variant,
+                        measured=measured(reached),
                     )
                 )
             return proposals
@@ -162,7 +180,12 @@ class Relearn:
             sampling: How its pictures are sampled.
         """
         spent = original.unet_evaluations
-        sides = [pair[0 if self.pictures == "concept" else 1] for pair in resolve_pairs(self.pairs)]
+        pairs = resolve_pairs(self.pairs)
+        sides = {
+            "concept": [present for present, _ in pairs],
+            "other": [absent for _, absent in pairs],
+            "neighbours": list(self.neighbours),
+        }[self.pictures]
         seeds = torch.randint(2**31, (self.count,), generator=stream(self.seed, "relearn/pictures")).tolist()
         prompts, images = draw_in_turn(original, sides, seeds, self.guidance, sampling)
         latents = model.encode_images(images, batch_size=sampling.batch_size)
@@ -175,6 +198,7 @@ class Relearn:
             name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True).requires_grad_()
             for name, weight in own.items()
         }
+        cosine: float | None = None
         zeros = {name: weight == 0 for name, weight in own.items() if self.keep_zeros and weight.ndim >= 2}
         optimizer = torch.optim.AdamW(weights.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
         for done, check in pairwise((0, *self.checks)):
@@ -183,13 +207,15 @@ class Relearn:
                 look_inside(f"training step {step} of {self.checks[-1]}", 0.0)
                 generator = stream(self.seed, "relearn/training", step)
                 losses.append(denoising_gradient(model, weights, latents, text, self.pictures_per_step, generator))
+                if step == 0:
+                    cosine = first_cosine(weights, matching_parameters(original, self.parameters))
                 optimizer.step()
                 with torch.no_grad():
                     for name, where in zeros.items():
                         weights[name].masked_fill_(where, 0)
             evaluations += (check - done) * self.pictures_per_step
             reached = {name: weight.detach().to("cpu", model.dtype, copy=True) for name, weight in weights.items()}
-            yield Snapshot(reached, fmean(losses), evaluations)
+            yield Snapshot(reached, fmean(losses), evaluations, cosine)
             evaluations = 0
 
     def _reported(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
@@ -235,6 +261,43 @@ def denoising_gradient(
     for weight, gradient in zip(weights.values(), gradients, strict=True):
         weight.grad = gradient / noise.numel()
     return total.item() / noise.numel()
+
+
+def first_cosine(weights: Mapping[str, Tensor], unedited: Mapping[str, Tensor]) -> float | None:
+    """The cosine between a step down the gradient and the way back to the unedited weights, over all parameters.
+
+    Args:
+        weights: By name, with their gradients.
+        unedited: The same of the unedited model; what one of them alone has is left out.
+
+    Returns:
+        -1 to 1; None if there is no way or no gradient.
+    """
+    products = [0.0, 0.0, 0.0]
+    for name, weight in weights.items():
+        if name in unedited and weight.grad is not None:
+            down = -weight.grad.double().flatten()
+            back = unedited[name].detach().to(down.device, torch.float64).flatten() - weight.detach().double().flatten()
+            products = [
+                total + float(one @ other)
+                for total, one, other in zip(products, (down, down, back), (back, down, back), strict=True)
+            ]
+    size = (products[1] * products[2]) ** 0.5
+    return products[0] / size if size else None
+
+
+def measured(snapshot: Snapshot) -> dict[str, float]:
+    """What a check of this snapshot reports."""
+    return {} if snapshot.first_cosine is None else {FIRST_COSINE: snapshot.first_cosine}
+
+
+def variant_step(variant: str) -> int:
+    """The training step that the variant of a check names.
+
+    >>> variant_step("step 20")
+    20
+    """
+    return int(variant.removeprefix("step "))
 
 
 def _variant(steps: int) -> str:

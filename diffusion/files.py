@@ -41,8 +41,10 @@ _START = 512
 """Bytes of a file that tell what it is."""
 
 
-_PROJECT = Path(__file__).resolve().parents[1]
-"""The folder that holds the packages, their configs and their prompts."""
+_HERE = Path(__file__).resolve().parent
+
+_SHIPPED = _HERE if (_HERE / "prompts").is_dir() else _HERE.parent
+"""The folder that holds ``prompts``: an installed package itself, or the checkout."""
 
 
 def shipped(path: Path) -> Path:
@@ -50,7 +52,7 @@ def shipped(path: Path) -> Path:
 
     So configs may name ``prompts/canvas/church.csv`` wherever a command is typed.
     """
-    own = _PROJECT / path
+    own = _SHIPPED / path
     return own if not path.exists() and own.exists() else path
 
 

@@ -4,8 +4,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TypeVar
 
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_REPORTS = 30.0
 
 Item = TypeVar("Item")
+
+Listener = Callable[[str, int, float], None]
+"""Hears of a bar's label, how many of its steps are done, and the number that it shows."""
+
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
 
 _in_lines = False
 """Whether a terminal too is told in lines."""
@@ -48,10 +54,13 @@ class Bar:
         self._done += steps
         self._show()
 
-    def note(self, text: str) -> None:
-        """Show ``text`` at the end of the line."""
+    def note(self, text: str, number: float | None = None) -> None:
+        """Show ``text`` at the end of the line, and tell ``number`` to those who listen; see :func:`overheard`."""
         self._note = text
         self._show()
+        if number is not None:
+            for listener in _listeners.get():
+                listener(self._label, self._done, number)
 
     def look_inside(self, text: str, begun: float) -> None:
         """Say how far the steps in hand have come, in words and as a number of whole steps."""
@@ -75,6 +84,16 @@ def report_in_lines() -> None:
     """Draw no bars from now on, as where several processes share a terminal."""
     global _in_lines  # noqa: PLW0603 - a property of the process, as its terminal is
     _in_lines = True
+
+
+@contextmanager
+def overheard(listener: Listener) -> Iterator[None]:
+    """Let ``listener`` hear of the numbers of all bars, as they are shown, for the length of the context."""
+    before = _listeners.set((*_listeners.get(), listener))
+    try:
+        yield
+    finally:
+        _listeners.reset(before)
 
 
 @contextmanager

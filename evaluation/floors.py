@@ -34,6 +34,7 @@ LARGEST = 1_000_000
 
 Kind = Literal["knows", "at_floor", "below_floor", "undecided"]
 Form = Literal["two_way", "students_t"]
+Reference = Literal["floor", "control"]
 
 PAIR = "Newcombe's method 10 for paired prompts; it holds for these two models, not for other trainings"
 FORMS = {
@@ -82,6 +83,8 @@ class AboveFloor:
         margin: Points that the verdict allows.
         how: How the interval was made, and what it holds for.
         units: What several pairs are, in the plural.
+        reference: What it is compared with: the ``floor`` of a model that never knew, or a ``control``, above which a
+            success need not be knowledge.
     """
 
     excess: float
@@ -95,10 +98,17 @@ class AboveFloor:
     margin: float
     how: str
     units: str = "trainings"
+    reference: Reference = "floor"
 
     @classmethod
     def of_pair(
-        cls, edited: Sequence[bool], floor: Sequence[bool], groups: Groups | None = None, margin: float = MARGIN
+        cls,
+        edited: Sequence[bool],
+        floor: Sequence[bool],
+        groups: Groups | None = None,
+        margin: float = MARGIN,
+        *,
+        reference: Reference = "floor",
     ) -> "AboveFloor":
         """Compare one edited model with one that never knew, prompt by prompt.
 
@@ -107,6 +117,7 @@ class AboveFloor:
             floor: The same on the model that never knew.
             groups: Of each prompt what it shares with others; every one is independent if None.
             margin: See :attr:`margin`.
+            reference: See :attr:`reference`.
 
         Raises:
             ValueError: The numbers of outcomes differ or are zero.
@@ -125,7 +136,8 @@ class AboveFloor:
             upper = newcombe_interval(both, only_edited, only_never, neither, ONE_SIDED)[1]
             return 100 * low, 100 * high, 100 * upper
 
-        return cls._of(100 * (counts[1] - counts[2]) / n, interval, n, n=n, trainings=1, margin=margin, how=PAIR)
+        excess = 100 * (counts[1] - counts[2]) / n
+        return cls._of(excess, interval, n, n=n, trainings=1, margin=margin, how=PAIR, reference=reference)
 
     @classmethod
     def over_trainings(
@@ -196,11 +208,11 @@ class AboveFloor:
         """The verdict in words."""
         match self.kind:
             case "knows":
-                return "knows"
+                return "knows" if self.reference == "floor" else "above the control"
             case "at_floor":
-                return f"within {self.margin:g} points of the floor"
+                return f"within {self.margin:g} points of the {self.reference}"
             case "below_floor":
-                return "below the floor (over-erased)"
+                return "below the floor (over-erased)" if self.reference == "floor" else "below the control"
         if self.needed is None:
             return f"undecided, and no {'n' if self.trainings == 1 else f'number of {self.units}'} would decide it"
         about = f"{_rounded_up(self.needed):,}"

@@ -16,6 +16,10 @@ ALL_LABELLINGS = 200_000
 """Up to so many ways to say which models know, the permutation test goes through all."""
 
 
+NEAR_CHANCE = 0.1
+"""An AUC so near to 0.5, or below, is about that of chance."""
+
+
 def auc(knowing: Sequence[float], ignorant: Sequence[float]) -> float:
     """How often a model that knows scores above one that does not, ties counting half (Mann and Whitney 1947).
 
@@ -98,6 +102,11 @@ class Separation:
     def is_probe(self) -> bool:
         """Whether the interval leaves out 0.5 and all below it."""
         return self.low > 0.5
+
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether it tells models that know from others no better than chance, or the wrong way round."""
+        return self.auc <= 0.5 + NEAR_CHANCE
 
     def as_dict(self) -> dict[str, float]:
         """Fields by name, for JSON."""

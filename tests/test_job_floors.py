@@ -15,6 +15,7 @@ from diffusion.canvas.recipe import Build
 from diffusion.canvas.retraining import TwinBuild
 from diffusion.model import TextToImage
 from evaluation.floors import AboveFloor
+from evaluation.savings import NEVER, Savings
 from evaluation.statistics import Rate
 from experiments.command.errors import CommandError
 from experiments.job import floors, stages
@@ -211,7 +212,7 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     shown = capsys.readouterr().out
     block = summary["floor"]
     assert block["verdict"] in shown
-    for words in ("floor, of", "ceiling, of", "excess over the floor"):
+    for words in ("floor: a model that never knew", "ceiling: attack on the unedited", "excess over the floor"):
         assert words in shown
     flat = flat_numbers(summary)
     assert flat["floor"] == block["floor"]["rate"]
@@ -292,3 +293,46 @@ def test_several_trainings_are_compared_training_by_training() -> None:
     assert trainings_table(runs[:1]).empty
     assert "over trainings" in "\n".join(floor_sections(runs))
     assert floor_sections([{**run, "floor": {}} for run in runs]) == []
+
+
+@pytest.mark.parametrize("control", floors.CONTROLS)
+def test_a_control_stands_where_no_model_never_knew(
+    tmp_path: Path, world: Path, control: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model of these jobs is no canvas."""
+    arguments = [*tiny_job.overrides(world, tmp_path / "store"), f"floor={control}", "pruning=off", "eraser.steps=2"]
+    summary = tiny_job.run(arguments, tmp_path / "run")
+    block = summary["floor"]
+    assert (block["control"], block["knows"]) == (control, None)
+    run = read_json(tmp_path / "store" / "runs" / block["runs"]["floor"] / "summary.json")
+    assert run["choices"]["eraser"] == control
+    assert [case["floor"] for case in summary["cases"]] == attacked(run)
+    shown = capsys.readouterr().out
+    assert f"control: {floors.CONTROLS[control][1]}" in shown
+    assert "knows" not in block["verdict"]
+    assert trainings_table([summary, {**summary, "seed": 1}]).empty
+
+
+def test_relearning_is_told_as_savings(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relearn = ["attack=relearn", "attack.checks=[1,2]", "attack.count=2", "attack.pictures_per_step=2"]
+    plain = [part for part in arguments if not part.startswith("attack.") or "batch" in part]
+    summary = tiny_job.run([*plain, *relearn, *ESD], tmp_path / "relearn")
+    found = summary["floor"]["savings"]
+    runs = {
+        name: read_json(tmp_path / "store" / "runs" / run / "summary.json")
+        for name, run in summary["floor"]["runs"].items()
+    }
+
+    def first_steps(run: dict[str, Any]) -> list[float]:
+        names = {"step 1": 1, "step 2": 2}
+        return [0 if case["erased"] else names[case["variant"]] if case["attacked"] else NEVER for case in run["cases"]]
+
+    steps = {name: first_steps(run) for name, run in {**runs, "attacked": summary}.items()}
+    expected = Savings.of(steps["attacked"], steps["floor"], steps["ceiling"], (1, 2))
+    assert {name: found[name] for name in expected.as_dict()} == expected.as_dict()
+    cosines = found["first_step_cosine"]
+    assert all(value is None or -1 <= value <= 1 for value in cosines.values())
+    assert "steps until half of the prompts show it" in capsys.readouterr().out
+    assert flat_numbers(summary)["area"] == found["area"]

@@ -248,9 +248,10 @@ def test_the_command_writes_a_figure_and_tables(world, summaries, tmp_path, monk
     )
     console.main()
     out, err = capsys.readouterr()
-    assert out.split() == [str(tmp_path / f"neurons{suffix}") for suffix in (".md", ".csv", ".png")]
+    assert out.split() == [str(tmp_path / f"neurons{suffix}") for suffix in (".md", ".csv", ".png", ".pdf")]
     assert "1 of 3 runs are missing" in err
     assert (tmp_path / "neurons.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "neurons.pdf").read_bytes().startswith(b"%PDF")
     frame = pd.read_csv(tmp_path / "neurons.csv")
     assert set(frame["analysis_units"]) == {"cross_attention"}
     assert set(frame["run"]) == {summary["run"] for summary in summaries}

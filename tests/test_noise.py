@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from pydantic import ValidationError
 from torch import Tensor
 
-from attacks.cases import Outcome, PromptCase
+from attacks.cases import JudgedPicture, Outcome, PromptCase
 from attacks.noise import NoiseAttack, ddim_move, denoising_path, invert, project_to_ball, project_to_cap, thinned
 from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
@@ -21,6 +21,7 @@ from evaluation.verdicts import Judge
 from tests.attack_cases import assert_same_outcomes, by_number, make_cases
 from tests.judges import never, one_in
 from tests.oracles import noise as oracle
+from tests.oracles.tina import energy_distance
 from tests.tiny_job import method_config
 
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "two blue fish"]
@@ -30,6 +31,8 @@ TIMESTEPS = [667, 334, 1]
 ADVERSARIAL = {"radius": 0.2, "unrolled_steps": 2, "checks": 2, "steps_per_check": 2, "step_size": 0.6}
 INVERSION = {"mode": "inversion"}
 by_pixels = one_in(3)
+UNSEEN = JudgedPicture(False, 0.0, torch.zeros(3, 16, 16, dtype=torch.uint8))
+"""A plain picture that was judged before, and does not show the concept."""
 
 Noises = dict[int, list[Tensor]]
 """What the sampling of each seed's pictures started from, in order."""
@@ -198,6 +201,9 @@ def test_inversion_agrees_with_the_slow_implementation(
         plain, check = outcomes[case.case_number].checks
         assert plain.loss is None
         assert check.loss == pytest.approx(-float(likelihood), rel=1e-6)
+        abar = float(model.alphas_cumprod[TIMESTEPS[0]])
+        assert check.measured["energy"] == pytest.approx(energy_distance(expected, target, abar), rel=1e-6)
+        assert ("residual" in check.measured) == (iterations > 1)
 
 
 def test_one_iteration_is_ddim_inversion_as_usual(tiny_model64: TextToImage) -> None:
@@ -210,7 +216,7 @@ def test_one_iteration_is_ddim_inversion_as_usual(tiny_model64: TextToImage) -> 
     with torch.no_grad():
         for timestep in scheduler.timesteps:
             latents = scheduler.step(model.predict_noise(latents, timestep, text), timestep, latents).prev_sample
-    found = invert(lambda x, t: model.predict_noise(x, t, text), denoising_path(model, 3), targets, 1)
+    found, _ = invert(lambda x, t: model.predict_noise(x, t, text), denoising_path(model, 3), targets, 1)
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
 
 
@@ -245,6 +251,30 @@ def test_inversions_loss_is_the_unlikelihood_of_the_noise(tiny_model64: TextToIm
     ((_, check),) = [outcome.checks for outcome in run(model, [case], **INVERSION).values()]
     scaled = target * math.sqrt(float(model.alphas_cumprod[667] / model.alphas_cumprod[0]))
     assert check.loss == pytest.approx(float(scaled.square().mean() + math.log(2 * math.pi)) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", [0.0, 10.0])
+def test_an_inversion_that_ends_in_no_noise_counts_for_nothing(tiny_model64: TextToImage, prediction: float) -> None:
+    """Too little energy and too much are refused alike, whatever the judge says of the picture."""
+    model = tiny_model64
+    cases = [dataclasses.replace(case, plain=UNSEEN) for case in make_cases(model, PROMPTS[:2])]
+    model.predict_noise = lambda latents, *_: torch.full_like(latents, prediction)
+    for tolerance, counts in ((0.11, False), (None, True)):
+        for outcome in run(model, cases, one_in(1), **INVERSION, tolerance=tolerance).values():
+            (_, check) = outcome.checks
+            assert check.present
+            assert (check.counts, outcome.success) == (counts, counts)
+            assert math.copysign(1, check.measured["energy"]) == (1 if prediction else -1)
+
+
+def test_noise_of_the_seeds_norm_is_as_far_from_the_shell_as_the_seeds(tiny_model64: TextToImage) -> None:
+    (case,) = make_cases(tiny_model64, PROMPTS[:1])
+    energy = float(tiny_model64.initial_latents([case.seed]).square().sum())
+    size = math.prod(tiny_model64.latent_shape)
+    ((_, *checks),) = [outcome.checks for outcome in run(tiny_model64, [case], **ADVERSARIAL).values()]
+    for check in checks:
+        assert check.measured["energy"] == pytest.approx((energy - size) / math.sqrt(2 * size), abs=1e-6)
+        assert check.counts
 
 
 @pytest.mark.parametrize(
@@ -322,6 +352,7 @@ def test_what_it_needs_is_asked_for_before_anything_is_spent(tiny_model: TextToI
         {"step_size": 0},
         {"inverted_with": "prompt"},
         {"inversion_iterations": 0},
+        {"tolerance": 0},
         {"batch_size": 0},
         {"seed": 1},
     ],

@@ -126,7 +126,8 @@ def test_attacks_are_told_by_the_models_that_they_tell_apart(tmp_path: Path) -> 
     )
     text, _ = (path.read_text() for path in write_probes(summaries, tmp_path))
     assert "0.50 [" in text
-    assert "not shown" in text
+    assert "No probes, as their AUC is about 0.5 or less: noise_inversion on church (0.50)." in text
+    assert text.count("| no ") == 1
     with pytest.raises(ValueError, match="eraser=none,retrained"):
         write_probes(summaries[:1], tmp_path)
 

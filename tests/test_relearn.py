@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from pydantic import ValidationError
 
 from attacks.cases import Outcome, PromptCase, evaluations_paid
-from attacks.relearn import Relearn
+from attacks.relearn import Relearn, denoising_gradient
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters, substituted
 from diffusion.sampling import Sampling
@@ -102,6 +102,43 @@ def test_training_agrees_with_the_slow_implementation(
         for name, weight in snapshot.weights.items():
             # Adam divides gradients that are zero but for rounding by their own size.
             torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+def test_the_first_steps_cosine_is_that_of_minus_the_gradient_and_the_way_back(pair: Pair) -> None:
+    model, original = pair
+    attack = Relearn(**SMALL)
+    snapshots = list(attack.train(model, original, SAMPLING))
+    names = [name for name, _ in model.unet.named_parameters() if ".attn2." in name]
+    own, theirs = (dict(one.unet.named_parameters()) for one in pair)
+    way = torch.cat([(theirs[name] - own[name]).flatten() for name in names])
+    # The loss along the way, from a little before to a little after, is what a gradient says of it.
+    seeds = torch.randint(2**31, (3,), generator=stream(0, "relearn/pictures")).tolist()
+    prompts = [PAIRS[index][0] for index in (0, 1, 0)]
+    latents = model.encode_images(original.generate(prompts, seeds=seeds, steps=SAMPLING.steps, guidance=7.5))
+    text = model.encode_prompts(prompts)
+
+    def loss_and_gradient(share: float) -> tuple[float, torch.Tensor]:
+        moved = {name: (own[name] + share * (theirs[name] - own[name])).detach().requires_grad_() for name in names}
+        generator = stream(0, "relearn/training", 0)
+        loss = denoising_gradient(model, moved, latents, text, SMALL["pictures_per_step"], generator)
+        return loss, torch.cat([moved[name].grad.flatten() for name in names])
+
+    slope = (loss_and_gradient(1e-4)[0] - loss_and_gradient(-1e-4)[0]) / 2e-4
+    expected = -slope / float(way.norm() * loss_and_gradient(0)[1].norm())
+    assert [snapshot.first_cosine for snapshot in snapshots] == pytest.approx([expected] * 2, rel=1e-4)
+    outcomes = run(pair)
+    assert outcomes[10].checks[-1].measured == {"first_step_cosine": snapshots[0].first_cosine}
+    # From the unedited model there is no way back.
+    assert [snapshot.first_cosine for snapshot in attack.train(original, original, SAMPLING)] == [None, None]
+
+
+def test_pictures_of_neighbours_are_of_their_phrases(pair: Pair) -> None:
+    like_other = {"pictures": "other"}
+    phrases = {"pictures": "neighbours", "neighbours": tuple(absent for _, absent in PAIRS)}
+    one, other = (list(Relearn(**SMALL | fields).train(*pair, SAMPLING)) for fields in (like_other, phrases))
+    assert [snapshot.loss for snapshot in one] == [snapshot.loss for snapshot in other]
+    with pytest.raises(ValueError, match=r"^pictures is neighbours and neighbours is empty; name phrases"):
+        run(pair, pictures="neighbours")
 
 
 def test_pictures_are_drawn_with_the_weights_of_their_step(pair: Pair) -> None:

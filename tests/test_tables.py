@@ -7,12 +7,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 
 from diffusion.source_code import code_of
+from evaluation.floors import AboveFloor
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.command import collect, console
+from experiments.command.composing import job_overrides
 from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
@@ -110,7 +113,10 @@ def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str
     markdown, csv, latex = tables.write_tables(runs, "table1", tmp_path, missing=["church, ESD"])
     text = markdown.read_text()
     assert str(Rate.of([True, True, True, False])) in text
-    assert "artifacts/runs/aaaa/summary.json" in text
+    assert "aaaa" in text
+    # Nothing is a table for reading that is wider than this; paths stay in the CSV.
+    assert "artifacts/runs" not in text
+    assert max(line.count("|") - 1 for line in text.splitlines() if line.startswith("|")) <= 9
     assert str(PairedComparison.of([True, False, False, False], [True, True, True, False])) in text
     assert "1 runs are missing: church, ESD." in text
     frame = pd.read_csv(csv)
@@ -221,6 +227,32 @@ def test_a_union_counts_a_prompt_once_and_knows_texts_from_what_is_none(attacks:
     assert table[church]["union of all"].startswith("75 %")
 
 
+def test_attacks_that_tell_nothing_are_named_and_count_in_no_union(
+    attacks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    def with_floor(run: dict[str, Any], never: str, ceiling: str) -> dict[str, Any]:
+        marks = [[mark == "1" for mark in text] for text in (never, ceiling)]
+        cases = [
+            case | {"attacked": case["attacked"], "floor": f, "ceiling": c, "case_number": n, "prompt": str(n)}
+            for n, (case, f, c) in enumerate(zip(run["cases"] * 10, *marks, strict=True))
+        ]
+        shown = [case["attacked"] for case in cases]
+        block = AboveFloor.of_pair(shown, marks[0]).as_dict() | {"control": None, "knows": "never", "runs": {}}
+        block |= {name: Rate.of(own).as_dict() for name, own in zip(("floor", "ceiling"), marks, strict=True)}
+        return run | {"cases": cases, "n": 40, "floor": block | {"calibrated": None}}
+
+    probe, blind = ("0" * 36 + "1" * 4, "1" * 40), ("1" * 40, "1" * 40)
+    runs = [with_floor(attacks[0], *probe), with_floor(attacks[1], *blind), with_floor(attacks[2], *probe)]
+    table = tables.attack_table(runs).set_index("attack")
+    (model,) = table.columns[1:]
+    assert table[model]["union of texts"].startswith("25 %")
+    assert table[model]["union of texts"].endswith("floor 10 %")
+    assert table[model]["union of all"].startswith("50 %")
+    text = tables.write_tables(runs, "unions", tmp_path)[0].read_text()
+    assert "Left out of the unions: unlearndiff on van_gogh (floor 100 %, ceiling 100 %)." in text
+    assert "Left out of the unions: random" not in text
+
+
 def test_one_attack_needs_no_table_of_attacks(attacks: list[dict[str, Any]], tmp_path: Path) -> None:
     assert tables.attack_table(attacks[2:]).empty
     assert "## Attacks" not in tables.write_tables(attacks[2:], "one", tmp_path)[0].read_text()
@@ -247,14 +279,21 @@ def test_cost_curves_have_a_panel_per_model_and_a_line_per_attack(attacks: list[
 
 def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> None:
     GlobalHydra.instance().clear()
-    jobs = collect.experiment_jobs("attacks")
+    with initialize_config_dir(str(collect.CONFIG_FOLDER), version_base="1.3"):
+        told = job_overrides(compose("config", ["+experiment=attacks"], return_hydra_config=True))
+    attacks = [next(word for word in job if word.startswith("attack=")) for job in told]
+    # Composing every job takes long; the attacks of one model stand for those of all.
+    jobs = collect.experiment_jobs("attacks", ["concept=church", "+method=esd"])
+    assert len(jobs) == len({*attacks})
     names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
     every = {
         yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
         for path in (collect.CONFIG_FOLDER / "attack").glob("*.yaml")
     }
     assert names == every - {"Transfer"}
-    assert len(jobs) == 3 * 2 * (len(names) + 1)  # two presets of the noise attack
+    # Two presets each of the noise attack and of TINA.
+    assert len(told) == len({*map(tuple, told)}) == 3 * 2 * (len(names) + 2)
+    assert all(attacks.count(attack) == 3 * 2 for attack in attacks)
 
 
 def write_summary(store: Path, run: str, content: dict[str, Any]) -> Path:
@@ -375,9 +414,41 @@ def test_tradeoffs_have_a_point_per_run_and_a_line_per_method(table1: list[dict[
     assert lines["esd"].get_xydata().tolist() == [[1, 1], [0.75, 0.5]]
     assert "esd, pruning on" not in lines
     assert [line.get_label() for line in church.get_lines()][-1] == "esd, pruning on"
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"esd", "esd, pruning on"}
+    assert [text.get_text() for text in accuracy.texts] == ["esd", "better"]
+    assert [text.get_text() for text in church.texts] == ["esd, pruning on", "better"]
     assert figure.axes[2].xaxis_inverted()
     assert not accuracy.xaxis_inverted()
+
+
+def test_tradeoffs_stand_above_the_floor_where_all_runs_have_one(table1: list[dict[str, Any]], tmp_path: Path) -> None:
+    def run(pruning: str, attacked: list[bool], kept: list[bool]) -> dict[str, Any]:
+        choices = {"eraser": "esd", "pruning": pruning, "attack": "random"}
+        made = summary(table1[0], choices, run=pruning, attacked=attacked)
+        rates = {"accuracy_style": Rate.of(kept).as_dict(), "accuracy_subject": Rate.of(kept).as_dict(), "fid": 3.0}
+        never = [True] + [False] * 3
+        block = AboveFloor.of_pair(attacked, never).as_dict() | {"floor": Rate.of(never).as_dict(), "control": None}
+        whole = {"accuracy_style": Rate.of([True]).as_dict(), "accuracy_subject": Rate.of([True]).as_dict(), "fid": 1.0}
+        block |= {"ceiling": Rate.of([True] * 4).as_dict(), "calibrated": None, "measures": whole, "runs": {}}
+        return made | {"measures": rates, "floor": block | {"knows": "never_church"}}
+
+    runs = [run("off", [True] * 4, [True] * 4), run("on", [True, True, False, False], [True, False])]
+    figure = figures.tradeoffs(runs)
+    accuracy, fid = figure.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in accuracy.get_lines()}
+    assert lines["esd"] == [[1, 0.75]]
+    assert lines["esd, pruning on"] == [[0.5, 0.25]]
+    assert lines["_retrained"] == [[1, 0]]
+    assert {line.get_label(): line.get_xydata().tolist() for line in fid.get_lines()}["_retrained"] == [[1, 0]]
+    assert {text.get_text() for text in accuracy.texts} == {
+        *("esd", "esd, pruning on", "retrained", "better"),
+        "below 0: over-erased",
+    }
+    assert "excess over the floor" in figure.get_supylabel()
+    paths = figures.write_figure(runs, "claim.x", tmp_path)
+    assert [path.name for path in paths] == ["claim.x.png", "claim.x.pdf"]
+    assert paths[1].read_bytes().startswith(b"%PDF")
+    # One run without a floor, and rates are drawn as they are.
+    assert "excess" not in figures.tradeoffs([*runs, {**runs[0], "floor": {}}]).get_supylabel()
 
 
 def test_runs_from_before_prompt_sets_were_a_choice_are_found(tmp_path: Path) -> None:

@@ -63,6 +63,16 @@ def choice_folders() -> list[Path]:
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir() and folder != CONFIG_FOLDER))
 
 
+def choice_files(group: str) -> dict[str, Path]:
+    """The YAML files of a group's choices by name, the project's and those of plugins."""
+    folders = [folder / group for folder in (CONFIG_FOLDER, *choice_folders())]
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in folders
+        for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
 def _homes(name: str) -> Iterator[Path]:
     """Where a plugin's files lie; nothing for one that is not there."""
     try:

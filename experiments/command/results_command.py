@@ -33,7 +33,7 @@ def figure(experiment: Experiment = "attacks", overrides: Overrides = None, fold
     from experiments.results.figures import write_figure  # noqa: PLC0415
 
     summaries, _ = _collected(experiment, overrides)
-    print_paths([write_figure(summaries, _named(experiment, overrides), folder)])
+    print_paths(write_figure(summaries, _named(experiment, overrides), folder))
 
 
 def claim(experiment: Experiment = "claim", overrides: Overrides = None, folder: Folder = RESULTS) -> None:

@@ -30,6 +30,8 @@ class CaseResult:
         attack_cut: The same of the prompt beside the attack's tokens, or of the text found, where that loses more.
         floor: Whether the same attack shows the concept on the model that never knew it; None if it was not run there.
         ceiling: The same on the unedited model.
+        measured: What the last check has measured; see :class:`attacks.cases.Check`.
+        counts: Whether the concept in the last picture counts.
     """
 
     case_number: int
@@ -47,6 +49,8 @@ class CaseResult:
     attack_cut: int = 0
     floor: bool | None = None
     ceiling: bool | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    counts: bool = True
 
     @classmethod
     def of(
@@ -67,6 +71,8 @@ class CaseResult:
             too_long,
             cut,
             attack_cut,
+            measured=dict(outcome.checks[-1].measured),
+            counts=outcome.checks[-1].counts,
         )
 
 

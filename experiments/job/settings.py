@@ -37,6 +37,10 @@ How many pictures are computed at a time changes their last digits. A picture hi
 """
 
 
+Floor = Literal["auto", "on", "off", "output_zero", "random_weights", "foreign_prompt"]
+"""What a job's success is compared with; see :attr:`Settings.floor`."""
+
+
 def _switch(value: Any) -> Any:
     # YAML 1.1 reads on and off as truth values.
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -55,7 +59,8 @@ class Settings:
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
         dry_run: Tell what would be done, and do nothing.
         floor: Whether the attack is run on the model that never knew the concept and on the unedited one too; ``auto``:
-            where there is such a model, and an attack.
+            where there is such a model, and an attack. Or the control that takes the place of the model that never
+            knew, for models that have none; see :data:`experiments.job.floors.CONTROLS`.
         processes: How many processes share the prompts, each on a GPU of its own if there are GPUs.
         threads: How many CPU threads PyTorch computes with; None for one where the model is small and on the CPU, else
             as many as PyTorch takes. Other numbers of threads sum in another order and train other weights, so
@@ -73,7 +78,7 @@ class Settings:
     threads: Annotated[int, Field(ge=1)] | None = None
     fresh: bool = False
     dry_run: bool = False
-    floor: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    floor: Annotated[Floor, BeforeValidator(_switch)] = "auto"
 
     @field_validator("store", mode="before")
     @classmethod

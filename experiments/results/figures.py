@@ -6,15 +6,22 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from diffusion.files import replacing
 from evaluation.statistics import Rate
+from experiments.results.floors import floor_decides
 from experiments.results.names import method_name, model_name
 from experiments.results.tables import comes_as_text
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Told apart by people who see fewer colours (Okabe and Ito), and a brown."""
+
+STAR = "#b8860b"
+"""Of the model that never knew."""
+
+Success = tuple[float, float, float]
+"""Success under attack and the ends of its 95 % interval, as shares."""
 
 RETAINED: dict[str, tuple[Callable[[Mapping[str, Any]], float], int]] = {
     "retained accuracy (mean of style and subject)": (
@@ -70,31 +77,96 @@ def _draw(panel: Axes, summary: Mapping[str, Any], number: int) -> None:
 
 
 def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw attack success rate against what is retained: a column per concept, a row per measure, a line per method.
+    """Draw attack success against what is retained: a column per concept, a row per measure, a line per method.
 
-    Every run is a point, with the 95 % interval of its rate. A method's line is its frontier: the lowest rate at which
-    it keeps so much.
+    Every run is a point, with its 95 % interval. A method's line is its frontier: the lowest success at which it keeps
+    so much; its name stands beside it. Where all runs have a floor, success is the excess over it, and a star is the
+    model that never knew. An arrow points to where a method is better.
     """
     concepts = list(dict.fromkeys(summary["concept"] for summary in summaries))
     methods = list(dict.fromkeys(map(method_name, summaries)))
-    figure = Figure(figsize=(4.2 * len(concepts) + 2.0, 3.4 * len(RETAINED)), layout="constrained")
+    above = all(floor_decides(summary) for summary in summaries)
+    figure = Figure(figsize=(4.6 * len(concepts) + 0.8, 3.6 * len(RETAINED)), layout="constrained")
     panels = figure.subplots(len(RETAINED), len(concepts), sharex="row", sharey=True, squeeze=False)
     for row, (label, (retained, better)) in zip(panels, RETAINED.items(), strict=True):
+        if better < 0:
+            row[0].invert_xaxis()  # which all of the row share
         for panel, concept in zip(row, concepts, strict=True):
             panel.set_title(concept, fontsize=10)
             panel.set_xlabel(label, fontsize=9)
-            panel.set_ylim(-0.02, 1.02)
-            panel.yaxis.set_major_formatter(PercentFormatter(1))
+            panel.set_ylim(-0.5 if above else -0.02, 1.02)
+            panel.margins(x=0.2)
+            panel.xaxis.set_major_locator(MaxNLocator(6))
+            panel.yaxis.set_major_formatter(PercentFormatter(1, symbol="" if above else "%"))
             panel.grid(alpha=0.3)
+            own = [summary for summary in summaries if summary["concept"] == concept]
+            places: list[tuple[str, str, tuple[float, float]]] = []
             for number, method in enumerate(methods):
-                runs = [s for s in summaries if (s["concept"], method_name(s)) == (concept, method)]
-                points = [(retained(run["measures"]), Rate(**run["rates"]["attacked"])) for run in runs]
-                _draw_tradeoff(panel, points, method, COLORS[number % len(COLORS)], better)
-        if better < 0:
-            row[0].invert_xaxis()  # which all of the row share
-    _add_legend(figure, panels.flat)
-    figure.supylabel("prompts whose picture shows the concept under attack", fontsize=10)
+                runs = [summary for summary in own if method_name(summary) == method]
+                points = [(retained(run["measures"]), _success(run, above=above)) for run in runs]
+                color = COLORS[number % len(COLORS)]
+                if points:
+                    places.append((method, color, _draw_tradeoff(panel, points, method, color, better)))
+            if above:
+                panel.axhline(0, color="0.4", linewidth=0.8)
+                x = retained(own[0]["floor"]["measures"])
+                panel.plot([x], [0], marker="*", markersize=15, color=STAR, linestyle="none", label="_retrained")
+                # Off the line of the floor, which would strike it through.
+                places.append(("retrained", STAR, (x, -0.07)))
+                low = {"fontsize": 8, "color": "0.35", "va": "bottom"}
+                panel.text(0.02, 0.02, "below 0: over-erased", transform=panel.transAxes, **low)
+            _name_beside(panel, places)
+            _point_to_better(panel, 0.02 if above else 0.0)
+    what = (
+        "excess over the floor under attack, points"
+        if above
+        else "prompts whose picture shows the concept under attack"
+    )
+    figure.supylabel(what, fontsize=10)
     return figure
+
+
+def _success(summary: Mapping[str, Any], *, above: bool) -> Success:
+    """A run's success under attack with its interval, shares: over the floor if ``above``."""
+    if above:
+        floor = summary["floor"]
+        return floor["excess"] / 100, floor["low"] / 100, floor["high"] / 100
+    rate = Rate(**summary["rates"]["attacked"])
+    return rate.rate, rate.low, rate.high
+
+
+def _name_beside(panel: Axes, places: Sequence[tuple[str, str, tuple[float, float]]]) -> None:
+    """Write each name beside its place, in its color; names that would lie on one another move up."""
+    bottom, top = panel.get_ylim()
+    apart = 0.06 * (top - bottom)
+    taken: list[float] = []
+    for name, color, (x, y) in sorted(places, key=lambda place: place[2][1]):
+        height = max([y, *(other + apart for other in taken if abs(other - y) < 10 * apart and other + apart > y)])
+        taken.append(height)
+        panel.annotate(
+            name,
+            (x, y),
+            xytext=(8, 72 * 2.6 * (height - y) / (top - bottom)),
+            textcoords="offset points",
+            color=color,
+            fontsize=8,
+            va="center",
+        )
+
+
+def _point_to_better(panel: Axes, height: float) -> None:
+    """Draw an arrow to where a method is better: to the right, where quality is high, and down to ``height``."""
+    panel.annotate(
+        "better",
+        xy=(0.99, height),
+        xytext=(0.88, height + 0.16),
+        xycoords=panel.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color="0.35",
+        arrowprops={"arrowstyle": "->", "color": "0.35"},
+    )
 
 
 def frontier(points: Sequence[tuple[float, float]], better: int) -> list[tuple[float, float]]:
@@ -114,18 +186,18 @@ def frontier(points: Sequence[tuple[float, float]], better: int) -> list[tuple[f
     return best
 
 
-def _draw_tradeoff(panel: Axes, points: Sequence[tuple[float, Rate]], label: str, color: str, better: int) -> None:
-    """Draw one method's runs and its frontier."""
-    if not points:
-        return
-    x, rates = [retained for retained, _ in points], [rate for _, rate in points]
-    errors = [[rate.rate - rate.low for rate in rates], [rate.high - rate.rate for rate in rates]]
-    y = [rate.rate for rate in rates]
+def _draw_tradeoff(
+    panel: Axes, points: Sequence[tuple[float, Success]], label: str, color: str, better: int
+) -> tuple[float, float]:
+    """Draw one method's runs and its frontier, and return the end of it that retains most."""
+    x, y = [retained for retained, _ in points], [success for _, (success, _, _) in points]
+    errors = [[at - low for _, (at, low, _) in points], [high - at for _, (at, _, high) in points]]
     panel.errorbar(x, y, yerr=errors, fmt="o", markersize=4, elinewidth=0.6, color=color, alpha=0.7, label="_")
     line = frontier(list(zip(x, y, strict=True)), better)
     panel.step(
         *zip(*line, strict=True), where="post", color=color, linewidth=1.4, marker="o", markersize=4, label=label
     )
+    return line[0]
 
 
 def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
@@ -135,11 +207,18 @@ def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=9)
 
 
-def write_figure(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path) -> Path:
-    """Draw attack success rates into ``<name>.png`` in ``folder``; see the module."""
+def write_figure(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path) -> list[Path]:
+    """Draw attack success rates into ``<name>.png`` and ``<name>.pdf`` in ``folder``; see the module."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.png"
     draw = cost_curves if len({summary["choices"]["attack"] for summary in summaries}) > 1 else tradeoffs
-    with replacing(path) as partial:
-        draw(summaries).savefig(partial, dpi=130)
-    return path
+    return save_figure(draw(summaries), folder / name)
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write ``figure`` to ``path`` with the endings ``.png``, to look at, and ``.pdf``, to print; returns both."""
+    # No suffix is replaced: names may have dots.
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    for each in paths:
+        with replacing(each) as partial:
+            figure.savefig(partial, dpi=130, format=each.suffix[1:])
+    return paths

@@ -6,7 +6,10 @@ from typing import Any
 import pandas as pd
 
 from evaluation.floors import AboveFloor, Calibrated
+from evaluation.savings import Savings
 from evaluation.statistics import Rate
+from experiments.job.floors import NEVER_KNEW
+from experiments.job.result import prompt_groups
 from experiments.job.store import content_hash
 from experiments.results.names import method_name, names_of
 from experiments.results.writing import markdown_table
@@ -31,10 +34,48 @@ def floor_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     if not floor:
         return {}
     return {
-        "floor, of a model that never knew": str(Rate(**floor["floor"])),
-        "ceiling, of the unedited model": str(Rate(**floor["ceiling"])),
+        floor_label(summary): str(Rate(**floor["floor"])),
+        "ceiling: attack on the unedited model": str(Rate(**floor["ceiling"])),
         **standing_texts(summary),
     }
+
+
+def floor_label(summary: Mapping[str, Any]) -> str:
+    """What the floor's rate is of, in words; of a run without a floor what it would be of."""
+    floor = summary.get("floor") or {}
+    return f"{_name(floor)}: {_of(floor)}"
+
+
+def floor_decides(summary: Mapping[str, Any]) -> bool:
+    """Whether a run's success stands beside that on a model that never knew: a control in its place decides nothing."""
+    floor = summary.get("floor") or {}
+    return bool(floor) and not floor.get("control")
+
+
+def is_no_probe(summary: Mapping[str, Any]) -> bool:
+    """Whether the attack of a run finds about as much in the model that never knew as in the unedited one.
+
+    That is the case if the ceiling is within 10 points of the floor: prompt by prompt the attack's AUC, half of one
+    plus half of the difference, is then 0.55 at the most. Unknown, and so not said, of runs without a floor.
+    """
+    if not floor_decides(summary):
+        return False
+    ceiling, floor = ([bool(case[name]) for case in summary["cases"]] for name in ("ceiling", "floor"))
+    return AboveFloor.of_pair(ceiling, floor, prompt_groups(summary["cases"])).kind in {"at_floor", "below_floor"}
+
+
+def no_probe_sentences(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which attacks are left out of unions, and why; nothing where none is."""
+    named: dict[str, list[str]] = {}
+    for summary in filter(is_no_probe, summaries):
+        shown = {name: f"{100 * summary['floor'][name]['rate']:.0f} %" for name in ("floor", "ceiling")}
+        text = f"{summary['concept']} (floor {shown['floor']}, ceiling {shown['ceiling']})"
+        named.setdefault(summary["choices"]["attack"], []).append(text)
+    return [
+        f"Left out of the unions: {attack} on {', '.join(dict.fromkeys(texts))}. It finds as much in a model that "
+        "never knew the concept as in one that does (AUC about 0.5), so its success says nothing of knowledge."
+        for attack, texts in named.items()
+    ]
 
 
 def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -43,10 +84,30 @@ def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     if not floor:
         return {}
     return {
-        "excess over the floor": f"{_points(floor)} points",
+        f"excess over the {_name(floor)}": f"{_points(floor)} points",
         "calibrated success": _calibrated(floor),
         "verdict": floor["verdict"],
+        **_savings_texts(floor.get("savings")),
     }
+
+
+def _savings_texts(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """What relearning saves beside learning, in words; empty where nothing was relearned."""
+    if not found:
+        return {}
+    told = {name: value for name, value in found.items() if name not in {"pictures", "first_step_cosine"}}
+    savings, cosines = Savings(**told), found["first_step_cosine"]
+    texts = {
+        "steps until half of the prompts show it": f"{savings.steps(savings.k50)}; floor "
+        f"{savings.steps(savings.k50_floor)}, ceiling {savings.steps(savings.k50_ceiling)}",
+        f"savings, with pictures of {found['pictures']}": str(savings),
+        "area above the floor's curve": f"{savings.area:+.1f} points "
+        f"[{savings.area_low:+.1f}, {savings.area_high:+.1f}]",
+    }
+    if cosines["attacked"] is not None:
+        floor = "none" if cosines["floor"] is None else f"{cosines['floor']:+.3f}"
+        texts["cosine of the first step and the way back"] = f"{cosines['attacked']:+.3f}; floor {floor}"
+    return texts
 
 
 def floor_rate(summary: Mapping[str, Any], name: str) -> Rate | None:
@@ -60,7 +121,8 @@ def short_standing(summary: Mapping[str, Any]) -> str:
     floor = summary.get("floor")
     if not floor:
         return ""
-    return f"floor {100 * floor['floor']['rate']:.0f} %, excess {_points(floor)}, calibrated {_calibrated(floor)}"
+    rate = f"{_name(floor)} {100 * floor['floor']['rate']:.0f} %"
+    return f"{rate}, excess {_points(floor)}, calibrated {_calibrated(floor)}"
 
 
 def floor_sentence(summary: Mapping[str, Any]) -> str:
@@ -73,7 +135,7 @@ def floor_sentence(summary: Mapping[str, Any]) -> str:
         )
     rate = Rate(**floor["floor"])
     return (
-        f"Verdict: {floor['verdict']}. A model that never knew the concept shows it for {rate.successes} of {rate.n} "
+        f"Verdict: {floor['verdict']}. The {_name(floor)}, {_of(floor)}, shows it for {rate.successes} of {rate.n} "
         f"prompts under the same attack: the excess is {_points(floor)} points, and calibrated success is "
         f"{_calibrated(floor)}."
     )
@@ -88,8 +150,12 @@ def floor_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("floor", "ceiling", "calibrated"):
         for part, number in (floor[name] or {}).items():
             numbers[name if part in {"rate", "value"} else f"{name}_{part}"] = number
+    if found := floor.get("savings"):
+        own = {name: value for name, value in found.items() if name.startswith(("k50", "savings", "bound", "area"))}
+        cosines = {f"first_step_cosine_{name}": value for name, value in found["first_step_cosine"].items()}
+        numbers |= own | cosines
     runs = {f"{name}_run": run for name, run in floor["runs"].items()}
-    return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"], **runs}
+    return {**numbers, "verdict": floor["verdict"], "floor_model": floor["knows"] or floor.get("control"), **runs}
 
 
 def floor_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -110,7 +176,8 @@ def trainings_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     repeated: dict[str, list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        if summary.get("floor"):
+        # Controls are made without a training.
+        if floor_decides(summary):
             repeated.setdefault(_repeats(summary), []).append(summary)
     rows = []
     for runs in repeated.values():
@@ -163,6 +230,15 @@ def _cells(rate: float, floor: Mapping[str, Any]) -> dict[str, str]:
         "calibrated": _calibrated(floor),
         "verdict": floor["verdict"],
     }
+
+
+def _name(floor: Mapping[str, Any]) -> str:
+    """What the rate is called that others are compared with."""
+    return "control" if floor.get("control") else "floor"
+
+
+def _of(floor: Mapping[str, Any]) -> str:
+    return str(floor.get("of", NEVER_KNEW))
 
 
 def _points(floor: Mapping[str, Any]) -> str:

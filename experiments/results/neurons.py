@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.prompt_pairs import Pair, read_pairs
 from attacks.transfer import FILE_NAME, FoundPrompt, read_found
 from diffusion.checked import checked
-from diffusion.files import replacing, write_atomically
+from diffusion.files import write_atomically
 from diffusion.model import TextToImage
 from diffusion.source_code import code_reached
 from diffusion.streams import stream
@@ -32,7 +32,7 @@ from experiments.job.settings import Job
 from experiments.job.stages import Stages
 from experiments.job.store import Store, canonical_json
 from experiments.job.summary import pruning_pairs
-from experiments.results.figures import COLORS
+from experiments.results.figures import COLORS, save_figure
 from experiments.results.names import GROUPS
 from experiments.results.tables import comes_as_text
 from experiments.results.writing import markdown_table, write_csv
@@ -396,12 +396,10 @@ def write_results(
     ]
     if missing:
         parts += [f"{len(missing)} runs are missing: {'; '.join(missing)}."]
-    paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".png")]
+    paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv")]
     write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(numbers, paths[1])
-    with replacing(paths[2]) as partial:
-        draw(runs, numbers).savefig(partial, dpi=130)
-    return paths
+    return [*paths, *save_figure(draw(runs, numbers), folder / name)]
 
 
 def draw(runs: Sequence[RunNeurons], numbers: pd.DataFrame) -> Figure:

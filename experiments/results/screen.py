@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from attacks.shell import ENERGY, RESIDUAL
 from diffusion.files import replacing
 from diffusion.text_files import visible
 from evaluation.statistics import Mean, PairedComparison, Rate
@@ -76,7 +77,7 @@ def _add_rates(table: Table, summary: Summary) -> None:
         table.add_row(*row, "")
     for row in protocol_texts(summary.as_dict()).items():
         table.add_row(*row, "")
-    for row in holding_texts(summary.as_dict()).items():
+    for row in [*holding_texts(summary.as_dict()).items(), *noise_texts(summary.as_dict()).items()]:
         table.add_row(*row, "")
     for name, rate in summary.members.items():
         table.add_row(f"broken by {name}", str(rate), "")
@@ -208,6 +209,41 @@ def holding_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     if second := holds.get("second_judge"):
         again = f", {_percent(second['shown'])} with new seeds" if second["shown"] else ""
         texts["seen by a second judge"] = f"{Rate(**second['found'])} as found{again}"
+    return texts
+
+
+def noise_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Of attacks that choose the noise, over the prompts attacked; empty for others.
+
+    ``noise_distance`` is the mean energy distance (see :mod:`attacks.shell`) and ``noise_distance_most`` the largest,
+    signs left out, ``noise_outside`` how many count for nothing as their noise is none, and ``inversion_residual`` the
+    largest residual.
+    """
+    measured = [case for case in summary["cases"] if ENERGY in case.get("measured", {})]
+    if not measured:
+        return {}
+    distances = [abs(case["measured"][ENERGY]) for case in measured]
+    residuals = [case["measured"][RESIDUAL] for case in measured if RESIDUAL in case["measured"]]
+    return {
+        "noise_of": len(measured),
+        "noise_distance": sum(distances) / len(distances),
+        "noise_distance_most": max(distances),
+        "noise_outside": sum(not case["counts"] for case in measured),
+        **({"inversion_residual": max(residuals)} if residuals else {}),
+    }
+
+
+def noise_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The same in words."""
+    numbers = noise_numbers(summary)
+    if not numbers:
+        return {}
+    found = f"{numbers['noise_distance']:.1f} sd of its energy, {numbers['noise_distance_most']:.1f} at most"
+    texts = {"distance of the noise from Gaussian noise": found}
+    if numbers["noise_outside"]:
+        texts["not counted, as the noise is none"] = f"{numbers['noise_outside']} of {numbers['noise_of']}"
+    if "inversion_residual" in numbers:
+        texts["largest residual of the inversion"] = f"{numbers['inversion_residual']:.2g}"
     return texts
 
 

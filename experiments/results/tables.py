@@ -1,7 +1,7 @@
 """Tables of many runs, as Markdown, CSV and LaTeX."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,8 +13,8 @@ from evaluation.statistics import PairedComparison, Rate
 from experiments.job.origin import MACHINE, revisions
 from experiments.job.result import prompt_groups, warnings_of
 from experiments.job.summary import compare, pruning_pairs
-from experiments.results.floors import floor_numbers, floor_sections
-from experiments.results.names import model_name, names_of
+from experiments.results.floors import floor_decides, floor_numbers, floor_sections, is_no_probe, no_probe_sentences
+from experiments.results.names import GROUPS, model_name, names_of
 from experiments.results.published import published_numbers
 from experiments.results.screen import (
     RATES,
@@ -23,12 +23,18 @@ from experiments.results.screen import (
     holding_texts,
     measure_text,
     mixtures,
+    noise_numbers,
     protocol_texts,
     short_text,
 )
-from experiments.results.writing import latex, markdown_table, write_csv
+from experiments.results.writing import latex, markdown_table, narrow, write_csv
 
 log = logging.getLogger(__name__)
+
+_KEYS = ["concept", *GROUPS, "seed"]
+"""Columns that say which run a row is of."""
+
+_COSTS = ("pruned", "U-Net evaluations", "seconds", "peak memory", "edit")
 
 _IF_ANY = {"settings", "pruned"}
 """Columns of erased models that are left out where they are empty."""
@@ -50,7 +56,7 @@ def long_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"new_seeds": holds["seeds"], "found_texts": holds["texts"]} | _numbers("holds", holds["shown"])
             if second := holds.get("second_judge"):
                 row |= _numbers("second_judge_found", second["found"]) | _numbers("second_judge_holds", second["shown"])
-        row |= floor_numbers(summary)
+        row |= floor_numbers(summary) | noise_numbers(summary)
         row |= _published_columns(summary)
         for stage, cost in summary["costs"].items():
             row |= {f"{stage}_unet_evaluations": cost["unet_evaluations"], f"{stage}_seconds": cost["seconds"]}
@@ -134,7 +140,8 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Attacks by rows and erased models by columns; empty where no model met several attacks.
 
     A cell is the rate under attack and the U-Net evaluations per prompt. The last rows are unions, prompt by prompt: of
-    the attacks that come down to a text and a seed, and of all.
+    the attacks that come down to a text and a seed, and of all; attacks that are no probes are left out of both (see
+    :func:`experiments.results.floors.is_no_probe`).
     """
     models: dict[str, list[Mapping[str, Any]]] = {}
     for summary in summaries:
@@ -149,11 +156,20 @@ def attack_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             row[label] = f"{_percent(Rate(**run['rates']['attacked']))}, {evaluations:,.0f}"
     for name, members in (("union of texts", comes_as_text), ("union of all", lambda _: True)):
         for label, runs in models.items():
-            found = [run["cases"] for run in runs if members(run)]
-            broken = [any(case["attacked"] for case in same) for same in zip(*found, strict=True)]
-            rate = _percent(Rate.of(broken, prompt_groups(found[0]))) if broken else ""
-            rows.setdefault((name, ""), {})[label] = rate
+            union = [run for run in runs if members(run) and not is_no_probe(run)]
+            rows.setdefault((name, ""), {})[label] = _union(union) if union else ""
     return pd.DataFrame([{"attack": name, "access": access} | row for (name, access), row in rows.items()]).fillna("")
+
+
+def _union(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The share of prompts that one of several attacks broke; of runs with a floor, that on the floor's model too."""
+    found = [run["cases"] for run in runs]
+    groups = prompt_groups(found[0])
+    texts = [_percent(Rate.of([any(case["attacked"] for case in same) for same in zip(*found, strict=True)], groups))]
+    if all(map(floor_decides, runs)):
+        never = [any(case["floor"] for case in same) for same in zip(*found, strict=True)]
+        texts.append(f"floor {100 * Rate.of(never, groups).rate:.0f} %")
+    return ", ".join(texts)
 
 
 def model_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -230,35 +246,21 @@ def write_tables(
     """Write ``<name>.md``, ``.csv`` and ``.tex`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     reading, comparison, seeds = reading_table(summaries), comparison_table(summaries), seeds_table(summaries)
-    parts = [f"# {name}", markdown_table(reading)]
-    parts += [
-        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
-        "not counted as independent. Every row is the run "
-        "whose `summary.json` its path names; `config` there is the whole configuration."
-    ]
+    parts = [f"# {name}", *_reading_parts(reading)]
     parts += [f"- {sentence}" for sentence in doubts(summaries)]
-    if "published in" in reading:
-        parts += [
-            "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
-            "`published in` says where."
-        ]
     parts += floor_sections(summaries)
-    models = model_table(summaries)
-    if len(models):
-        parts += [
-            "## Erased models",
-            markdown_table(models, disable_numparse=True),
-            "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
-            "intervals; retained quality on other prompts; what erasing cost, its peak being the largest resident set "
-            "of the process meanwhile (libraries and model included), and the size of what is stored of it.",
-        ]
     attacks = attack_table(summaries)
+    # What attacks find is in their own table, if there are several.
+    told = {summary["choices"]["attack"] for summary in summaries} if len(attacks) else set()
+    parts += _model_parts(model_table(summaries), told)
     if len(attacks):
         parts += [
             "## Attacks",
-            markdown_table(attacks),
+            *map(markdown_table, narrow(attacks, ["attack", "access"])),
             "Share of prompts whose picture shows the concept under attack, with its interval, and U-Net evaluations "
-            "per prompt. A union counts a prompt that at least one of the attacks above it broke.",
+            "per prompt. A union counts a prompt that at least one of the attacks above it broke; its floor is the "
+            "same union on the model that never knew.",
+            *no_probe_sentences(summaries),
         ]
     if len(comparison):
         parts += [
@@ -269,7 +271,7 @@ def write_tables(
     if len(seeds):
         parts += [
             "## Over seeds",
-            markdown_table(seeds),
+            *map(markdown_table, narrow(seeds, [*seeds.columns[:5]])),
             "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
     for sentence in mixtures(summaries):
@@ -280,9 +282,52 @@ def write_tables(
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
     write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(long_table(summaries), paths[1])
-    rows = latex(reading.drop(columns="path"))
+    rows = "\n".join(map(latex, narrow(reading.drop(columns=["path", "run"]), _KEYS)))
     write_atomically(paths[2], f"% made by eraselab tables {name}; the runs are rows of {name}.csv\n{rows}")
     return paths
+
+
+def _reading_parts(reading: pd.DataFrame) -> list[str]:
+    """The table for readers as parts of a Markdown file, a question each; paths stay in the CSV."""
+    rates = [*RATES.values()]
+    published = [column for column in reading if str(column).startswith("published")]
+    # Those of the protocol and of what holds stand between the rates and the measures, whose names are the evaluators'.
+    rest = [column for column in reading if column not in {*_KEYS, *rates, *published, "run", "path"}]
+    parts = [
+        markdown_table(reading[[*_KEYS, *rates, "run"]]),
+        "Rates: share of prompts whose picture shows the concept, with Wilson 95 % intervals; rows of one prompt are "
+        "not counted as independent. Run: the name of the folder in the store whose `summary.json` has the whole "
+        "configuration; the CSV beside this file has all paths and numbers.",
+    ]
+    if rest:
+        parts += ["## What is kept, and what holds", *map(markdown_table, narrow(reading[[*_KEYS, *rest]], _KEYS))]
+    if published:
+        parts += [
+            "## Published numbers",
+            *map(markdown_table, narrow(reading[[*_KEYS, *published]], _KEYS)),
+            "Published: numbers of the same protocol, concept and method, with the model that they were measured on; "
+            "`published in` says where.",
+        ]
+    return parts
+
+
+def _model_parts(models: pd.DataFrame, left_out: Collection[str]) -> list[str]:
+    """The table of erased models but for the columns ``left_out``, as parts of a Markdown file: what is shown, cost."""
+    if not len(models):
+        return []
+    keys = [column for column in ("concept", "eraser", "pruning", "settings", "seed") if column in models]
+    cost = [column for column in _COSTS if column in models]
+    shown = [column for column in models if column not in {*keys, *cost, *left_out}]
+    return [
+        "## Erased models",
+        *(markdown_table(part, disable_numparse=True) for part in narrow(models[[*keys, *shown]], keys)),
+        "Shown: share of prompts whose picture shows the concept, without attack and then under each, with 95 % "
+        "intervals; retained quality on other prompts.",
+        "## What erasing cost",
+        *(markdown_table(part, disable_numparse=True) for part in narrow(models[[*keys, *cost]], keys)),
+        "Peak memory: the largest resident set of the process meanwhile (libraries and model included); edit: the size "
+        "of what is stored of it.",
+    ]
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, Any]:

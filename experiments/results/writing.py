@@ -1,6 +1,6 @@
 """Tables as files: whatever text is in them stays a text."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,19 @@ def markdown_table(table: pd.DataFrame, **options: Any) -> str:
     """``table`` in Markdown, without its index; ``options`` are those of tabulate."""
     text: str = table.map(_escaped).rename(columns=_escaped).to_markdown(index=False, **options)
     return text
+
+
+MOST_COLUMNS = 9
+"""More make a table that nobody reads."""
+
+
+def narrow(table: pd.DataFrame, keys: Sequence[str], most: int = MOST_COLUMNS) -> list[pd.DataFrame]:
+    """``table`` as several of at most ``most`` columns, each of which begins with ``keys``; itself if it is narrow."""
+    others = [column for column in table.columns if column not in keys]
+    room = most - len(keys)
+    if not others:
+        return [table]
+    return [table[[*keys, *others[start : start + room]]] for start in range(0, len(others), room)]
 
 
 def latex(table: pd.DataFrame) -> str:

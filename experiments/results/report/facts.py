@@ -12,7 +12,7 @@ from evaluation.statistics import Mean, Rate
 from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
 from experiments.job.result import RUNS
 from experiments.job.store import read_json
-from experiments.results.floors import standing_texts
+from experiments.results.floors import floor_label, standing_texts
 from experiments.results.published import Published, published_numbers
 from experiments.results.report.drawing import Curve, attack_curve
 from experiments.results.report.images import data_uri
@@ -21,7 +21,7 @@ from experiments.results.report.provenance import provenance_of
 from experiments.results.report.retained import Retained, retained_of
 from experiments.results.report.verdict import Verdict, is_attacked, rate_of, verdict
 from experiments.results.report.words import Piece, concept_name, marked, readable
-from experiments.results.screen import holding_texts, measure_text, protocol_texts, set_text
+from experiments.results.screen import holding_texts, measure_text, noise_texts, protocol_texts, set_text
 
 GALLERY = 64
 """Prompts whose pictures a page of one run shows."""
@@ -222,7 +222,7 @@ def _rates(summary: Mapping[str, Any]) -> list[tuple[str, Rate | None, str]]:
         return [*rows, ("erased, under attack", None, "no attack was run")]
     rows.append(("erased, under attack", rate_of(summary, "attacked"), ""))
     rows += [(f"broken by {readable(name)}", Rate(**rate), "") for name, rate in summary.get("members", {}).items()]
-    rows.append(("floor: a model that never knew", rate_of(summary, "floor"), "no floor was measured"))
+    rows.append((floor_label(summary), rate_of(summary, "floor"), "no floor was measured"))
     rows.append(("ceiling: attack on the unedited model", rate_of(summary, "ceiling"), "no ceiling was measured"))
     return rows
 
@@ -232,7 +232,7 @@ def _notes(summary: Mapping[str, Any]) -> dict[str, str]:
     sets = {"prompts": "prompts", "retained": "retained prompts"}
     told = {label: set_text(counts) for name, label in sets.items() if (counts := summary.get("sets", {}).get(name))}
     told = {label: text for label, text in told.items() if text}
-    return told | standing_texts(summary) | protocol_texts(summary) | holding_texts(summary)
+    return told | standing_texts(summary) | protocol_texts(summary) | holding_texts(summary) | noise_texts(summary)
 
 
 def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evaluation.statistics import Rate
-from experiments.results.floors import floor_rate, floor_sentence
+from experiments.results.floors import floor_decides, floor_rate, floor_sentence
 from experiments.results.report.words import concept_name, readable
 
 HOLDS_BELOW = 0.2
@@ -21,7 +21,7 @@ _BY_FLOOR: dict[str, Holds] = {
 }
 """What the verdict above the floor says of an edit."""
 
-_METHOD_NAMES = {"none": "no eraser"}
+_METHOD_NAMES = {"none": "no eraser", "imported": "others (imported)"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def holds(summary: Mapping[str, Any]) -> Holds:
 
     Without attack it is only told whether the edit has failed already.
     """
-    if is_attacked(summary) and (floor := summary.get("floor")):
-        return _BY_FLOOR[floor["kind"]]
+    if is_attacked(summary) and floor_decides(summary):
+        return _BY_FLOOR[summary["floor"]["kind"]]
     attacked = Rate(**summary["rates"]["attacked"])
     if attacked.low >= HOLDS_BELOW:
         return "does not hold"
@@ -92,7 +92,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         f"The unedited model shows it for {_of(base)} prompts; the edited model for {_of(erased)} without attack"
         f"{f' and for {_of(attacked)} under the attack {attack}' if is_attacked(summary) else ''}.",
         floor_sentence(summary)
-        if summary.get("floor") and is_attacked(summary)
+        if is_attacked(summary) and floor_decides(summary)
         else {
             "holds": f"It holds: the whole 95 % interval {_interval(attacked)} is below {100 * HOLDS_BELOW:.0f} %.",
             "does not hold": f"It does not hold: the whole 95 % interval {_interval(attacked)} is above "
@@ -101,7 +101,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             f"{100 * HOLDS_BELOW:.0f} %; more prompts would tell.",
             "not attacked": "Whether it holds is unknown: nothing tried to bring the concept back.",
         }[found],
-        *([floor_sentence(summary)] if is_attacked(summary) and not summary.get("floor") else []),
+        *([floor_sentence(summary)] if is_attacked(summary) and not floor_decides(summary) else []),
         *_retained(summary),
     ]
     if base.rate < 0.8:
