@@ -289,7 +289,7 @@ def _in_queue(job: str) -> bool:
 
 @checked
 class Ray:
-    """Tasks of a Ray cluster, which is started on this machine if none is named.
+    """Tasks of a Ray cluster: one that runs, or one that is started on this machine for them.
 
     Attributes:
         init: Arguments of ``ray.init``, as ``address``.
