@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,3 +35,22 @@ class Sleeper:
     def __call__(self) -> None:
         (self.folder / f"{os.getpid()}.pid").touch()
         time.sleep(600)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Returns what it was given."""
+
+    value: str
+
+    def __call__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Is killed at once."""
+
+    def __call__(self) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return "never"

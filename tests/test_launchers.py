@@ -21,7 +21,7 @@ from experiments.command.errors import CommandError
 from experiments.command.launchers import check_launcher
 from experiments.job.store import read_json
 from tests import fake_slurm
-from tests.light_calls import Seen
+from tests.light_calls import Answer, Killed, Seen
 from tests.tiny_job import overrides
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +44,7 @@ class Trial(NoAttack):
     fails: int
     dies: int
     marker: str
+    seed: int
 
     def run(self, model, cases, judge, **named):
         number = HydraConfig.get().job.num
@@ -62,6 +63,8 @@ def plugin(folder: Path, *, fails: int, dies: int) -> Path:
     (folder / "trial.py").write_text(ATTACK)
     (folder / "conf" / "attack" / "trial.yaml").write_text(
         f"_target_: trial.Trial\nfails: {fails}\ndies: {dies}\nmarker: {folder / 'was_killed'}\n"
+        # So that no other job makes what these two would find.
+        "seed: ${seed}\n"
     )
     return folder
 
@@ -244,3 +247,13 @@ def test_jobs_end_with_the_command(how: signal.Signals, tmp_path: Path) -> None:
     while any(Path(f"/proc/{worker.stem}").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ray_tells_which_of_its_jobs_died() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'.")
+    init = {"address": "local", "num_cpus": 2, "include_dashboard": False}
+    remote = {"num_cpus": 1, "max_retries": 0, "max_calls": 1}
+    ends = Ray(init=init, remote=remote).run([Answer("a"), Killed(), Answer("c")])
+    assert [end.value for end in ends] == ["a", None, "c"]
+    assert [bool(end.died) for end in ends] == [False, True, False]

@@ -158,11 +158,9 @@ class _Submitit:
         """Wait for a job and tell how it ended."""
         try:
             return Ended(job.results()[0])
-        except Exception as error:
+        except Exception:
             log.debug("job %s", job.job_id, exc_info=True)
-            return Ended(
-                died=f"submitit says of job {job.job_id}: {in_short(error)} (its output is {job.paths.stdout})"
-            )
+            return Ended(died=f"submitit's job {job.job_id} left no result (its output is {job.paths.stdout})")
 
 
 @checked
@@ -291,7 +289,7 @@ def _in_queue(job: str) -> bool:
 
 @checked
 class Ray:
-    """Tasks of a Ray cluster, which is started on this machine if none is named.
+    """Tasks of a Ray cluster: one that runs, or one that is started on this machine for them.
 
     Attributes:
         init: Arguments of ``ray.init``, as ``address``.
