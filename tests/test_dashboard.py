@@ -60,7 +60,7 @@ def test_what_is_charted_is_what_runs_record() -> None:
     rate = {"rate": 0.5, "low": 0.1, "high": 0.9, "n": 4, "successes": 2}
     flat = flat_numbers(
         {
-            **{"run": "0", "n": 4, "seed": 0, "costs": {}, "rates": {"attacked": rate, "erased": rate}},
+            **{"run": "0", "n": 4, "seed": 0, "cases": [], "costs": {}, "rates": {"attacked": rate, "erased": rate}},
             "measures": {"accuracy_style": rate, "accuracy_subject": rate, "clip_score": rate, "fid": 3.0},
             "floor": {"floor": rate, "ceiling": rate, "calibrated": None, "excess": 0.0, "low": 0.0, "high": 0.0}
             | {"verdict": "", "knows": "", "runs": {}},

@@ -125,6 +125,13 @@ def test_the_concept_the_prompts_and_the_evaluator_of_the_pages_make_a_job(metho
     assert (values["brightness"]["mean"], values["brightness_base"]["mean"]) == (255, 51)
 
 
+@pytest.mark.parametrize("group", ["model", "concept", "eraser", "pruning", "attack"])
+def test_the_page_of_commands_names_every_choice(group: str) -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    missing = [path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml") if f"`{path.stem}`" not in text]
+    assert not missing
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     made = {"fields", "published.md", "results", "canvas"}
     for page in PAGES:

@@ -19,7 +19,7 @@ from experiments.command.composing import job_overrides
 from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
-from experiments.results.screen import measure_text, mixtures, short_text
+from experiments.results.screen import measure_text, mixtures, noise_numbers, noise_texts, short_text
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +251,30 @@ def test_attacks_that_tell_nothing_are_named_and_count_in_no_union(
     text = tables.write_tables(runs, "unions", tmp_path)[0].read_text()
     assert "Left out of the unions: unlearndiff on van_gogh (floor 100 %, ceiling 100 %)." in text
     assert "Left out of the unions: random" not in text
+
+
+def test_what_was_measured_of_the_noise_is_told(attacks: list[dict[str, Any]]) -> None:
+    run = attacks[0]
+    assert noise_texts(run) == noise_numbers(run) == {}
+    measured = [{"energy": -3.0, "residual": 1e-6}, {"energy": 1.0, "residual": 2e-5}, {}, {}]
+    cases = [
+        case | {"measured": own, "counts": own.get("energy") != -3}
+        for case, own in zip(run["cases"], measured, strict=True)
+    ]
+    found = noise_numbers({**run, "cases": cases})
+    assert found == {
+        "noise_of": 2,
+        "noise_distance": 2.0,
+        "noise_distance_most": 3.0,
+        "noise_outside": 1,
+        "inversion_residual": 2e-5,
+    }
+    assert noise_texts({**run, "cases": cases}) == {
+        "distance of the noise from Gaussian noise": "2.0 sd of its energy, 3.0 at most",
+        "not counted, as the noise is none": "1 of 2",
+        "largest residual of the inversion": "2e-05",
+    }
+    assert tables.long_table([{**run, "cases": cases}])["noise_outside"].tolist() == [1]
 
 
 def test_one_attack_needs_no_table_of_attacks(attacks: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.floors import AboveFloor, Calibrated
+from evaluation.floors import MARGIN, AboveFloor, Calibrated
 from evaluation.savings import Savings
 from evaluation.statistics import Rate
 from experiments.job.floors import NEVER_KNEW
-from experiments.job.result import prompt_groups
 from experiments.job.store import content_hash
 from experiments.results.names import method_name, names_of
 from experiments.results.writing import markdown_table
@@ -55,13 +54,13 @@ def floor_decides(summary: Mapping[str, Any]) -> bool:
 def is_no_probe(summary: Mapping[str, Any]) -> bool:
     """Whether the attack of a run finds about as much in the model that never knew as in the unedited one.
 
-    That is the case if the ceiling is within 10 points of the floor: prompt by prompt the attack's AUC, half of one
+    That is the case if the ceiling is at most 10 points above the floor: prompt by prompt the attack's AUC, one half
     plus half of the difference, is then 0.55 at the most. Unknown, and so not said, of runs without a floor.
     """
     if not floor_decides(summary):
         return False
-    ceiling, floor = ([bool(case[name]) for case in summary["cases"]] for name in ("ceiling", "floor"))
-    return AboveFloor.of_pair(ceiling, floor, prompt_groups(summary["cases"])).kind in {"at_floor", "below_floor"}
+    room = 100 * (summary["floor"]["ceiling"]["rate"] - summary["floor"]["floor"]["rate"])
+    return bool(room <= MARGIN)
 
 
 def no_probe_sentences(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

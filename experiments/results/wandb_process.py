@@ -59,10 +59,19 @@ class Run:
         self._say = say
         self._run: Any = None
 
+    @property
+    def started(self) -> bool:
+        """Whether there is something to record into."""
+        return self._run is not None
+
     def open(self, options: Mapping[str, Any]) -> None:
         """Start it; what the environment says of the run, of its project and of its folder comes first."""
         wandb, options = self._wandb, dict(options)
         mode = chosen_mode(wandb, options.pop("mode"))
+        if mode == "disabled":
+            # wandb would leave copies of the artifacts in its folder even so.
+            self._say({"mode": mode})
+            return
         told = wandb.setup().settings
         options |= {name: value for name, setting in TOLD.items() if (value := getattr(told, setting, None))}
         if "WANDB_DIR" in os.environ:
@@ -107,8 +116,7 @@ class Run:
 
     def finish(self, exit_code: int) -> None:
         """End it."""
-        if self._run is not None:
-            self._run.finish(exit_code=exit_code)
+        self._run.finish(exit_code=exit_code)
 
 
 def serve(wandb: Any, messages: Iterator[Message], say: Say) -> None:
@@ -116,7 +124,8 @@ def serve(wandb: Any, messages: Iterator[Message], say: Say) -> None:
     run = Run(wandb, say)
     try:
         for kind, payload in messages:
-            getattr(run, kind)(payload)
+            if kind == "open" or run.started:
+                getattr(run, kind)(payload)
     except Exception as error:  # third-party code, the network and the disk may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         say({"warning": f"W&B stopped recording, the job goes on: {reason}"})
