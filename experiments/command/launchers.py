@@ -24,7 +24,6 @@ from pydantic import ValidationError
 
 from diffusion.plugins import PLUGINS_VARIABLE
 from diffusion.progress import report_in_lines
-from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, explain_validation
 from experiments.command.records import Record
 
@@ -189,7 +188,7 @@ def check_launcher(config: DictConfig) -> None:
 
 def _let_others_import() -> None:
     """Let processes that this one starts import the packages from where it does."""
-    home = str(CONFIG_FOLDER.parent)
+    home = str(Path(__file__).resolve().parents[2])
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if home not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([home, *paths])
