@@ -8,10 +8,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusion import loading
 from diffusion.canvas.plan import make_scheduler
 from diffusion.compvis import single_file_weights
-from diffusion.loading import load_model
+from diffusion.loading import load_model, model_source
 from diffusion.model import TextToImage
 from tests import test_loading
 from tests.conftest import make_tiny_pipeline
@@ -61,14 +60,16 @@ MAKERS = {"1": make_tiny_pipeline, "2": make_tiny_sd2, "xl": make_tiny_sdxl}
 def test_one_file_is_read_back_as_the_model(
     kind: str, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "hub_answers", lambda: False)
+    monkeypatch.setattr(model_source, "hub_answers", lambda: False)
     pipeline = MAKERS[kind](tokenizer_folder)
     pipeline.save_pretrained(tmp_path / "folder")
     model = TextToImage(pipeline, name="tiny")
     save_file(single_file_weights(model), tmp_path / "one.safetensors")
     again = load_model(str(tmp_path / "one.safetensors"), config=str(tmp_path / "folder"), device="cpu")
     assert again.fingerprint() == model.fingerprint()
-    assert again.prediction_type == model.process.prediction_type == ("v_prediction" if kind == "2" else "epsilon")
+    assert (
+        again.process.prediction_type == model.process.prediction_type == ("v_prediction" if kind == "2" else "epsilon")
+    )
 
 
 def test_the_names_are_those_of_published_files(tokenizer_folder: Path, tmp_path: Path) -> None:
