@@ -6,21 +6,25 @@ INSTALLED := $(VENV)/.installed
 TWINS ?= build/canvas_twins
 
 # make table1 concept=church LAUNCHER=joblib: fields that are named are the sweep's overrides, and its results get a name
-# of their own.
-OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% CALIBRATE=%,$(MAKEOVERRIDES))
-SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+# of their own. PRESET=gpu_each takes one of conf/launcher_presets.
+OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% PRESET=% CALIBRATE=%,$(MAKEOVERRIDES))
+SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PRESET),+launcher_presets=$(PRESET))
+
+# What the launcher needs besides the rest: Ray is large.
+NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks clean
+.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks docs clean
 
-demo: $(INSTALLED)
+demo: $(NEEDED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
 
+# What takes minutes, for a night; the last line says how many passed and how long it took.
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
@@ -45,20 +49,20 @@ ship-twin: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --build $(TWINS) --ship diffusion/canvas/twins
 	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --build $(TWINS)
 
-table1: $(INSTALLED)
+table1: $(NEEDED)
 	$(SWEEP) +experiment=table1 $(OVERRIDES)
 	$(BIN)/eraselab tables table1 $(OVERRIDES)
 
-attacks: $(INSTALLED)
+attacks: $(NEEDED)
 	$(SWEEP) +experiment=attacks $(OVERRIDES)
 	$(BIN)/eraselab tables attacks $(OVERRIDES)
 	$(BIN)/eraselab figure attacks $(OVERRIDES)
 
-erasers: $(INSTALLED)
+erasers: $(NEEDED)
 	$(SWEEP) +experiment=erasers $(OVERRIDES)
 	$(BIN)/eraselab tables erasers $(OVERRIDES)
 
-claim: $(INSTALLED)
+claim: $(NEEDED)
 	$(SWEEP) +experiment=claim $(OVERRIDES)
 	$(SWEEP) +experiment=tradeoff $(OVERRIDES)
 	$(BIN)/eraselab tables claim $(OVERRIDES)
@@ -76,7 +80,7 @@ probes: $(INSTALLED)
 	$(SWEEP) +experiment=probes $(OVERRIDES)
 	$(BIN)/eraselab probes
 
-figure-neurons: $(INSTALLED)
+figure-neurons: $(NEEDED)
 	$(SWEEP) +experiment=neurons $(OVERRIDES)
 	$(BIN)/eraselab neurons neurons $(OVERRIDES)
 
@@ -88,12 +92,25 @@ else
 	for concept in van_gogh church fire; do $(BIN)/eraselab calibrate concept=$$concept || exit 1; done
 endif
 
+# On a CPU; where there is a GPU, python benchmarks/gpu.py measures what it makes of a full-size model.
 benchmarks: $(INSTALLED)
-	for script in $(filter-out %/published_flow.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/published_flow.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The site, in build/site; nothing is fetched while it is built.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/.ray: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	touch $@
 
 clean:

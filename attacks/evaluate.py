@@ -13,6 +13,7 @@ from attacks.cases import Check, JudgedPicture, Outcome, PromptCase
 from attacks.prompt_search import ATTACK_DIVERGED
 from diffusion.finite import require_finite
 from diffusion.model import TextToImage
+from diffusion.progress import look_inside
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Judge
 
@@ -209,7 +210,15 @@ def search(
         check(model, active, proposals, judge, sampling, under, rounds=rounds)
         ended = [trace for trace in active if trace.succeeded or trace.attempts == rounds]
         active = [trace for trace in active if trace not in ended]
+        _tell_rounds(active, rounds)
         yield from (trace.outcome() for trace in ended)
+
+
+def _tell_rounds(active: Sequence[Trace], rounds: int) -> None:
+    """Show how far the cases in hand have come, of which each may take all rounds."""
+    done = [trace.attempts for trace in active]
+    span = f"{min(done)} to {max(done)}" if len(set(done)) > 1 else f"{done[0]}" if done else ""
+    look_inside(f"round {span} of {rounds} with {len(done)} in hand" if done else "", sum(done) / rounds)
 
 
 def check(

@@ -20,6 +20,7 @@ from diffusion.checked import checked
 from diffusion.finite import require_finite
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters, substituted
+from diffusion.progress import look_inside
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.verdicts import Judge
@@ -203,6 +204,7 @@ class Relearn:
         for done, check in pairwise((0, *self.checks)):
             losses = []
             for step in range(done, check):
+                look_inside(f"training step {step} of {self.checks[-1]}", 0.0)
                 generator = stream(self.seed, "relearn/training", step)
                 losses.append(denoising_gradient(model, weights, latents, text, self.pictures_per_step, generator))
                 if step == 0:

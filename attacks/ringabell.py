@@ -15,6 +15,7 @@ from attacks.prompt_search import candidate_tokens
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.noise_schedule import at_least_float32
+from diffusion.progress import look_inside
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -116,7 +117,10 @@ class RingABell:
             for draw in (torch.randint(len(candidates), shape, generator=generator) for generator in generators)
         ]
         distances = fitness(model, populations, targets)
-        for _ in range(self.generations - 1):
+        for generation in range(1, self.generations):
+            searches = len(generators)
+            told = f"generation {generation} of {self.generations} with {searches} in hand"
+            look_inside(told, searches * generation / self.generations)
             populations = [
                 self._breed(sorted(population, key=known.__getitem__)[: self.population // 2], candidates, generator)
                 for population, known, generator in zip(populations, distances, generators, strict=True)

@@ -15,6 +15,7 @@ from attacks.prompt_pairs import Pairs, draw_in_turn, resolve_pairs
 from attacks.prompt_search import EmbeddingStart, adam_step, candidate_tokens, embedding_gradient, first_embeddings
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.progress import look_inside
 from diffusion.prompt_template import Insertion, PromptTemplate
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -180,6 +181,7 @@ class TextualInversion:
         mean, variance = torch.zeros_like(embeddings), torch.zeros_like(embeddings)
         loss = 0.0
         for step in range(self.checks * self.steps_per_check):
+            look_inside(f"training step {step} of {self.checks * self.steps_per_check}", 0.0)
             generator = stream(self.seed, "textual_inversion/training", step)
             count = self.pictures_per_step
             pictures = torch.randint(len(targets), (count,), generator=generator)

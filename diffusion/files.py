@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -41,8 +41,10 @@ _START = 512
 """Bytes of a file that tell what it is."""
 
 
-_PROJECT = Path(__file__).resolve().parents[1]
-"""The folder that holds the packages, their configs and their prompts."""
+_HERE = Path(__file__).resolve().parent
+
+_SHIPPED = _HERE if (_HERE / "prompts").is_dir() else _HERE.parent
+"""The folder that holds ``prompts``: an installed package itself, or the checkout."""
 
 
 def shipped(path: Path) -> Path:
@@ -50,7 +52,7 @@ def shipped(path: Path) -> Path:
 
     So configs may name ``prompts/canvas/church.csv`` wherever a command is typed.
     """
-    own = _PROJECT / path
+    own = _SHIPPED / path
     return own if not path.exists() and own.exists() else path
 
 
@@ -106,7 +108,8 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Raises:
         OSError: With reason and path, whatever the library that writes says.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.partial{path.suffix}")
+    # Machines that share a folder may have processes of one number.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
     try:
         with writing(path, partial):
             yield partial

@@ -40,6 +40,9 @@ SECOND_PARTS = ("tokenizer_2", "text_encoder_2")
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """A tensor of the second text encoder, which tells a single file of Stable Diffusion XL."""
 
+GUARDED_PIPELINE = "GuardedPipeline"
+"""The class, in code of its own, of a pipeline that keeps a guard beside its weights."""
+
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a model's parts may be."""
 
@@ -197,6 +200,11 @@ def _check_index(folder: Path) -> type[Pipeline]:
 
 
 def _pipeline_class(index: Mapping[str, Any], source: str) -> type[Pipeline]:
+    if GUARDED_PIPELINE in (index.get("_class_name") or ""):
+        raise ValueError(
+            f"{source} keeps a guard beside its weights, in code that is never run here, and would be loaded without; "
+            "load its base model, and the edit in its edit.safetensors (eraser=imported, eraser.path=...)."
+        )
     present = {name for name, value in index.items() if isinstance(value, list | tuple) and value[0] is not None}
     second = "text_encoder_2" in present or str(index.get("_class_name")).startswith("StableDiffusionXL")
     parts = (*PARTS, *(SECOND_PARTS if second else ()))

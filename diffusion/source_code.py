@@ -16,7 +16,7 @@ PACKAGES = frozenset({"attacks", "diffusion", "erasure", "evaluation", "experime
 
 CHANGES_NO_NUMBER = frozenset(
     {
-        *("diffusion.progress", "diffusion.allocator", "diffusion.files", "diffusion.disk"),
+        *("diffusion.progress", "diffusion.allocator", "diffusion.files", "diffusion.disk", "diffusion.leases"),
         *("diffusion.source_code", "diffusion.identity", "diffusion.plugins"),
     }
 )

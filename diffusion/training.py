@@ -140,7 +140,7 @@ def fit(
             if ema_decay is not None:
                 _update_averages(averages, parameters, min(ema_decay, (1 + step) / (10 + step)))
             bar.advance()
-            bar.note(f"loss {fmean(losses[-50:]):.4f}")
+            bar.note(f"loss {fmean(losses[-50:]):.4f}", losses[-1])
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
                 state = {
                     "optimizer": optimizer.state_dict(),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from diffusion.identity import identity
+from diffusion.leases import holding
 from diffusion.model import TextToImage
 from diffusion.progress import track
 from diffusion.source_code import code_of
@@ -140,7 +140,7 @@ def paint(
         content = {**made_by, "prompts": [prompts[place] for place in order[chunk]], "seeds": chosen}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         painting.cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(painting.cache / f".{digest[:16]}.lock"):
+        with holding(painting.cache / f".{digest[:16]}.lease"):
             return remembered(painting.cache / digest[:16], "pictures", sample, model)
 
     chunks = torch.arange(painting.images).split(PICTURES_PER_FILE)

@@ -7,8 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import fit
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
-"""Where the YAML files of all choices lie."""
+_HERE = Path(__file__).resolve().parent
+
+CONFIG_FOLDER = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+"""Where the YAML files of all choices lie: inside an installed package, beside it in a checkout."""
 
 
 def _by(field: str) -> Any:

@@ -1,106 +1,99 @@
-"""Fixtures: a tiny Stable-Diffusion-shaped model with random weights, built offline in a second."""
+"""Fixtures: a tiny Stable-Diffusion-shaped model with random weights, built offline in a second.
 
+What is slow to import waits until a test needs it: the controller of pytest-xdist reads this file and runs no test.
+"""
+
+# ruff: noqa: PLC0415
+
+import inspect
 import os
 from pathlib import Path
-
-# One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Configs of tests name classes of tests, in jobs that they start too.
-os.environ.setdefault("ERASELAB_PLUGINS", "tests")
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusion.allocator import keep_freed_memory
-from diffusion.canvas.captions import caption
-from diffusion.canvas.plan import make_scheduler
-from diffusion.canvas.vocabulary import train_tokenizer
-from diffusion.canvas.world import random_scene
-from diffusion.model import TextToImage
-from tests.tiny_job import write_world
+# One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for others of their team do not compute in circles meanwhile: the processors are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Configs of tests name classes of tests, in jobs that they start too.
+os.environ.setdefault("ERASELAB_PLUGINS", "tests")
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-keep_freed_memory()
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from diffusion.model import TextToImage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_settings() -> None:
+    """Threads and memory of a process that runs tests."""
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    from diffusion.allocator import keep_freed_memory
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    keep_freed_memory()
+    # diffusers asks for it at every call, which is a twentieth of a step of the tiny U-Net.
+    AttnProcessor2_0.__call__.__signature__ = inspect.signature(AttnProcessor2_0.__call__)
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP tokenizer of some hundred tokens and 24 positions."""
+    from diffusion.canvas.captions import caption
+    from diffusion.canvas.vocabulary import train_tokenizer
+    from diffusion.canvas.world import random_scene
+
     folder = tmp_path_factory.mktemp("tokenizer")
     generator = np.random.default_rng(0)
     train_tokenizer((caption(random_scene(generator), generator) for _ in range(500)), folder, size=300, max_length=24)
     return folder
 
 
-def make_tiny_pipeline(tokenizer_folder: Path, *, seed: int = 0) -> StableDiffusionPipeline:
-    """8x8 latents of 4 channels, 16x16 pictures, text of 24 tokens and width 32, cross-attention at both levels."""
-    torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def make_tiny_pipeline(tokenizer_folder: Path, *, seed: int = 0) -> "StableDiffusionPipeline":
+    """See :func:`diffusion.canvas.tiny.tiny_pipeline`, which is imported when it is asked for."""
+    from diffusion.canvas.tiny import tiny_pipeline
+
+    return tiny_pipeline(tokenizer_folder, seed=seed)
 
 
 @pytest.fixture
-def tiny_model(tokenizer_folder: Path) -> TextToImage:
+def tiny_model(tokenizer_folder: Path) -> "TextToImage":
     """A fresh tiny model in float32."""
+    from diffusion.model import TextToImage
+
     return TextToImage(make_tiny_pipeline(tokenizer_folder), name="tiny")
 
 
 @pytest.fixture
-def tiny_model64(tokenizer_folder: Path) -> TextToImage:
+def tiny_model64(tokenizer_folder: Path) -> "TextToImage":
     """The same weights in float64, for comparisons with slow oracles."""
+    import torch
+
+    from diffusion.model import TextToImage
+
     return TextToImage(make_tiny_pipeline(tokenizer_folder).to(torch.float64), name="tiny")
 
 
 @pytest.fixture(scope="session")
 def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and the prompt sets of tests.tiny_job's jobs."""
+    from tests.tiny_job import write_world
+
     folder = tmp_path_factory.mktemp("world")
     make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
     write_world(folder)
     return folder
+
+
+@pytest.fixture
+def model(world: Path, monkeypatch: pytest.MonkeyPatch) -> "TextToImage":
+    """The model that every job of the test gets, so that its counter tells what was computed."""
+    from tests.tiny_job import Float64Folder
+
+    loaded = Float64Folder(world / "model").load()
+    monkeypatch.setattr(Float64Folder, "load", lambda self: loaded)
+    return loaded

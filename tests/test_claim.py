@@ -103,21 +103,17 @@ def test_a_row_per_concept_and_one_over_all() -> None:
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "store"
-    jobs = [
-        job
-        for job in experiment_jobs("claim", [f"store={store}"])
-        if job["concept"]["name"] == "church" and job["seed"] == 0 and job["eraser"]["_target_"].endswith("ESD")
-    ]
+    # Two of the four methods were run.
+    overrides = [f"store={store}", "concept=church", "seed=0"]
+    jobs = [job for job in experiment_jobs("claim", overrides) if job["eraser"]["_target_"].endswith("ESD")]
     assert len(jobs) == 2
     for job in jobs:
         pruning = "off" if job["pruning"]["_target_"].endswith("Off") else "finetuned"
         (store / "runs" / pruning).mkdir(parents=True)
         made = {**run([True, pruning == "off"], pruning=pruning), "config": job, "schema": SCHEMA_VERSION}
         write_json(store / "runs" / pruning / "summary.json", checked(made))
-    monkeypatch.setattr(
-        "sys.argv", ["eraselab", "claim", "claim", f"store={store}", "--folder", str(tmp_path / "results")]
-    )
+    monkeypatch.setattr("sys.argv", ["eraselab", "claim", "claim", *overrides, "--folder", str(tmp_path / "results")])
     console.main()
-    text = (tmp_path / "results" / "claim_comparison.md").read_text()
+    text = (tmp_path / "results" / "claim_concept=church_seed=0_comparison.md").read_text()
     assert "| esd      | finetuned | church    | 1" in text
     assert "runs are missing" in text

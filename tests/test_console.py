@@ -13,13 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import parse_eval_result_entries
 from hydra.utils import get_class
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusion.parameters import named_parameters
 from diffusion.sampling import Sampling
+from erasure.concept import Concept
 from erasure.edit import Edit
+from erasure.erasers.imported import Imported
+from erasure.pruning.off import Off
 from experiments.command import audit as auditing
 from experiments.command import console
 from experiments.command.explaining import choices, explain_choice
@@ -41,7 +47,7 @@ def command(world: Path, store: Path) -> list[str]:
 
 
 def small_esd() -> list[str]:
-    return ["eraser.steps=4", "eraser.batch_size=2", "eraser.sampling_steps=2", "eraser.sampling_batch_size=16"]
+    return ["eraser.steps=4", "eraser.batch_size=2", "eraser.sampling_steps=2", "eraser.trajectories=20"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,19 @@ def in_a_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def test_help_names_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     shown = in_a_process(tmp_path, "-X", "importtime", "-m", "experiments.command.console", "--help")
     assert shown.returncode == 0
-    for name in ("run", "runs", "draw", "export", "audit", "judge", "store", "explain", "tables", "calibrate"):
+    for name in (
+        "run",
+        "runs",
+        "draw",
+        "export",
+        "audit",
+        "judge",
+        "store",
+        "explain",
+        "tables",
+        "calibrate",
+        "dashboard",
+    ):
         assert f" {name} " in shown.stdout
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb"}
@@ -154,6 +172,26 @@ def test_an_exported_file_is_read_back_as_the_runs_edit(world: Path, summaries, 
     )
 
 
+def test_one_file_in_compvis_names_is_the_erased_model_and_can_be_audited(
+    world: Path, summaries, typed, tmp_path: Path
+) -> None:
+    summary, file = summaries["random"], tmp_path / "webui.safetensors"
+    asked = ("export", file, "--run", summary["run"], "--store", world / "store")
+    assert typed(*asked, "--names", "compviz")[0] == "names is 'compviz'; it must be diffusers or compvis."
+    assert "would be a folder" in typed("export", tmp_path / "x", *asked[2:], "--names", "compvis")[0]
+    assert typed(*asked, "--names", "compvis")[0] == 0
+    loaded = load_run(summary["run"], world / "store")
+    again = StableDiffusionPipeline.from_single_file(file, config=str(world / "model"), torch_dtype=torch.float64)
+    taken = Imported(file).erase(loaded.model, Concept("van_gogh", "style", ("van gogh",)), Off(), seed=0).edit
+    with loaded.edit.applied(loaded.model):
+        wanted = {name: value.clone() for name, value in named_parameters(loaded.model).items()}
+        assert again.unet.state_dict().keys() == loaded.model.unet.state_dict().keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in again.unet.state_dict().items())
+    with taken.applied(loaded.model):
+        assert all(torch.equal(value, wanted[name]) for name, value in named_parameters(loaded.model).items())
+    assert "CompVis" in file.with_suffix(".md").read_text()
+
+
 def test_the_card_says_what_was_done_and_what_came_of_it(world: Path, summaries, typed, tmp_path: Path) -> None:
     summary = summaries["random"]
     typed("export", tmp_path / "model", "--run", summary["run"], "--store", world / "store")
@@ -168,12 +206,18 @@ def test_the_card_says_what_was_done_and_what_came_of_it(world: Path, summaries,
         f"{pruned:,} (",
         f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
         "not attacked",
+        "no floor measured",
         "The judge of all pictures is",
         "## Licence",
         record["hash"],
         record["base"],
     ):
         assert told in card
+    (measured,) = parse_eval_result_entries(
+        yaml.safe_load((tmp_path / "model" / ".eval_results" / "plain_prompts.yaml").read_text())
+    )
+    assert (measured.value, measured.task_id) == (round(100 * rate["rate"], 2), "plain_prompts")
+    assert summary["run"] in measured.notes and measured.dataset_id == "robust-concept-erasing/van_gogh"
     assert record["run"] == summary["run"]
     assert set(record["files"]) == {
         f"{part}.safetensors"
@@ -194,9 +238,13 @@ def test_a_guard_is_refused_by_name_and_drawn_in_a_row_of_its_own(tiny_model, tm
 
     from experiments.results.export import export_run  # noqa: PLC0415
 
-    with pytest.raises(ValueError, match="The edit adds shift, shift to the model, which no plain pipeline"):
-        export_run(tiny_model, guarded, summaries["esd"], [], tmp_path / "guarded")
-    assert not (tmp_path / "guarded").exists()
+    for place, reason in (
+        ("guarded", "adds tests.test_.* which is of a plugin"),
+        ("one.safetensors", "no plain pipeline"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            export_run(tiny_model, guarded, summaries["esd"], [], tmp_path / place)
+        assert not (tmp_path / place).exists()
 
 
 def test_an_unknown_run_is_one_sentence_with_the_nearest(world: Path, summaries, typed) -> None:
@@ -394,6 +442,8 @@ def test_an_exported_model_is_audited(world: Path, summaries, typed, tmp_path: P
     for summary in audited.values():
         assert [case["erased"] for case in summary["cases"]] == [c["erased"] for c in summaries["random"]["cases"]]
     assert "Every attack keeps erased.n>=3." in out
+    (page,) = (tmp_path / "outputs" / "audit").glob("report_2_runs_*.html")
+    assert all(summary["run"] in page.read_text() for summary in audited.values())
     sentence = typed("audit", "model.safetensors", "--concept", "van_gogh", "--attacks", "none,randm")[0]
     assert sentence.startswith("attack randm: attack=randm is unknown") and "--attacks=... leaves it out" in sentence
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from attacks.cases import JudgedPicture, Outcome
 from attacks.evaluate import Proposal, Trace, search
 from diffusion.model import TextToImage
+from diffusion.progress import progress_bar
 from diffusion.sampling import Sampling
 from evaluation.verdicts import Verdicts
 from tests.attack_cases import make_cases
@@ -94,3 +95,20 @@ def test_further_pictures_of_the_plain_prompt_are_its_own_successes(tiny_model64
 
     (outcome,) = attack(tiny_model64, [Proposal("a church", seed=7, plain=True), Proposal("x")], second)
     assert (outcome.plain_success, outcome.success, len(outcome.checks)) == (True, True, 2)
+
+
+def test_rounds_are_told_before_the_first_case_has_ended(tiny_model: TextToImage) -> None:
+    told = []
+    with progress_bar("attack", 3) as bar:
+
+        def telling(images: Tensor) -> Verdicts:
+            told.append(bar.line().partition(", about")[0])
+            return never(images)
+
+        attack(tiny_model, ["x", "y", "z"], telling, count=3)
+    assert told == [
+        "attack: 0 of 3",
+        "attack: 0 of 3",
+        "attack: 0 of 3, round 1 of 3 with 3 in hand",
+        "attack: 0 of 3, round 2 of 3 with 3 in hand",
+    ]

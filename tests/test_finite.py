@@ -50,7 +50,7 @@ def damage(network: nn.Module, name: str, value: float = NAN) -> None:
 @pytest.mark.parametrize("eraser", ["esd", "ac"])
 def test_a_diverged_eraser_ends_the_job_and_leaves_no_result(eraser: str, world: Path, tmp_path: Path) -> None:
     command = [*overrides(world, tmp_path / "store"), f"eraser={eraser}", "eraser.learning_rate=1e30", "attack=none"]
-    command = [word for word in command if not word.startswith("attack.")]
+    command = [word for word in command if not word.startswith(("attack.", "eraser.trajectories"))]
     with pytest.raises(NotFiniteError) as caught:
         run(command, tmp_path / "run")
     sentence = explain(caught.value)

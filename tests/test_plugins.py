@@ -28,15 +28,26 @@ import torch
 
 from attacks.none import NoAttack
 from diffusion.guard import Guard
-from erasure.addition import Addition
+from erasure.addition import Addition, set_guard
 from erasure.edit import Edit
 from erasure.protocols import Erasure
+
+
+class LoudReader(Guard):
+    """Reads everything louder."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def read(self, token_embeddings, eos_positions, encode):
+        return self.factor * encode(token_embeddings, eos_positions)
 
 
 class Louder(Addition):
     """Says everything louder."""
 
     kind = "louder"
+    is_guard = True
 
     def __init__(self, factor):
         self.factor = factor
@@ -52,9 +63,7 @@ class Louder(Addition):
         return cls(tensors["factor"])
 
     def attach(self, model):
-        factor, encode = float(self.factor), model.encode
-        model.encode = lambda *given, **named: factor * encode(*given, **named)
-        return lambda: delattr(model, "encode")
+        return set_guard(model, LoudReader(float(self.factor)))
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,8 @@ def attacked(world: Path, store: Path, *choices: str) -> list[str]:
     return [*(part for part in overrides(world, store) if not part.startswith(("eraser.", "attack."))), *choices]
 
 
-def test_an_eraser_a_guard_and_an_attack_of_a_plugin_make_a_run_that_the_store_gives_back(
-    plugin: Path, world: Path, tmp_path: Path
+def test_an_eraser_a_guard_and_an_attack_of_a_plugin_make_a_run_that_the_store_gives_back_and_pages_show(
+    plugin: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert take_plugins(["eraser=mine", f"plugins={plugin}"]) == ["eraser=mine"]
     command = attacked(world, tmp_path / "store", "eraser=mine", "attack=theirs")
@@ -112,6 +121,16 @@ def test_an_eraser_a_guard_and_an_attack_of_a_plugin_make_a_run_that_the_store_g
     assert (again["cases"], again["edit"]["hash"]) == (first["cases"], first["edit"]["hash"])
     other = run([*command, "+eraser.factor=-3"], tmp_path / "other")
     assert other["artefacts"]["erased"] != first["artefacts"]["erased"]
+
+    # In a process of its own, which knows the plugin by what is typed alone.
+    monkeypatch.setenv(PLUGINS_VARIABLE, "tests")
+    monkeypatch.setenv("PYTHONPATH", "")
+    shared = ("--store", str(tmp_path / "store"), "--folder", str(tmp_path / "pages"), f"plugins={plugin}")
+    line = [sys.executable, "-m", "experiments.command.console", "report", first["run"], *shared]
+    reported = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert reported.returncode == 0, reported.stderr
+    page = Path(reported.stdout.strip()).read_text()
+    assert "mine" in page and "theirs" in page and first["run"] in page
 
 
 def test_a_preset_of_a_plugin_is_collected_into_tables(plugin: Path, world: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from experiments.job.summary import CaseResult
 from experiments.results import tables
 from experiments.results.published import PUBLISHED, published_numbers
 from experiments.results.screen import protocol_texts
-from tests.tiny_job import CONFIG_FOLDER, PROMPTS, Float64Folder, make_job, overrides, run
+from tests.tiny_job import CONFIG_FOLDER, PROMPTS, make_job, overrides, run
 
 PRESETS = ("unlearndiffatk", "advunlearn", "p4d", "ringabell")
 
@@ -106,13 +106,6 @@ def ours(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     """The summary of a job under our own rules, in a store of its own."""
     folder = tmp_path_factory.mktemp("ours")
     return run(small(world, folder / "store"), folder / "run") | {"store": folder / "store"}
-
-
-@pytest.fixture
-def model(world: Path, monkeypatch: pytest.MonkeyPatch) -> TextToImage:
-    loaded = Float64Folder(world / "model").load()
-    monkeypatch.setattr(Float64Folder, "load", lambda self: loaded)
-    return loaded
 
 
 def attacked_numbers(summary: dict[str, Any]) -> set[int]:

@@ -435,3 +435,13 @@ def test_a_real_job_has_a_page(
     assert "not in the store" not in page.text
     hero = 3
     assert len(page.with_class("view")) == hero + 3 * 5 + 2 * 4
+
+
+def test_several_attacks_on_one_model_are_summed_up_by_the_strongest(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, eraser="imported", attack=attack, erased="0000", attacked=attacked)
+        for attack, attacked in (("random", "1000"), ("p4d", "1110"))
+    ]
+    page = comparison_page(runs)
+    assert "the strongest attack brings back 3 of 4 with imported (p4d)." in page
+    assert "by others (imported)" in run_page(runs[0])

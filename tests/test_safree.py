@@ -408,7 +408,7 @@ def test_a_job_with_any_attack_counts_every_evaluation(attack, world, monkeypatc
 def test_the_concept_goes_from_the_canvas_and_the_rest_stays(concept, monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
 
-    shown, kept = effect_on_canvas(concept, "eraser=safree", prompts=8, retained=12)
+    shown, kept = effect_on_canvas(concept, "eraser=safree", prompts=8, retained=12, steps=10)
 
     assert shown <= 0.6
     assert kept >= 0.7

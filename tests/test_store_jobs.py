@@ -19,7 +19,7 @@ from evaluation.quality.collected import Collected
 from evaluation.statistics import Mean
 from experiments.job import keys
 from experiments.job import origin as origins
-from tests.tiny_job import Float64Folder, overrides, run
+from tests.tiny_job import overrides, run
 
 SMALL = ("eraser.steps=6", "prompts=4", "retained=3", "attack.timesteps=2")
 
@@ -51,14 +51,6 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def store(finished: dict[str, Any], tmp_path: Path) -> Path:
     shutil.copytree(finished["store"], tmp_path / "store")
     return tmp_path / "store"
-
-
-@pytest.fixture
-def model(world: Path, monkeypatch: pytest.MonkeyPatch) -> TextToImage:
-    """The model that every job of the test gets, so that its counter tells what was computed."""
-    loaded = Float64Folder(world / "model").load()
-    monkeypatch.setattr(Float64Folder, "load", lambda self: loaded)
-    return loaded
 
 
 def numbers(summary: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.command.sweep import Record
+from experiments.command.records import Record
 from experiments.job.settings import Job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,15 +142,9 @@ def test_sigterm_ends_with_one_sentence(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
-def wait_for_the_end(folder: Path) -> None:
-    """Tell of itself, and compute on until it is ended."""
-    (folder / f"{os.getpid()}.pid").write_text("")
-    time.sleep(600)
-
-
 def test_workers_end_with_the_main_process(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path\nfrom tests.test_sweep import run_two\n"
+        "from pathlib import Path\nfrom tests.waiting import run_two\n"
         f"if __name__ == '__main__':\n    run_two(Path({str(tmp_path)!r}))\n"
     )
     (tmp_path / "main.py").write_text(program)
@@ -165,14 +159,3 @@ def test_workers_end_with_the_main_process(tmp_path: Path) -> None:
     while any(Path(f"/proc/{worker.stem}").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def run_two(folder: Path) -> None:
-    """Two processes that wait."""
-    from experiments.job.processes import run_in_processes  # noqa: PLC0415
-
-    run_in_processes(2, _work, folder)
-
-
-def _work(_processes: object, folder: Path) -> None:
-    wait_for_the_end(folder)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 
@@ -14,6 +15,7 @@ from diffusion.source_code import code_of
 from evaluation.floors import AboveFloor
 from evaluation.statistics import Mean, PairedComparison, Rate
 from experiments.command import collect, console
+from experiments.command.composing import job_overrides
 from experiments.job.store import SCHEMA_VERSION, checked, write_json
 from experiments.job.summary import read_summaries
 from experiments.results import figures, tables
@@ -301,14 +303,21 @@ def test_cost_curves_have_a_panel_per_model_and_a_line_per_attack(attacks: list[
 
 def test_the_attacks_experiment_is_every_attack_on_two_models_of_each_task() -> None:
     GlobalHydra.instance().clear()
-    jobs = collect.experiment_jobs("attacks")
+    with initialize_config_dir(str(collect.CONFIG_FOLDER), version_base="1.3"):
+        told = job_overrides(compose("config", ["+experiment=attacks"], return_hydra_config=True))
+    attacks = [next(word for word in job if word.startswith("attack=")) for job in told]
+    # Composing every job takes long; the attacks of one model stand for those of all.
+    jobs = collect.experiment_jobs("attacks", ["concept=church", "+method=esd"])
+    assert len(jobs) == len({*attacks})
     names = {job["attack"]["_target_"].rpartition(".")[2] for job in jobs}
     every = {
         yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
         for path in (collect.CONFIG_FOLDER / "attack").glob("*.yaml")
     }
     assert names == every - {"Transfer"}
-    assert len(jobs) == 3 * 2 * (len(names) + 2)  # two presets each of the noise attack and of TINA
+    # Two presets each of the noise attack and of TINA.
+    assert len(told) == len({*map(tuple, told)}) == 3 * 2 * (len(names) + 2)
+    assert all(attacks.count(attack) == 3 * 2 for attack in attacks)
 
 
 def write_summary(store: Path, run: str, content: dict[str, Any]) -> Path:

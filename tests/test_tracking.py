@@ -1,5 +1,6 @@
 """W&B: the mode it takes, what it logs, and that it never stops a job."""
 
+import json
 import logging
 import socket
 import sys
@@ -19,8 +20,10 @@ from experiments.job.recording import Off
 from experiments.job.result import CaseResult, CurvePoint, Summary
 from experiments.results import wandb_process
 from experiments.results.grid import draw
-from experiments.results.tracking import WandbTracker, flat_numbers
+from experiments.results.tracking import WandbRecorder, WandbTracker, flat_numbers
 from experiments.results.wandb_process import Message, chosen_mode, serve
+from tests import tiny_job
+from tests.wandb_server import serving
 
 JOB: Any = SimpleNamespace(
     choices={"eraser": "esd", "pruning": "off", "attack": "none", "hydra/help": "concise"},
@@ -33,7 +36,8 @@ JOB: Any = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No key and no settings, wherever wandb looks for them."""
-    for name in ("API_KEY", "MODE", "DISABLED", "PROJECT", "ENTITY", "DIR", "BASE_URL"):
+    environment = ("API_KEY", "MODE", "DISABLED", "PROJECT", "ENTITY", "DIR", "BASE_URL")
+    for name in (*environment, "RUN_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "RESUME"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -49,7 +53,10 @@ def use_everything(recorder: Any, folder: Path) -> None:
     case = CaseResult.of(outcome, base=True)
     costs = {"attack": Cost(8, 0.1, 10)}
     summary = Summary({}, {}, "church", "none", rates, {"fid": 1.0}, [], costs, {}, {}, [case], JOB.config)
-    recorder.log_losses([0.3, 0.2])
+    recorder.hear_loss("training", 1, 0.4)
+    recorder.hear_attack("another training", 1, 0.9)
+    recorder.hear_attack("attack", 1, 1.0)
+    recorder.log_losses([0.4, 0.2])
     recorder.log_curve([CurvePoint(0, 4, 0.0), CurvePoint(1, 8, 1.0)])
     row: Any = SimpleNamespace(prompt="a church")
     draw([row], image[None], image[None], [outcome], [True]).save(folder / "grid.png")
@@ -93,7 +100,7 @@ class FakeWandb:
     Error = ValueError
 
     def __init__(
-        self, run: FakeRun, *, mode: str = "online", key: bool = False, refused: str = "", **told: str
+        self, run: FakeRun, *, mode: str = "online", key: bool = False, refused: str = "", **told: Any
     ) -> None:
         self.run, self.modes, self.options, self.key, self.refused = run, [], {}, key, refused
         self.told = SimpleNamespace(**{"mode": mode, "project": None, "entity": None, **told})
@@ -207,20 +214,68 @@ def replayed(wandb: FakeWandb, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_curves_numbers_grid_and_prompts_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "summary.json").write_text("{}")
     run = FakeRun()
-    wandb = FakeWandb(run, key=True, project="the environment's")
+    wandb = FakeWandb(run, key=True, project="the environment's", run_tags=("of mine",))
     said = replayed(wandb, tmp_path, monkeypatch)
     assert said == [{"mode": "online", "url": run.url, "folder": "folder"}, {"ended": True}]
     assert wandb.options["project"] == "the environment's"
+    assert (wandb.options["group"], wandb.options["tags"]) == ("church", ("of mine",))
     assert wandb.options["config"]["eraser"] == "esd"
     assert wandb.options["config"]["fields"] == JOB.config
     assert run.exit_code == 0
-    assert {"eraser/step": 1, "eraser/loss": 0.2} in run.logged
+    losses = [each for each in run.logged if "eraser/loss" in each]
+    assert losses == [{"eraser/step": 0, "eraser/loss": 0.4}, {"eraser/step": 1, "eraser/loss": 0.2}]
+    assert [each["attack/so_far"] for each in run.logged if "attack/so_far" in each] == [1.0]
     assert {"attack/attempts": 1, "attack/success_rate": 1.0, "attack/unet_evaluations": 8} in run.logged
     assert (run.summary["asr"], run.summary["base"], run.summary["retained_fid"]) == (1.0, 1.0, 1.0)
     assert run.logged[-1]["prompts"].data[0][:5] == ("a church", "x a church", True, False, True)
     assert run.logged[-1]["prompts"].data[0][5].shape == (8, 8, 3)
     assert run.logged[-1]["pictures"] == str(tmp_path / "grid.png")
     assert run.artifacts[0].files == [str(tmp_path / "summary.json")]
+
+
+def test_losses_and_successes_are_told_while_a_job_runs_and_the_page_goes_with_its_files(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole job: every message in its order, with what the store held when it was sent."""
+    sent: list[tuple[str, Any]] = []
+    logged: list[tuple[Any, set[str]]] = []
+
+    class Kept:
+        def __init__(self, _folder: Path) -> None:
+            pass
+
+        def send(self, kind: str, payload: Any) -> None:
+            held = {path.parent.parent.name for path in (tmp_path / "store").glob("*/*/result.json")}
+            sent.append((kind, payload))
+            logged.extend([(payload, held)] if kind == "log" else [])
+
+        def end(self, _seconds: float) -> None:
+            pass
+
+    monkeypatch.setattr("experiments.results.tracking.Courier", Kept)
+    command = [each for each in tiny_job.overrides(world, tmp_path / "store") if each != "tracker=off"]
+    small = ["eraser.steps=3", "prompts=2", "retained=2", "attack.timesteps=1", "attack.steps_per_timestep=1"]
+    summary = tiny_job.run([*command, *small], tmp_path / "run")
+    losses = [(values["eraser/step"], "edits" in held) for values, held in logged if "eraser/loss" in values]
+    assert losses == [(0, False), (1, False), (2, False)]
+    names = ["attack/so_far" if "attack/so_far" in values else "attack/attempts" for values, _ in logged[3:5]]
+    assert names == ["attack/so_far", "attack/so_far"]
+    assert [values["attack/prompts"] for values, _ in logged[3:5]] == [1, 2]
+    assert logged[4][0]["attack/so_far"] == summary["rates"]["attacked"]["rate"]
+    assert "attack/attempts" in logged[5][0]
+    (artifact,) = [payload for kind, payload in sent if kind == "artifact"]
+    assert [Path(path).name for path in artifact["files"]] == ["summary.json", "edit.safetensors", "report.html"]
+    assert summary["run"] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_second_training_of_an_eraser_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+    sent: list[Any] = []
+    courier: Any = SimpleNamespace(send=lambda kind, payload: sent.extend([payload] if kind == "log" else []))
+    recorder = WandbRecorder(courier, JOB, WandbTracker(), tmp_path)
+    for step in (1, 2, 1, 2, 3):
+        recorder.hear_loss("training", step, 0.5)
+    recorder.log_losses([0.5] * 6)
+    assert [each["eraser/step"] for each in sent] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_job_that_is_run_again_has_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,11 +308,16 @@ def test_flat_numbers_can_be_drawn() -> None:
     rate = {"rate": 0.5, "low": 0.1, "high": 0.9, "n": 4, "successes": 2}
     summary = {
         **{"run": "0" * 16, "n": 4, "seed": 0, "rates": {"attacked": rate}},
-        "measures": {"fid": 3.0, "clip_score": {"mean": 80.0, "low": 79.0, "high": 81.0, "n": 4}, "kid": None},
+        "measures": {"fid": 3.0, "clip_score": {"mean": 80.0, "low": 79.0, "high": 81.0, "n": 4}, "kid": None}
+        | {"accuracy_style": rate},
+        "floor": {"floor": rate, "ceiling": rate, "calibrated": None, "excess": 0.0, "low": -9.0, "high": 9.0}
+        | {"verdict": "undecided", "knows": "twin", "runs": {}},
         "costs": {"attack": {"unet_evaluations": 7, "seconds": 1.5}},
     }
     flat = flat_numbers(summary)
     assert (flat["asr"], flat["asr_low"], flat["retained_clip_score"], flat["retained_fid"]) == (0.5, 0.1, 80.0, 3.0)
+    assert (flat["asr_floor"], flat["asr_floor_low"], flat["asr_ceiling"], flat["excess"]) == (0.5, 0.1, 0.5, 0.0)
+    assert (flat["retained_style"], flat["floor_model"]) == (0.5, "twin")
     assert flat["attack_unet_evaluations"] == 7
     assert all(isinstance(value, (int, float, str)) for value in flat.values())
 
@@ -272,6 +332,37 @@ def test_an_offline_run_lies_in_the_run_folder(
     assert caplog.messages == [f"W&B: recorded in {folder}; send it with `wandb sync {folder}`"]
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_a_run_goes_online_and_one_that_is_repeated_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against a server of our own, by wandb's own code."""
+    (tmp_path / "summary.json").write_text('{"a": 1}')
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+        for _ in range(2):
+            caplog.clear()
+            with caplog.at_level(logging.INFO), WandbTracker(patience=90).start(JOB, tmp_path) as recorder:
+                use_everything(recorder, tmp_path)
+            ((run, told),) = server.runs.items()
+            address = f"{server.address}/me/proj/runs/{run}"
+            assert caplog.messages == [
+                f"W&B: online, pictures and prompts are uploaded to {address}",
+                f"W&B: {address}",
+            ]
+    config = {name: value["value"] for name, value in json.loads(told["config"]).items() if name != "_wandb"}
+    assert (config["eraser"], config["attack"], config["combination"]) == ("esd", "none", "esd / off / none")
+    assert (told["groupName"], told["jobType"]) == ("mine", "none") and "pruning=off" in told["tags"]
+    history = server.streamed(run, "wandb-history.jsonl")
+    assert [line["eraser/loss"] for line in history if "eraser/loss" in line][:2] == [0.4, 0.2]
+    assert next(line["attack/so_far"] for line in history if "attack/so_far" in line) == 1
+    summary = json.loads(server.uploads["wandb-summary.json"])
+    assert (summary["asr"], summary["erased"], summary["retained_fid"]) == (1, 1, 1)
+    assert server.uploads["summary.json"] == b'{"a": 1}'
+    assert {artifact["artifactTypeName"] for artifact in server.artifacts} == {"run_table", "result"}
 
 
 def test_disabled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

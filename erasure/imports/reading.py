@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.files import in_short
+from diffusion.loading import GUARDED_PIPELINE
 from diffusion.sources import WEIGHT_NAMES, weight_files
 from diffusion.weight_files import is_safetensors, read_weights
 from erasure.edit import Edit
@@ -28,6 +29,9 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 LORA_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 """Those of diffusers' ``save_lora_weights``."""
+
+GUARDED_EDIT = "edit.safetensors"
+"""In a pipeline's folder with a guard: all that the erasure changed and added."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")
 """What training code calls the weights among the other things that it saves."""
@@ -107,6 +111,8 @@ def _read_folder(folder: Path) -> Edit | Contents:
         return _first_file(folder, LORA_WEIGHTS)
     if not (folder / "model_index.json").is_file():
         return _read_part(folder)
+    if GUARDED_PIPELINE in (read_json(folder / "model_index.json").get("_class_name") or ""):
+        return _read_file(folder / GUARDED_EDIT)
     if (folder / "text_encoder_2").is_dir():
         raise ValueError(f"{folder} has two text encoders, whose changes cannot be taken over; give {folder / 'unet'}.")
     parts = {part: _read_part(folder / part).tensors for part in ("unet", "text_encoder")}

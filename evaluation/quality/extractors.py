@@ -10,7 +10,6 @@ from typing import Annotated, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-from torchmetrics.image.fid import NoTrainInceptionV3
 
 from diffusion.canvas.classifier import CanvasClassifier
 from diffusion.checked import checked
@@ -121,6 +120,9 @@ def _load_classifier(folder: Path) -> Features:
 
 @lru_cache(maxsize=2)
 def _load_inception(weights: Path, device: torch.device) -> Features:
+    # Slow to import, together with the plots of its metrics.
+    from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415
+
     width = 2048
     # The library unpickles whatever lies in a file, with the code in it: it is given tensors that were read without.
     tensors = io.BytesIO()

@@ -10,7 +10,8 @@ from experiments.command.config import build
 from experiments.command.errors import CommandError, explain
 from experiments.job.job import run_job
 from experiments.job.settings import Job
-from experiments.job.store import read_json
+from experiments.job.store import read_json, unchecked
+from experiments.results.report.page import write_report
 from experiments.results.screen import show_job
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def run_audit(
     model: str, concept: str, attacks: Sequence[str], overrides: Sequence[str], folder: Path, *, as_base: bool
 ) -> list[dict[str, Any]]:
-    """Attack an erased model; returns the summaries in the attacks' order.
+    """Attack an erased model and write the report page; returns the summaries in the attacks' order.
 
     Every job is composed and checked before the first one starts.
 
@@ -28,7 +29,7 @@ def run_audit(
         concept: A choice of the group.
         attacks: Choices of the group.
         overrides: Further ones, for every job.
-        folder: Each job's own folder is in it, by the attack's name.
+        folder: Each job's own folder is in it, by the attack's name, and the page.
         as_base: Whether the model itself is loaded, and not what it changes in a base model.
 
     Raises:
@@ -46,7 +47,9 @@ def run_audit(
         log.info("[%d/%d] %s", number, len(jobs), attack)
         own = folder / attack
         own.mkdir(parents=True, exist_ok=True)
-        summaries.append(read_json(run_job(job, own, show_job)))
+        path = run_job(job, own, show_job)
+        summaries.append({**unchecked(read_json(path)), "path": str(path)})
+    log.info("report: %s", write_report(summaries, folder))
     return summaries
 
 

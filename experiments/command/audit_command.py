@@ -30,10 +30,10 @@ def audit(
     alone: Annotated[
         bool, typer.Option("--alone", help="There is no base model to compare with: the model is loaded as it is.")
     ] = False,
-    folder: Annotated[Path, typer.Option(help="Where each job's own files go.")] = Path("outputs/audit"),
+    folder: Annotated[Path, typer.Option(help="Where the report and each job's own files go.")] = Path("outputs/audit"),
     store: StoreFolder = ARTIFACTS,
 ) -> None:
-    """Attack somebody's erased model in seven ways, print the table, and say by the exit status if it holds."""
+    """Attack somebody's erased model in seven ways, write the report, and say by the exit status if it holds."""
     names = [name.strip() for name in attacks.split(",")]
     if not all(names) or len(set(names)) < len(names):
         raise CommandError(f"attacks is {attacks!r}; name each attack once, with commas between.")

@@ -22,6 +22,18 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     Raises:
         CommandError: A job cannot be composed, and the sentence says which; or there is none.
     """
+    jobs = job_overrides(config)
+    for number, overrides in enumerate(jobs, start=1):
+        with told_apart(number, jobs):
+            yield compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
+
+
+def job_overrides(config: DictConfig) -> list[list[str]]:
+    """What each job of a multirun is told, in their order; none is composed.
+
+    Raises:
+        CommandError: There is no job.
+    """
     arguments = [f"{key}={values}" for key, values in swept_by_preset(config).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -29,10 +41,7 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     for override in overrides:
         if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
             raise CommandError(f"{override.input_line} has no values, so there is no job to run; give it at least one.")
-    jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
-    for number, job_overrides in enumerate(jobs, start=1):
-        with told_apart(number, jobs):
-            yield compose(config_name, [*config.hydra.overrides.hydra, *job_overrides], return_hydra_config=True)
+    return [list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
 
 
 def swept_by_preset(config: DictConfig) -> dict[str, str]:

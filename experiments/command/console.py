@@ -8,10 +8,12 @@ import typer
 from experiments.command import (
     audit_command,
     calibrate_command,
+    dashboard_command,
     draw_command,
     explain_command,
     export_command,
     judge_command,
+    methods_command,
     paper_command,
     report_command,
     results_command,
@@ -39,8 +41,10 @@ for _topic in (
     audit_command,
     results_command,
     report_command,
+    dashboard_command,
     calibrate_command,
     explain_command,
+    methods_command,
     paper_command,
 ):
     _topic.register(app)

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError, unknown
+from experiments.command.plugins import choice_files, choice_folders
 
 _TARGET = "_target_"
 _SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Note|Notes|Examples?):$")
@@ -90,12 +91,14 @@ def choices(group: str) -> dict[str, str]:
     Raises:
         CommandError: There is no such group.
     """
+    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in _files(group).items()}
+    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", heading)[0] for name, heading in headings.items()}
+
+
+def _files(group: str) -> dict[str, Path]:
     if group not in groups():
         raise CommandError(unknown(group, groups(), what="is no group of choices; they are"))
-    folder = CONFIG_FOLDER / group
-    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    headings = {name: " ".join(_Comments.of(path).heading.split()) for name, path in paths.items()}
-    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", heading)[0] for name, heading in headings.items()}
+    return choice_files(group)
 
 
 def explain_choice(choice: str) -> Explained:
@@ -108,10 +111,10 @@ def explain_choice(choice: str) -> Explained:
         CommandError: There is no such choice.
     """
     group, _, name = choice.partition("=")
-    known = choices(group)
+    known = _files(group)
     if name not in known:
         raise CommandError(unknown(choice, known, what="is unknown; it must be one of"))
-    comments = _Comments.of(CONFIG_FOLDER / group / f"{name}.yaml")
+    comments = _Comments.of(known[name])
     config: Any = comments.values
     prefix: tuple[str, ...] = ()
     if comments.is_global:
@@ -122,23 +125,43 @@ def explain_choice(choice: str) -> Explained:
     return explained
 
 
+def explain_job() -> Explained:
+    """Every field of a job that belongs to no choice: ``seed``, ``prompts``, ``sampling.steps``, ..."""
+    # Settings import what a job does.
+    from experiments.job.settings import Settings  # noqa: PLC0415
+
+    comments = _Comments.of(CONFIG_FOLDER / "config.yaml")
+    own = {key: value for key, value in comments.values.items() if key not in {"defaults", "hydra"}}
+    explained = Explained("job", "What a job needs besides its choices.", "", "")
+    explained.fields.extend(_fields(own, comments, (), "", "", Settings))
+    return explained
+
+
 def _fields(
-    config: Mapping[str, Any], comments: "_Comments", path: tuple[str, ...], name: str, group: str
+    config: Mapping[str, Any],
+    comments: "_Comments",
+    path: tuple[str, ...],
+    name: str,
+    group: str,
+    settings: type | None = None,
 ) -> Iterator[Field]:
-    found = _class_of(str(config.get(_TARGET, "")))
+    """The fields of a choice, or of a class whose fields are the ``settings`` of the job itself."""
+    found = settings or _class_of(str(config.get(_TARGET, "")))
     meanings, types_ = _meanings(found), _types(found)
+    prefix = f"{group}." if group else ""
     for key, value in config.items():
         if key in {_TARGET, "defaults"}:
             continue
         own, dotted = (*path, key), f"{name}{key}"
-        if isinstance(value, Mapping) and (_TARGET in value or found is None):
-            yield from _fields(value, comments, own, f"{dotted}.", group)
+        if isinstance(value, Mapping) and (_TARGET in value or found is None or settings is not None):
+            inner = types_.get(key) if settings is not None and _TARGET not in value else None
+            yield from _fields(value, comments, own, f"{dotted}.", group, inner)
             continue
         meaning = meanings.get(key) or _OF_THE_CONFIG.get(key, "")
         allowed = allowed_values(types_[key]) if key in types_ else ""
         if key == "preset" and isinstance(config.get("presets"), Mapping):
             allowed = f"null, {', '.join(map(str, config['presets']))}, or a kind: style, object, unsafe"
-        yield Field(dotted, _shown(value), meaning, allowed, comments.by_path.get(own, ""), f"{group}.{dotted}=")
+        yield Field(dotted, _shown(value), meaning, allowed, comments.by_path.get(own, ""), f"{prefix}{dotted}=")
     for own_field in _own_fields(found):
         if own_field.name not in config:
             yield Field(
@@ -147,7 +170,7 @@ def _fields(
                 meanings.get(own_field.name, ""),
                 allowed_values(types_[own_field.name]),
                 "the class's default",
-                f"+{group}.{name}{own_field.name}=",
+                f"+{prefix}{name}{own_field.name}=",
             )
 
 
@@ -334,16 +357,17 @@ class _Comments:
         values = yaml.safe_load(text) or {}
         for parent in values.get("defaults", ()):
             # Others, as /judge: canvas, are choices of other groups.
-            inherited = _group_folder(path) / f"{parent}.yaml"
-            if isinstance(parent, str) and inherited.exists():
+            inherited = choice_files(_group_of(path)).get(parent) if isinstance(parent, str) else None
+            if inherited is not None and inherited != path:
                 told = cls.of(inherited)
                 values = OmegaConf.to_container(OmegaConf.merge(told.values, values))
                 by_path = {own: by_path.get(own) or told.by_path.get(own, "") for own in [*told.by_path, *by_path]}
         return cls(values, "\n".join(heading), by_path, "@package _global_" in alone.values())
 
 
-def _group_folder(path: Path) -> Path:
-    return CONFIG_FOLDER / path.relative_to(CONFIG_FOLDER).parts[0]
+def _group_of(path: Path) -> str:
+    root = next(root for root in (CONFIG_FOLDER, *choice_folders()) if path.is_relative_to(root))
+    return path.relative_to(root).parts[0]
 
 
 def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, int]]:

@@ -71,18 +71,18 @@ def why_not_found(target: str) -> str:
             found = import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
-                return _told(error)
+                return told_with_line(error)
             if found is None:
                 return f"there is no module {name}."
             own = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == found.__name__]
             told = f"is not in {found.__file__ or found.__name__}"
             return unknown(part, own, what=f"{told}; there are") if own else f"{part} {told}."
         except Exception as error:
-            return _told(error)
+            return told_with_line(error)
     return ""
 
 
-def _told(error: Exception) -> str:
+def told_with_line(error: Exception) -> str:
     """An error inside a module, with the last line that is not Python's own or a library's."""
     kind = type(error).__name__
     if isinstance(error, SyntaxError):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command.config import build
 from experiments.command.errors import explain, one_sentence
-from experiments.command.sweep import Record
+from experiments.command.records import Record
 from experiments.job.job import GRID, run_job
 from experiments.job.processes import Processes, run_in_processes
 from experiments.job.recording import Off

@@ -17,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from diffusion.plugins import declare, declared_plugins
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
+from hydra_plugins.eraselab.launchers import LAUNCHERS
 
 _ARGUMENT = "plugins="
 
@@ -43,7 +44,9 @@ def take_plugins(arguments: Sequence[str]) -> list[str]:
         if argument.startswith(_ARGUMENT):
             for value in argument.removeprefix(_ARGUMENT).strip("[]").split(","):
                 _take(value.strip(" '\""))
-    Plugins.instance().register(PluginChoices)
+    # Hydra itself would find the launchers in the working folder alone.
+    for own in (PluginChoices, *LAUNCHERS):
+        Plugins.instance().register(own)
     for folder in choice_folders():
         for file in folder.rglob("*.yaml"):
             if (CONFIG_FOLDER / (choice := file.relative_to(folder))).exists():
@@ -58,6 +61,16 @@ def choice_folders() -> list[Path]:
     """The ``conf`` folders of all plugins."""
     folders = (folder / "conf" for name in declared_plugins() for folder in _homes(name))
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir() and folder != CONFIG_FOLDER))
+
+
+def choice_files(group: str) -> dict[str, Path]:
+    """The YAML files of a group's choices by name, the project's and those of plugins."""
+    folders = [folder / group for folder in (CONFIG_FOLDER, *choice_folders())]
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in folders
+        for path in sorted(folder.rglob("*.yaml"))
+    }
 
 
 def _homes(name: str) -> Iterator[Path]:

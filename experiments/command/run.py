@@ -13,8 +13,7 @@ from experiments.command.plugins import take_plugins
 from experiments.command.shorthands import spell_out
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
-def main(config: DictConfig) -> str | None:
+def run(config: DictConfig) -> str | None:
     """Run one job of the composed config; returns the path of its summary, None if it is one of a sweep and failed."""
     # Hydra would print more about an error that reaches it.
     with one_sentence():
@@ -23,6 +22,9 @@ def main(config: DictConfig) -> str | None:
 
         summary = launch(config)
         return None if summary is None else str(summary)
+
+
+main = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")(run)
 
 
 def command_line() -> None:

@@ -4,11 +4,9 @@ Jobs of a sweep may run in other processes and on other machines. Each leaves a 
 closing words are read from there. What is slow to import waits until every job is known to compose.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,45 +14,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from diffusion.files import write_atomically
 from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart
 from experiments.command.early import check_early
-from experiments.command.errors import one_sentence
+from experiments.command.errors import VisibleFormatter, one_sentence
+from experiments.command.launchers import check_launcher
+from experiments.command.records import Record
 
 if TYPE_CHECKING:
     from experiments.job.settings import Job
-
-_RECORDS = "jobs"
-
-
-@dataclass(frozen=True)
-class Record:
-    """How one job of a sweep ended.
-
-    Attributes:
-        number: Its number in the sweep, from 0.
-        overrides: What was asked of it.
-        summary: The path of its summary, if it has one.
-        grid: The path of its picture grid.
-        failure: Otherwise why it failed, in one sentence.
-    """
-
-    number: int
-    overrides: list[str]
-    summary: str | None = None
-    grid: str | None = None
-    failure: str | None = None
-
-    def write(self, sweep: Path) -> None:
-        """Leave it in the folder of the sweep."""
-        (sweep / _RECORDS).mkdir(parents=True, exist_ok=True)
-        write_atomically(sweep / _RECORDS / f"{self.number}.json", json.dumps(asdict(self)))
-
-    @classmethod
-    def read_all(cls, sweep: Path) -> list["Record"]:
-        """Every record in the folder of a sweep, in the jobs' order."""
-        records = [cls(**json.loads(path.read_text())) for path in (sweep / _RECORDS).glob("*.json")]
-        return sorted(records, key=lambda record: record.number)
 
 
 class Sweep(Callback):
@@ -72,6 +39,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str = "config", **kwargs: Any) -> None:
         """Build every job's objects, so that a mistake in the last one shows before the first is run."""
         with one_sentence():
+            check_launcher(config)
             # Hydra's sweeper reads them after this.
             with read_write(config), open_dict(config):
                 config.hydra.sweeper.params = swept_by_preset(config)
@@ -80,8 +48,7 @@ class Sweep(Callback):
             checked = _check(jobs)
             self._plan_only(jobs)
             _check_loaded(checked, self._names)
-            for record in (Path(config.hydra.sweep.dir) / _RECORDS).glob("*.json"):
-                record.unlink()
+            Record.forget_all(Path(config.hydra.sweep.dir))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Put a job's number before all that it logs, and say what it is."""
@@ -89,7 +56,7 @@ class Sweep(Callback):
             return
         number, count = int(config.hydra.job.num), len(self._names)
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter(f"%(asctime)s [{number + 1}/{count}] %(message)s", "%H:%M:%S"))
+            handler.setFormatter(VisibleFormatter(f"%(asctime)s [{number + 1}/{count}] %(message)s", "%H:%M:%S"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print one table of all runs, then what failed; failures are the exit status."""

@@ -3,21 +3,21 @@
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from diffusion.files import set_aside
+from diffusion.leases import Busy, holding
 from diffusion.progress import track
 from experiments.job.journal import Journal
 from experiments.job.made import read_edit
 from experiments.job.outcomes import look_at_outcomes, read_entries
 from experiments.job.pictures import read_picture
 from experiments.job.result import RUNS
-from experiments.job.store import RESULT, Store, content_hash, read_json, unchecked
+from experiments.job.store import LOCK, RESULT, Store, content_hash, read_json, unchecked
 
 MADE_BY_JOBS = ("edits", "pictures", "attacks", "verdicts", "measures")
 """Stages whose artefacts runs stand on, and make again where they are missing."""
@@ -121,15 +121,19 @@ def unneeded(found: Collection[Artefact], needed: Collection[str], hours: float)
 
 def delete(artefact: Artefact) -> bool:
     """Delete a folder; returns whether it was, which it is not while a process works in it."""
-    lock = FileLock(artefact.folder / ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with holding(artefact.folder / LOCK, wait=False):
+            # Where machines share a folder, an open file such as the lock keeps its folder from being removed.
+            for path in artefact.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+    except Busy:
         return False
-    try:
-        shutil.rmtree(artefact.folder)
-    finally:
-        lock.release()
+    # Another process may have come for the empty folder.
+    with suppress(OSError):
+        artefact.folder.rmdir()
     return True
 
 

@@ -107,12 +107,16 @@ def _run_one(
     work: Callable[..., None],
     arguments: tuple[object, ...],
 ) -> None:
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    end_with(alive)
     work(Processes(index, count, barrier), *arguments)
 
 
-def _end_with(alive: Connection) -> None:
-    """End this process when the one at the other end of ``alive`` is gone."""
+def end_with(alive: Connection) -> None:
+    """Let this process end as soon as the one at the other end of ``alive`` is gone."""
+    threading.Thread(target=_wait_for_the_end, args=(alive,), daemon=True).start()
+
+
+def _wait_for_the_end(alive: Connection) -> None:
     with suppress(EOFError, OSError):
         alive.recv()
     os._exit(1)

@@ -15,6 +15,12 @@ from experiments.job.result import CurvePoint, Summary
 class Recorder(Protocol):
     """Takes what a job has to show while it runs."""
 
+    def hear_loss(self, training: str, steps: int, loss: float) -> None:
+        """The loss of the last of ``steps`` steps of a training that is under way."""
+
+    def hear_attack(self, label: str, prompts: int, rate: float) -> None:
+        """The share of the first ``prompts`` prompts that an attack under way has brought back; ``label`` is whose."""
+
     def log_losses(self, losses: Sequence[float]) -> None:
         """The eraser's loss at every step."""
 
@@ -29,6 +35,12 @@ class Recorder(Protocol):
 
 class Silent:
     """Records nothing."""
+
+    def hear_loss(self, training: str, steps: int, loss: float) -> None:
+        """Do nothing."""
+
+    def hear_attack(self, label: str, prompts: int, rate: float) -> None:
+        """Do nothing."""
 
     def log_losses(self, losses: Sequence[float]) -> None:
         """Do nothing."""

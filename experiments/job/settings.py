@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from attacks.protocols import Attack
 from diffusion.checked import checked
@@ -79,6 +79,16 @@ class Settings:
     fresh: bool = False
     dry_run: bool = False
     floor: Annotated[Floor, BeforeValidator(_switch)] = "auto"
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_a_folder(cls, store: object) -> object:
+        if "://" in str(store):
+            raise ValueError(
+                f"{store} is no folder; keep the store on a disk or on a file system that machines share, and copy it "
+                "to object storage when jobs have ended."
+            )
+        return store
 
 
 class Tracker(Protocol):

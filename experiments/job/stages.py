@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 CONCEPT_FILES = frozenset({"prompts", "retained_prompts", "pairs"})
 """Fields of a concept that no eraser reads."""
 
+ATTACK = "attack"
+"""What the progress of an attack over its prompts is called."""
+
 _NO_ATTACK = {"_target_": "attacks.none.NoAttack"}
 """The config of ``attack=none``, whose outcomes are those of prompts that are not attacked."""
 
@@ -354,7 +357,7 @@ class Stages:
         ids = {case.case_number: case_id(case) for case in waiting}
         meter = Meter(*models)
         successes = 0
-        with progress_bar("attack", len(waiting)) as bar:
+        with progress_bar(ATTACK, len(waiting)) as bar:
             outcomes = run(self.model, waiting, self.job.judge, sampling=self.job.settings.sampling)
             for done, outcome in enumerate(one_for_each(outcomes, waiting, attack), start=1):
                 # Prompts of one batch share their time: each outcome carries what passed since the one before.
@@ -363,7 +366,7 @@ class Stages:
                 write_outcome(outcome, name, cost, folder, journal, self.store.origin)
                 successes += outcome.success
                 bar.advance()
-                bar.note(f"{successes} of {done} succeeded")
+                bar.note(f"{successes} of {done} succeeded", successes / done)
 
 
 def _stored(verdicts: Verdicts) -> Any:

@@ -10,22 +10,24 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from diffusion.files import set_aside, write_atomically
 from diffusion.finite import require_finite_numbers
+from diffusion.leases import holding
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
 """Part of every hash: raise it when the same config would no longer give the same artefacts."""
+
+LOCK = ".lease"
+"""The file that the process that works in a folder holds."""
 
 RESULT = "result.json"
 """What a stage calls its result, which is written last."""
@@ -127,7 +129,7 @@ class Store:
         self.fresh = fresh
         self.used: set[str] = set()
         self._renewed: set[Path] = set()
-        probe = root / f".{os.getpid()}.probe"
+        probe = root / f".{secrets.token_hex(8)}.probe"
         try:
             root.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -175,22 +177,14 @@ class Store:
 
     @contextmanager
     def locked(self, folder: Path, prepare: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold ``folder`` alone; the operating system frees it when the process dies.
+        """Hold ``folder`` alone among all machines; it is free soon after the process dies, see :func:`holding`.
 
         ``prepare`` is called before anyone works in it: it looks what is there.
         """
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another process that works in %s", folder)
-            lock.acquire()
-        try:
+        with holding(folder / LOCK):
             if prepare is not None:
                 prepare()
             yield
-        finally:
-            lock.release()
 
     def renews(self, path: Path) -> bool:
         """Whether what lies at ``path`` is to be made anew; asked again, it says no."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attacks.cases import Outcome, PromptCase
 from attacks.transfer import FILE_NAME, write_found
+from diffusion.progress import overheard
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Rate
 from experiments.job.cost import Cost
@@ -75,7 +76,8 @@ def work(stages: Stages, recorder: Recorder, origin: Mapping[str, Any]) -> Worke
     rows, retained = job.prompts, job.retained
     # Jobs that share a store in one process each say what they stand on themselves.
     used_before, store.used = store.used, set()
-    erased = stages.edit()
+    with overheard(recorder.hear_loss):
+        erased = stages.edit()
     recorder.log_losses(erased.losses)
 
     base = stages.pictures(rows, "base pictures")
@@ -91,7 +93,8 @@ def work(stages: Stages, recorder: Recorder, origin: Mapping[str, Any]) -> Worke
         plain = stages.pictures(rows, "pictures after erasing", erased.key)
         edited_retained = stages.retained_pictures("retained prompts after erasing", erased.key)
         attackable = _attack_cases(rows, targets.images)
-        attacked = stages.attack(attackable, erased)
+        with overheard(recorder.hear_attack):
+            attacked = stages.attack(attackable, erased)
         again = stages.found_on_new_seeds(attacked.outcomes, attackable, erased.key)
     if not stages.processes.first:
         return None

@@ -4,23 +4,28 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 
+from diffusion.compvis import single_file_weights
 from diffusion.files import replacing, write_atomically
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.edit import Edit, export, require_plain
 from experiments.job.store import content_hash, write_json
-from experiments.results.model_card import model_card
+from experiments.results.eval_results import write_eval_results
+from experiments.results.guarded import CODE, export_guarded, require_exportable
+from experiments.results.model_card import Form, model_card
 
 RECORD = "eraselab.json"
 """The file that says which run a folder is from, and what its weights hash to."""
 
 WEIGHTS = ".safetensors"
+
+Names = Literal["diffusers", "compvis"]
 
 
 @dataclass(frozen=True)
@@ -63,41 +68,47 @@ def export_run(
     others: Sequence[Mapping[str, Any]],
     target: Path,
     calibration: Mapping[str, Any] | None = None,
+    names: Names = "diffusers",
 ) -> list[Path]:
     """Write the erased model of a run with its card.
 
     Args:
         model: The run's base model, unedited.
-        edit: The run's.
+        edit: The run's; what it adds to the model, such as a guard, comes with the folder as code of its pipeline.
         summary: Of the run.
         others: Summaries of other runs with the same edit, for the card.
-        target: A folder that is not there yet or empty; or a file whose name ends in ``.safetensors``, for the U-Net's
-            weights by diffusers' names (and those of the text encoder, with ``text_encoder.`` before the name, if the
-            edit changes any).
+        target: A folder that is not there yet or empty; or a file whose name ends in ``.safetensors``.
         calibration: What is known of the judge's errors; see :mod:`experiments.command.calibrate`.
+        names: Of the tensors in a file: by ``diffusers``, the U-Net's weights (and those of the text encoder, with
+            ``text_encoder.`` before the name, if the edit changes any); by ``compvis``, the whole model for WebUIs.
 
     Returns:
         What was written: the weights' folder or file, the card, and the record with the hashes.
 
     Raises:
-        ValueError: The edit has a guard or other additions, or ``target`` exists.
+        ValueError: The edit adds what no folder or file can hold, or ``target`` exists.
     """
-    require_plain(edit)
+    to_file = target.suffix == WEIGHTS
+    if to_file:
+        require_plain(edit)
+    require_exportable(model, edit)
     changes = Changes.of(model, edit)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == WEIGHTS:
+    if to_file:
         if target.exists():
             raise ValueError(f"{target} exists; choose another file to export to.")
-        _write_file(model, edit, summary, target, text_encoder=changes.text_encoder)
+        _write_file(model, edit, summary, target, names, text_encoder=changes.text_encoder)
         files, card, record = [target], target.with_suffix(".md"), target.with_suffix(".json")
     else:
         with quiet_off_a_terminal():
-            export(model, edit, target)
-        files = sorted(target.rglob(f"*{WEIGHTS}"))
+            (export_guarded if edit.additions else export)(model, edit, target)
+        files = sorted(path for path in target.rglob("*") if path.suffix == WEIGHTS or path.name == f"{CODE}.py")
         card, record = target / "README.md", target / RECORD
-    told = tie(summary, {file.relative_to(target.parent if target.is_file() else target): file for file in files})
+        write_eval_results([summary, *others], target)
+    told = tie(summary, {file.relative_to(target.parent if to_file else target): file for file in files})
     write_json(record, told)
-    write_atomically(card, model_card(summary, others, changes, told, calibration, folder=target.is_dir()))
+    form: Form = ("guarded" if edit.additions else "folder") if not to_file else names
+    write_atomically(card, model_card(summary, others, changes, told, calibration, form=form))
     return [target, card, record]
 
 
@@ -113,11 +124,11 @@ def tie(summary: Mapping[str, Any], files: Mapping[Path, Path]) -> dict[str, Any
 
 
 def _write_file(
-    model: TextToImage, edit: Edit, summary: Mapping[str, Any], target: Path, *, text_encoder: bool
+    model: TextToImage, edit: Edit, summary: Mapping[str, Any], target: Path, names: Names, *, text_encoder: bool
 ) -> None:
     with edit.applied(model):
-        tensors = dict(model.unet.state_dict())
-        if text_encoder:
+        tensors = dict(model.unet.state_dict()) if names == "diffusers" else single_file_weights(model)
+        if names == "diffusers" and text_encoder:
             tensors |= {
                 f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.state_dict().items()
             }

@@ -1,7 +1,7 @@
 """The card of an exported model: what was erased, how, how well it holds, and what broke it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 import yaml
@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from diffusion.text_files import markdown_cell, visible
 from evaluation.statistics import Rate
+from experiments.results.floors import short_standing
 from experiments.results.screen import measure_text, title
 from experiments.results.writing import markdown_table
 
@@ -17,11 +18,20 @@ SHOWN_TEXTS = 5
 
 _OURS = "apache-2.0"
 _CANVAS = "canvas"
-_HOW_TO_LOAD_A_FILE = (
-    "The file has the weights of the U-Net by the names of diffusers (those of the text encoder, if any, begin with "
-    "`text_encoder.`); put them into the base model with `load_state_dict`, or name the file as `eraser.path` of "
-    "`eraser=imported`."
-)
+Form = Literal["folder", "guarded", "diffusers", "compvis"]
+"""A folder of diffusers, one with a pipeline of its own, or a file in one of two kinds of names."""
+
+_HOW_TO_LOAD: dict[Form, str] = {
+    "folder": "Load it with `from_pretrained` of diffusers.",
+    "guarded": "What keeps the concept out is not in the weights alone: load the folder with "
+    "`DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`, which runs the code in `pipeline.py`. Tools "
+    "that read the weights alone are **without the guard**. `eraser=imported eraser.path=FOLDER` audits both.",
+    "diffusers": "The file has the weights of the U-Net by the names of diffusers (those of the text encoder, if any, "
+    "begin with `text_encoder.`); put them into the base model with `load_state_dict`, or name the file as "
+    "`eraser.path` of `eraser=imported`.",
+    "compvis": "The file has the whole model by the names of its authors' code (CompVis), as WebUIs read it: put it "
+    "into their folder of checkpoints, or load it with `from_single_file` of diffusers.",
+}
 _RATES = {"base": "base model", "erased": "erased, plain prompts", "attacked": "erased, under attack"}
 
 
@@ -52,7 +62,7 @@ def model_card(
     tied: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
     *,
-    folder: bool,
+    form: Form,
 ) -> str:
     """A Markdown file that begins with the metadata of Hugging Face.
 
@@ -62,13 +72,12 @@ def model_card(
         changes: How much was changed.
         tied: The hashes of run, edit, base and files; see :func:`experiments.results.export.tie`.
         calibration: What is known of the judge's errors.
-        folder: Whether the weights are a folder of diffusers.
+        form: What the weights are written as.
     """
     concept, config = markdown_cell(summary["concept"]), summary["config"]
     parts = [
         f"# {markdown_cell(str(summary['model']))} without {concept}",
-        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}. "
-        + ("Load it with `from_pretrained` of diffusers." if folder else _HOW_TO_LOAD_A_FILE),
+        f"A text-to-image model from which **{concept}** was erased by {_method(summary)}. " + _HOW_TO_LOAD[form],
         "## What was erased",
         markdown_table(_facts(summary, changes, tied), disable_numparse=True),
         "## How well it holds",
@@ -90,10 +99,10 @@ def model_card(
         "## Licence",
         _licence(summary),
     ]
-    return f"---\n{_metadata(summary, folder=folder).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_metadata(summary, form).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _metadata(summary: Mapping[str, Any], *, folder: bool) -> ModelCardData:
+def _metadata(summary: Mapping[str, Any], form: Form) -> ModelCardData:
     base = str(summary["config"]["model"].get("source", ""))
     choices = summary["choices"]
     results = [
@@ -112,10 +121,10 @@ def _metadata(summary: Mapping[str, Any], *, folder: bool) -> ModelCardData:
     ]
     return ModelCardData(
         license=_OURS if base == _CANVAS else "other",
-        library_name="diffusers" if folder else None,
+        library_name="diffusers" if form in {"folder", "guarded"} else None,
         pipeline_tag="text-to-image",
         base_model=base if "/" in base and not base.startswith(("/", ".", "~")) else None,
-        tags=["concept-erasure", *(str(choices[group]) for group in ("eraser", "pruning") if group in choices)],
+        tags=["concept-erasure", *(f"{group}-{choices[group]}" for group in ("eraser", "pruning") if group in choices)],
         model_name=f"{summary['model']}-without-{visible(summary['concept'])}",
         eval_results=results,
     )
@@ -151,7 +160,9 @@ def _rates(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         rates = {label: str(Rate(**summary["rates"][name])) for name, label in _RATES.items()}
         if summary["choices"].get("attack") == "none":
             rates[_RATES["attacked"]] = "not attacked"
-        rows.append({"attack": str(summary["choices"].get("attack", "")), **rates, "run": summary["run"]})
+        standing = short_standing(summary) or "no floor measured"
+        attack = str(summary["choices"].get("attack", ""))
+        rows.append({"attack": attack, **rates, "against a model that never knew": standing, "run": summary["run"]})
     return pd.DataFrame(rows)
 
 

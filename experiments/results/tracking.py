@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -20,18 +21,27 @@ from torch import Tensor
 
 from attacks.cases import Outcome
 from diffusion.checked import checked
+from experiments.job.made import EDIT
 from experiments.job.recording import Recorder
-from experiments.job.result import CurvePoint, Summary
+from experiments.job.result import RUNS, CurvePoint, Summary
 from experiments.job.settings import Job, matters
+from experiments.job.stages import ATTACK
 from experiments.job.store import content_hash
 from experiments.results import wandb_process
 from experiments.results.floors import floor_numbers
+from experiments.results.report.page import run_page, write_page
 from experiments.results.screen import noise_numbers
 
 log = logging.getLogger(__name__)
 
 _ROOM_FOR_A_RECORD = 2**20
 """Bytes; with less left on the disk, what wandb wrote may be cut."""
+
+PAGE = "report.html"
+"""The report of a run, in its own folder."""
+
+_FLOORS = re.compile(r"^(floor|ceiling)(?=_(low|high|n|successes)$|$)")
+"""Names of the attack's success on the models that it is measured against."""
 
 _GROUPS = ("model", "eraser", "pruning", "attack", "judge", "protocol")
 _NOT_OF_THE_RUN = {"store", "tracker", "dry_run", "fresh", "floor"}
@@ -42,7 +52,8 @@ class WandbTracker:
     """Weights & Biases.
 
     The environment's own settings (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, WANDB_BASE_URL,
-    WANDB_DISABLED) come before these.
+    WANDB_DISABLED) come before these, and before the name, group, tags and id that a run has otherwise (WANDB_NAME,
+    WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID, WANDB_RESUME).
 
     Attributes:
         mode: ``auto`` is online where wandb finds a key and offline elsewhere; online, pictures and prompts are
@@ -151,6 +162,9 @@ class WandbRecorder:
 
     def __init__(self, courier: Courier, job: Job, tracker: WandbTracker, folder: Path) -> None:
         self._courier = courier
+        # Steps of the trainings before the one under way, and of this one, that were told while they ran.
+        self._before, self._steps = 0, 0
+        self._told: set[int] = set()
         choices = {group: job.choices[group] for group in _GROUPS if group in job.choices}
         own = {key: value for key, value in job.config.items() if key not in _NOT_OF_THE_RUN}
         method = {group: choices[group] for group in ("eraser", "pruning", "attack") if group in choices}
@@ -163,7 +177,13 @@ class WandbRecorder:
             "id": content_hash(matters(own)),
             "resume": "allow",
             # Choices by name, so that numbers can be drawn over them; all fields below.
-            "config": {**choices, "concept": job.concept.name, "seed": job.settings.seed, "fields": own},
+            "config": {
+                **choices,
+                "combination": " / ".join(method.values()),
+                "concept": job.concept.name,
+                "seed": job.settings.seed,
+                "fields": own,
+            },
             "name": "-".join([job.concept.name, *method.values(), f"s{job.settings.seed}"]),
             "group": job.concept.name,
             "job_type": method.get("attack", "none"),
@@ -175,15 +195,33 @@ class WandbRecorder:
             "metrics",
             {
                 "eraser/loss": "eraser/step",
+                "attack/so_far": "attack/prompts",
                 "attack/success_rate": "attack/attempts",
                 "attack/unet_evaluations": "attack/attempts",
             },
         )
 
+    def hear_loss(self, training: str, steps: int, loss: float) -> None:
+        """The loss of a training under way; an eraser may train several times, one after the other."""
+        if steps <= self._steps:
+            self._before += self._steps
+        self._steps = steps
+        self._log_loss(self._before + steps - 1, loss)
+
+    def hear_attack(self, label: str, prompts: int, rate: float) -> None:
+        """How the attack goes; trainings within it are told by the attack's own curve."""
+        if label == ATTACK:
+            self._courier.send("log", {"attack/prompts": prompts, "attack/so_far": rate})
+
     def log_losses(self, losses: Sequence[float]) -> None:
-        """The eraser's loss at every step, with its own axis."""
+        """The eraser's loss at every step, with its own axis; only at those that were not told while it trained."""
         for step, loss in enumerate(losses):
-            self._courier.send("log", {"eraser/step": step, "eraser/loss": loss})
+            if step not in self._told:
+                self._log_loss(step, loss)
+
+    def _log_loss(self, step: int, loss: float) -> None:
+        self._told.add(step)
+        self._courier.send("log", {"eraser/step": step, "eraser/loss": loss})
 
     def log_curve(self, curve: Sequence[CurvePoint]) -> None:
         """Attack success rate over attempts and U-Net evaluations."""
@@ -211,21 +249,36 @@ class WandbRecorder:
             for case, outcome, *images in zip(summary.cases, outcomes, base, erased, strict=True)
         ]
         self._courier.send("pictures", {"columns": columns, "rows": rows, "grid": str(grid)})
-        edit = Path(summary.artefacts.get("edit", "")) / "edit.safetensors"
-        files = [path for path in (grid.with_name("summary.json"), edit) if path.is_file()]
+        made = [grid.with_name("summary.json")]
+        if "edit" in summary.artefacts:
+            folder = Path(summary.artefacts["edit"])
+            stored = folder.parents[1] / RUNS / str(numbers["run"]) / "summary.json"
+            made += [folder / EDIT, *self._page(numbers, stored, grid.parent)]
+        files = [path for path in made if path.is_file()]
         if files:
             name = f"{numbers['concept']}-{numbers['run']}"
             self._courier.send("artifact", {"name": name, "type": "result", "files": [str(path) for path in files]})
 
+    @staticmethod
+    def _page(numbers: Mapping[str, Any], summary: Path, folder: Path) -> list[Path]:
+        """The report of the run whose ``summary`` lies in the store, as a file in ``folder``; nothing if it fails."""
+        try:
+            return [write_page(run_page({**numbers, "path": str(summary)}), folder / PAGE)]
+        except (ValueError, OSError) as error:
+            log.warning("W&B: no report page is recorded: %s", error)
+            return []
+
 
 def flat_numbers(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
-    """A summary's numbers by plain names, such as ``asr``, ``asr_low`` and ``retained_accuracy_style``."""
+    """A summary's numbers by plain names, such as ``asr``, ``asr_low``, ``asr_floor`` and ``retained_style``."""
     flat: dict[str, float | int | str] = {"run": summary["run"], "n": summary["n"], "seed": summary["seed"]}
     names = {"attacked": "asr"}
     found = {names.get(name, name): rate for name, rate in summary["rates"].items()}
-    found |= {f"retained_{name}": value for name, value in summary["measures"].items()}
+    # Its accuracy on retained pictures, by the label that it is about.
+    found |= {f"retained_{name.removeprefix('accuracy_')}": value for name, value in summary["measures"].items()}
     found["holds_on_new_seeds"] = summary.get("holds", {}).get("shown")
-    found |= floor_numbers(summary) | noise_numbers(summary)
+    found |= {_FLOORS.sub(r"asr_\g<0>", name): value for name, value in floor_numbers(summary).items()}
+    found |= noise_numbers(summary)
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, number in value.items():

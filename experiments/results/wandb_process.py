@@ -14,6 +14,12 @@ from typing import Any, BinaryIO
 Message = tuple[str, Any]
 Say = Callable[[Mapping[str, Any]], None]
 
+TOLD = {
+    **{"project": "project", "entity": "entity", "id": "run_id", "name": "run_name", "group": "run_group"},
+    **{"job_type": "run_job_type", "tags": "run_tags", "resume": "resume"},
+}
+"""What wandb calls, once it is set up, those of its options that the environment may give: WANDB_RUN_ID and so on."""
+
 START_SECONDS = 20.0
 """How long an unreachable server may be asked before the run is recorded offline."""
 
@@ -54,11 +60,11 @@ class Run:
         self._run: Any = None
 
     def open(self, options: Mapping[str, Any]) -> None:
-        """Start it; what the environment says of project, entity and folder comes first."""
+        """Start it; what the environment says of the run, of its project and of its folder comes first."""
         wandb, options = self._wandb, dict(options)
         mode = chosen_mode(wandb, options.pop("mode"))
         told = wandb.setup().settings
-        options |= {name: getattr(told, name) for name in ("project", "entity") if getattr(told, name)}
+        options |= {name: value for name, setting in TOLD.items() if (value := getattr(told, setting, None))}
         if "WANDB_DIR" in os.environ:
             del options["dir"]
         options["settings"] = wandb.Settings(silent=True, console="off", init_timeout=START_SECONDS)

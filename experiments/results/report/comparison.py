@@ -187,12 +187,14 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
     sentences = []
     for concept in dict.fromkeys(row.concept for row in rows):
         worst: dict[str, tuple[Row, Rate]] = {}
+        attacked = 0
         for row in rows:
             if row.concept == concept and row.attacked:
+                attacked += 1
                 known = worst.get(row.method)
                 if known is None or row.attacked.rate > known[1].rate:
                     worst[row.method] = row, row.attacked
-        if len(worst) > 1:
+        if attacked > 1:
             ranked = sorted(worst.values(), key=lambda pair: pair[1].rate)
             told = "; ".join(f"{_of(rate)} with {row.method} ({row.attack})" for row, rate in _ends(ranked))
             sentences.append(f"{_sentence_case(concept)}: the strongest attack brings back {told}.")

@@ -21,7 +21,7 @@ _BY_FLOOR: dict[str, Holds] = {
 }
 """What the verdict above the floor says of an edit."""
 
-_METHOD_NAMES = {"none": "no eraser"}
+_METHOD_NAMES = {"none": "no eraser", "imported": "others (imported)"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""New methods: written from templates, and checked on a tiny model."""

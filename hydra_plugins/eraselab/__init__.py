@@ -1,0 +1,1 @@
+"""The launchers of this project, where Hydra looks for launchers."""
