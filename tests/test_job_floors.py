@@ -215,7 +215,7 @@ def test_screen_tables_and_flat_numbers_show_the_floor(
     for words in ("floor: a model that never knew", "ceiling: attack on the unedited", "excess over the floor"):
         assert words in shown
     flat = flat_numbers(summary)
-    assert flat["floor"] == block["floor"]["rate"]
+    assert flat["asr_floor"] == block["floor"]["rate"]
     assert (flat["excess"], flat["excess_low"]) == (block["excess"], block["low"])
     assert flat["verdict"] == block["verdict"]
     assert json.dumps(flat)
