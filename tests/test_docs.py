@@ -155,7 +155,7 @@ def test_the_reference_has_every_field_of_every_choice_and_the_published_numbers
         for choice in choices(group):
             assert f"{group}={choice}`" in pages[f"fields/{group}.md"]
     assert "| `eraser.learning_rate=` | 1e-05 (diffusers: 5e-05, canvas: 0.0005) | Adam's." in pages["fields/eraser.md"]
-    assert "`sampling.steps=` | 50 (canvas: 20)" in pages["fields/job.md"]
+    assert "`sampling.steps=` | 50 (sd3: 28, flux: 28, canvas: 20)" in pages["fields/job.md"]
     assert "| `seed=` | 0 | Seed of the eraser and of the attack" in pages["fields/job.md"]
     assert pages["published.md"].count("UnlearnDiffAtk leaderboard of nudity") > 10
     for text in pages.values():
