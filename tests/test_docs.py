@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -21,14 +20,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from nbclient import NotebookClient
 from typer.main import get_command
 
-from diffusion.plugins import PLUGINS_VARIABLE
 from experiments.command.arguments import tidy_arguments
 from experiments.command.console import app
 from experiments.command.explaining import choices, groups
 from experiments.command.plugins import take_plugins
 from experiments.command.shorthands import spell_out
 from experiments.fit import fitted
-from tests.test_methods import BLOCK, written_in
+from tests.test_methods import BLOCK, plugins_below, written_in
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
 ROOT = CONFIG_FOLDER.parent
@@ -51,17 +49,13 @@ TYPED = sorted({command for page in PAGES for command in commands(page)})
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The plugin of the how-to pages, in a working folder in which everything else that pages name lies too."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv(PLUGINS_VARIABLE, os.environ.get(PLUGINS_VARIABLE, ""))
-    patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    patch.setattr(sys, "path", list(sys.path))
     home = tmp_path_factory.mktemp("docs")
     for page in (ROOT / "docs" / "howto").glob("*.md"):
         written_in(page.name, home / METHODS)
-    patch.chdir(home)
-    take_plugins([f"plugins={home / METHODS}"])
-    yield home / METHODS
-    patch.undo()
+    with plugins_below(home) as patch:
+        patch.chdir(home)
+        take_plugins([f"plugins={home / METHODS}"])
+        yield home / METHODS
 
 
 def test_the_pages_tell_what_to_type() -> None:

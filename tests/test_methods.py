@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,25 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r'^```\w+ title="(?P<path>[^"]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for plugins; what declaring them does is undone."""
-    monkeypatch.setenv(PLUGINS_VARIABLE, os.environ.get(PLUGINS_VARIABLE, ""))
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+@contextmanager
+def plugins_below(home: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Undo at the end what declaring plugins in the folder ``home`` does to the process."""
     before = set(sys.modules)
-    yield tmp_path / "methods"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLUGINS_VARIABLE, os.environ.get(PLUGINS_VARIABLE, ""))
+        patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        patch.setattr(sys, "path", list(sys.path))
+        yield patch
     for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(home)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for plugins; what declaring them does is undone."""
+    with plugins_below(tmp_path):
+        yield tmp_path / "methods"
 
 
 def written_in(page: str, folder: Path) -> None:

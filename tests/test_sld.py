@@ -258,7 +258,7 @@ def test_inversion_goes_back_through_it(tiny_model64):
         spent = model.unet_evaluations - spent
         guidance, scales = model.guard.guidance(model, [2, 1, 0]), torch.tensor([4.0])
         text, empty = model.encode_prompts([case.prompt]), model.encode_prompts([""])
-        found = invert(
+        found, _ = invert(
             lambda x, t: guidance(x, torch.tensor([t]), text, empty, scales),
             denoising_path(model, 3),
             model.encode_images(case.target[None]),

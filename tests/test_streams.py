@@ -166,6 +166,7 @@ ELSEWHERE = {
     "diffusion/model_parts.py": "a picture's seed is torch's own seeding, as published prompt sets mean it",
     "erasure/edit.py": "the file format says how resampled weights are drawn",
     "diffusion/canvas/mmdit.py": "the first weights of a network come from torch's own stream, seeded by one of ours",
+    "diffusion/canvas/tiny.py": "random weights to try methods on, from torch's own stream",
     "diffusion/canvas/plan.py": "the shipped weights were made so",
     "diffusion/canvas/stages.py": "the shipped weights were made so",
     "diffusion/canvas/pictures.py": "the shipped weights and their twins were made so",

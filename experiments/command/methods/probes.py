@@ -105,7 +105,7 @@ def check_judge(trial: Trial, folder: Path) -> Iterator[str]:
     """Yield what is in order; see :func:`check_attack`."""
     require_signature(trial, "__call__", "images")
     size = trial.job.model.load().image_size
-    noise = stream(0, "checks/picture")
+    noise = stream(0, "methods/picture")
     images = torch.randint(256, (_PICTURES, 3, *size), generator=noise, dtype=torch.uint8)
     kept = images.clone()
 
