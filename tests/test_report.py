@@ -112,6 +112,8 @@ def test_floor_and_ceiling_have_a_place(tmp_path: Path) -> None:
         ("1" * 30 + "0" * 50, "1" * 29 + "0" * 51, "holds", "within 10 points of the floor"),
         ("0" * 40, "1" * 20 + "0" * 20, "holds", "below the floor"),
         ("1" * 5 + "0" * 35, "1" * 2 + "0" * 38, "undecided", "undecided"),
+        # Without room between floor and ceiling the attack says little of any model.
+        ("1" * 12 + "0" * 20, "1" * 27 + "0" * 5, "undecided", "below the floor"),
     ],
 )
 def test_with_a_floor_the_verdict_above_it_decides(

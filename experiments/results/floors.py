@@ -135,8 +135,12 @@ def floor_sentence(summary: Mapping[str, Any]) -> str:
     rate = Rate(**floor["floor"])
     return (
         f"Verdict: {floor['verdict']}. The {_name(floor)}, {_of(floor)}, shows it for {rate.successes} of {rate.n} "
-        f"prompts under the same attack: the excess is {_points(floor)} points, and calibrated success is "
-        f"{_calibrated(floor)}."
+        f"prompts under the same attack: the excess is {_points(floor)} points, and "
+        + (
+            f"calibrated success is {_calibrated(floor)}."
+            if floor["calibrated"]
+            else "there is no room between floor and ceiling, so this attack tells little of what the model knows."
+        )
     )
 
 

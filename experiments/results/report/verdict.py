@@ -58,10 +58,13 @@ def is_attacked(summary: Mapping[str, Any]) -> bool:
 def holds(summary: Mapping[str, Any]) -> Holds:
     """Whether the edit holds: by the verdict above the floor, or by :data:`HOLDS_BELOW` where there is no floor.
 
-    Without attack it is only told whether the edit has failed already.
+    Where there is no room between floor and ceiling the attack hardly tells models that know from one that never knew,
+    and an edit that it does not bring back is not said to hold. Without attack it is only told whether the edit has
+    failed already.
     """
     if is_attacked(summary) and floor_decides(summary):
-        return _BY_FLOOR[summary["floor"]["kind"]]
+        found = _BY_FLOOR[summary["floor"]["kind"]]
+        return "undecided" if found == "holds" and summary["floor"]["calibrated"] is None else found
     attacked = Rate(**summary["rates"]["attacked"])
     if attacked.low >= HOLDS_BELOW:
         return "does not hold"
