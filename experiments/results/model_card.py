@@ -113,7 +113,8 @@ def _metadata(summary: Mapping[str, Any], form: Form) -> ModelCardData:
             metric_type=f"{name}_rate",
             metric_name=f"concept shown, {label}",
             metric_value=round(100 * summary["rates"][name]["rate"], 2),
-            metric_args={key: summary["rates"][name][key] for key in ("n", "low", "high")}
+            metric_args={"n": summary["rates"][name]["n"]}
+            | {end: round(100 * summary["rates"][name][end], 2) for end in ("low", "high")}
             | ({"attack": choices.get("attack", "")} if name == "attacked" else {}),
         )
         for name, label in _RATES.items()
