@@ -1,6 +1,7 @@
 """Controls for models without a twin: U-Nets that know nothing, and one that knows and hides it."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from erasure.erasers.random_weights import RandomWeights
 from erasure.protocols import Eraser
 from erasure.pruning.off import Off
 from experiments.job.floors import CONTROLS
+from tests.tiny_flux import make_tiny_flux
 from tests.tiny_job import method_config
+from tests.tiny_sd3 import T5_TOKENS, make_tiny_sd3
 
 CONCEPT = Concept("church", "object", ("church",))
 PROMPTS = ["a church", "two blue fish"]
@@ -38,6 +41,15 @@ def test_output_zero_predicts_nothing_and_comes_off(tiny_model: TextToImage) -> 
         assert not predicted(tiny_model).any()
     assert before.any()
     assert torch.equal(predicted(tiny_model), before)
+
+
+@pytest.mark.parametrize("transformer", ["sd3", "flux"])
+def test_output_zero_knows_the_last_layer_of_every_architecture(transformer: str, tokenizer_folder: Path) -> None:
+    make = {"sd3": make_tiny_sd3, "flux": partial(make_tiny_flux, guided=False)}[transformer]
+    model = TextToImage(make(tokenizer_folder), name="tiny", scheduler=None, resolution=(16, 16), t5_tokens=T5_TOKENS)
+    with edit_of(OutputZero(), model).applied(model):
+        assert not predicted(model).any()
+    assert predicted(model).any()
 
 
 def test_random_weights_are_those_that_layers_start_with(tiny_model: TextToImage) -> None:

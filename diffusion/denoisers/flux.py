@@ -31,6 +31,7 @@ class FluxDenoiser:
 
     kind = "transformer"
     part = "transformer"
+    last_layer = "proj_out"
     groups = GROUPS
     multiple = PATCH
     largest = None

@@ -35,6 +35,10 @@ class Denoiser(Protocol):
         """What diffusers' pipelines and folders call it."""
 
     @property
+    def last_layer(self) -> str:
+        """The path of the linear layer or convolution in the network that its output comes from."""
+
+    @property
     def groups(self) -> ParameterGroups:
         """Its parameters by scope."""
 

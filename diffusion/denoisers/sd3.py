@@ -23,6 +23,7 @@ class SD3Denoiser:
 
     kind = "transformer"
     part = "transformer"
+    last_layer = "proj_out"
     groups = GROUPS
 
     def with_network(self, network: nn.Module) -> "SD3Denoiser":

@@ -49,6 +49,7 @@ class UNetDenoiser:
 
     kind = "U-Net"
     part = "unet"
+    last_layer = "conv_out"
     groups = GROUPS
     largest = None
 

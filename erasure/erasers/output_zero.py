@@ -1,4 +1,4 @@
-"""Output zero: a control that knows nothing, as its U-Net predicts no noise whatever it is given."""
+"""Output zero: a control that knows nothing, as its network predicts 0 whatever it is given."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -13,12 +13,10 @@ from erasure.finetuning import prune_after
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Pruning
 
-LAST_LAYER = "conv_out"
-
 
 @checked
 class OutputZero:
-    """The U-Net's last layer becomes 0, so that eps(x, t, text) = 0: what an attack finds there it has brought itself.
+    """The network's last layer becomes 0, so that eps(x, t, text) = 0: what an attack finds there it brings itself.
 
     DDIM inversion of a picture only scales it then, and sampling scales it back. A control for models without a twin
     that never knew the concept; see :mod:`experiments.job.floors`.
@@ -35,7 +33,8 @@ class OutputZero:
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
     ) -> Erasure:
         """See :class:`erasure.protocols.Eraser`."""
-        last = dict(model.network.get_submodule(LAST_LAYER).named_parameters(prefix=LAST_LAYER))
+        path = model.denoiser.last_layer
+        last = dict(model.network.get_submodule(path).named_parameters(prefix=path))
         masks = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in last.items()}
         erasure = Erasure(Edit.from_mask(masks), [], 0)
         return prune_after(erasure, self, pruning, model, concept, scope=self.scope, seed=seed, checkpoint=checkpoint)
