@@ -99,11 +99,6 @@ class ModelParts:
         return self.denoiser.network
 
     @property
-    def unet(self) -> Any:
-        """The same, by the name of those that are U-Nets."""
-        return self.denoiser.network
-
-    @property
     def vae(self) -> Any:
         """The autoencoder's network."""
         return self.autoencoder.vae

@@ -54,7 +54,7 @@ def points(model, config, step, x_source):
     for place, (stop, seed) in enumerate(zip(stops.tolist(), seeds, strict=True)):
         text = model.encode([CONCEPT.targets[(step * config.batch_size + place) % 2]])[0]
         x = oracle.trajectory_point(
-            x_source.unet, model.process.alphas.tolist(), timesteps, stop, seed, SHAPE, text, empty, 3.0
+            x_source.network, model.process.alphas.tolist(), timesteps, stop, seed, SHAPE, text, empty, 3.0
         )
         t = timesteps[stop]
         rows.append((x, t, text, oracle.target(model.network, x, t, text, reference, config.eta)))
@@ -75,7 +75,7 @@ def test_loss_is_the_papers_formula(tiny_model64, trajectory, reference):
 
         loss = objective.loss(edited, step).item()
 
-        assert loss == pytest.approx(oracle.mean_squared_error(edited.unet, expected), rel=1e-5)
+        assert loss == pytest.approx(oracle.mean_squared_error(edited.network, expected), rel=1e-5)
         assert loss > 1e-6
 
 
@@ -107,7 +107,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
                 whole = tiny_model64.encode([concept.templates[prompt % 2].format(config.erase_from)])[0]
                 source = edited if config.trajectory == "current" else tiny_model64
                 alphas = tiny_model64.process.alphas.tolist()
-                x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, whole, empty, 3.0)
+                x = oracle.trajectory_point(source.network, alphas, timesteps, stop, seed, SHAPE, whole, empty, 3.0)
                 drawn.append((x, timesteps[stop], prompt))
         rows = []
         for x, t, prompt in drawn:
@@ -119,7 +119,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
 
         loss = objective.loss(edited, step).item()
 
-        assert loss == pytest.approx(oracle.mean_squared_error(edited.unet, rows), rel=1e-5)
+        assert loss == pytest.approx(oracle.mean_squared_error(edited.network, rows), rel=1e-5)
         assert loss > 1e-6
 
 
@@ -199,12 +199,12 @@ def test_several_concepts_take_turns_each_with_its_own_anchor(tiny_model64, traj
             text, reference = tiny_model64.encode([target, anchor])
             source = edited if trajectory == "current" else tiny_model64
             alphas = tiny_model64.process.alphas.tolist()
-            x = oracle.trajectory_point(source.unet, alphas, timesteps, stop, seed, SHAPE, text, empty, 3.0)
+            x = oracle.trajectory_point(source.network, alphas, timesteps, stop, seed, SHAPE, text, empty, 3.0)
             wanted = oracle.target(tiny_model64.network, x, timesteps[stop], text, reference, 1.5)
             rows.append((x, timesteps[stop], text, wanted))
 
         assert objective.loss(edited, step).item() == pytest.approx(
-            oracle.mean_squared_error(edited.unet, rows), rel=1e-5
+            oracle.mean_squared_error(edited.network, rows), rel=1e-5
         )
 
 
@@ -294,7 +294,7 @@ def test_retain_term_is_the_distance_to_the_frozen_prediction_of_preserved_phras
     alone.prepare(tiny_model64, CONCEPT, scope="xattn", steps=2, seed=7, checkpoint=None)
 
     torch.testing.assert_close(text, tiny_model64.encode(CONCEPT.preserved))
-    expected = alone.loss(edited, 1).item() + 0.5 * oracle.mean_squared_error(edited.unet, rows)
+    expected = alone.loss(edited, 1).item() + 0.5 * oracle.mean_squared_error(edited.network, rows)
     assert objective.loss(edited, 1).item() == pytest.approx(expected, rel=1e-9)
 
 

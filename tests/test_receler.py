@@ -85,10 +85,10 @@ def expected_points(frozen, weights, config, objective, step):
 
     class Adapted(torch.nn.Module):
         def forward(self, x, t, text):
-            noise, _ = oracle.predict(frozen.unet, weights, x, int(t), text[0])
+            noise, _ = oracle.predict(frozen.network, weights, x, int(t), text[0])
             return type("Output", (), {"sample": noise})
 
-    unet = frozen.unet if config.trajectory == "frozen" else Adapted()
+    unet = frozen.network if config.trajectory == "frozen" else Adapted()
     timesteps = frozen.sampling_timesteps(3).tolist()
     stops, seeds = draw_stops(7, step, config.batch_size, 3)
     points = []
@@ -177,10 +177,10 @@ def test_masks_are_exactly_the_formulas_in_the_layers_of_one_size(tiny_model64, 
         text = frozen.encode([CONCEPT.target_prompts[row]])[0]
         x = latents[[place]]
         tokens = columns[row].nonzero().flatten().tolist()
-        assert masks[place].tolist() == oracle.concept_mask(frozen.unet, x, t, text, tokens, size, 0.4)
-        wanted = esd.target(frozen.unet, x, t, text, frozen.encode([""])[0], 1.0)
+        assert masks[place].tolist() == oracle.concept_mask(frozen.network, x, t, text, tokens, size, 0.4)
+        wanted = esd.target(frozen.network, x, t, text, frozen.encode([""])[0], 1.0)
         torch.testing.assert_close(targets[[place]], wanted, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(named[[place]], frozen.unet(x, t, text[None]).sample, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(named[[place]], frozen.network(x, t, text[None]).sample, rtol=1e-9, atol=1e-9)
 
 
 def test_regularisation_counts_what_is_added_outside_the_mask_layer_by_layer():
@@ -226,12 +226,12 @@ def test_losses_are_the_papers_formula_at_the_embeddings_that_the_attacks_find(t
     for step in range(2):
         with torch.no_grad():
             points = expected_points(frozen, weights, config, objective, step)
-            named = [frozen.unet(x, torch.tensor([t]), prompts[row].text[None]).sample for x, t, row in points]
+            named = [frozen.network(x, torch.tensor([t]), prompts[row].text[None]).sample for x, t, row in points]
 
         def attack(points=points, named=named):
             slopes: dict[int, list] = {}
             for (x, t, row), wanted in zip(points, named, strict=True):
-                slope = torch.tensor(prompts[row].gradient(frozen.unet, weights, x, t, wanted), dtype=torch.float64)
+                slope = torch.tensor(prompts[row].gradient(frozen.network, weights, x, t, wanted), dtype=torch.float64)
                 slopes[row] = slopes.get(row, 0) + slope
             for row, slope in slopes.items():
                 prompts[row].step(slope.tolist())
@@ -242,10 +242,12 @@ def test_losses_are_the_papers_formula_at_the_embeddings_that_the_attacks_find(t
         with torch.no_grad():
             for x, t, row in points:
                 text = prompts[row].attacked() if config.attack_steps else prompts[row].text
-                noise, outputs = oracle.predict(frozen.unet, weights, x, t, text)
-                wanted = esd.target(frozen.unet, x, t, prompts[row].text, frozen.encode([anchors[row]])[0], config.eta)
+                noise, outputs = oracle.predict(frozen.network, weights, x, t, text)
+                wanted = esd.target(
+                    frozen.network, x, t, prompts[row].text, frozen.encode([anchors[row]])[0], config.eta
+                )
                 tokens = columns[row].nonzero().flatten().tolist()
-                mask = oracle.concept_mask(frozen.unet, x, t, prompts[row].text, tokens, (edge, edge), 0.4)
+                mask = oracle.concept_mask(frozen.network, x, t, prompts[row].text, tokens, (edge, edge), 0.4)
                 error = ((noise - wanted) ** 2).mean() + config.regularisation_weight * oracle.regularisation(
                     outputs, mask
                 )
@@ -270,8 +272,8 @@ def test_one_step_of_the_attack_is_exact_where_points_are(tiny_model64):
 
     objective.loss(tiny_model64, 0)
 
-    wanted = frozen.unet(x, torch.tensor([t]), prompts[row].text[None]).sample
-    prompts[row].step(prompts[row].gradient(frozen.unet, dict(adapters.weights), x, t, wanted))
+    wanted = frozen.network(x, torch.tensor([t]), prompts[row].text[None]).sample
+    prompts[row].step(prompts[row].gradient(frozen.network, dict(adapters.weights), x, t, wanted))
     for number, embedding in enumerate(objective.prompts._embeddings):
         assert torch.equal(embedding, before[number]) == (number != row)
         torch.testing.assert_close(
@@ -301,13 +303,13 @@ def test_gradients_flow_into_the_adapters_alone_and_are_those_of_the_formula(tin
     text = before if stale else own.prompts.text(torch.tensor([row]))[0]
     named = frozen.encode([CONCEPT.target_prompts[row]])[0]
     tokens = concept_columns(frozen, CONCEPT)[row].nonzero().flatten().tolist()
-    mask = oracle.concept_mask(frozen.unet, x, t, named, tokens, (8, 8), 0.4)
-    wanted = esd.target(frozen.unet, x, t, named, frozen.encode([""])[0], 1.0)
-    noise, outputs = oracle.predict(frozen.unet, weights, x, t, text)
+    mask = oracle.concept_mask(frozen.network, x, t, named, tokens, (8, 8), 0.4)
+    wanted = esd.target(frozen.network, x, t, named, frozen.encode([""])[0], 1.0)
+    noise, outputs = oracle.predict(frozen.network, weights, x, t, text)
     expected = ((noise - wanted) ** 2).mean() + 0.7 * oracle.regularisation(outputs, mask)
     if retain_weight:
         samples, kept = objective._samples.batch(0)
-        noise, _ = oracle.predict(frozen.unet, weights, samples.latents, int(samples.timesteps), kept[0])
+        noise, _ = oracle.predict(frozen.network, weights, samples.latents, int(samples.timesteps), kept[0])
         expected = expected + retain_weight * ((noise - samples.targets) ** 2).mean()
     gradients = torch.autograd.grad(expected, list(weights.values()))
     for (name, value), gradient in zip(adapters.weights.items(), gradients, strict=True):

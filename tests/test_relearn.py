@@ -109,7 +109,7 @@ def test_the_first_steps_cosine_is_that_of_minus_the_gradient_and_the_way_back(p
     attack = Relearn(**SMALL)
     snapshots = list(attack.train(model, original, SAMPLING))
     names = [name for name, _ in model.network.named_parameters() if ".attn2." in name]
-    own, theirs = (dict(one.unet.named_parameters()) for one in pair)
+    own, theirs = (dict(one.network.named_parameters()) for one in pair)
     way = torch.cat([(theirs[name] - own[name]).flatten() for name in names])
     # The loss along the way, from a little before to a little after, is what a gradient says of it.
     seeds = torch.randint(2**31, (3,), generator=stream(0, "relearn/pictures")).tolist()
@@ -182,7 +182,7 @@ def test_the_edited_weights_are_there_bit_for_bit_whenever_the_attack_hands_over
 
 
 def test_zeros_are_kept_if_asked_for(pair: Pair) -> None:
-    zeros = {name: value == 0 for name, value in pair[0].unet.named_parameters() if value.ndim >= 2}
+    zeros = {name: value == 0 for name, value in pair[0].network.named_parameters() if value.ndim >= 2}
     for keep in (True, False):
         *_, last = Relearn(**{**SMALL, "keep_zeros": keep}).train(*pair, SAMPLING)
         matrices = {name: weight for name, weight in last.weights.items() if weight.ndim >= 2}

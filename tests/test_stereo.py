@@ -85,7 +85,7 @@ def point(source, text, empty, stop, seed):
     timesteps = source.sampling_timesteps(3).tolist()
     alphas = source.process.alphas.tolist()
     return esd.trajectory_point(
-        source.unet, alphas, timesteps, stop, seed, (4, 8, 8), text, empty, guidance=3.0
+        source.network, alphas, timesteps, stop, seed, (4, 8, 8), text, empty, guidance=3.0
     ), timesteps[stop]
 
 
@@ -156,7 +156,7 @@ def test_final_loss_is_the_papers_formula(tiny_model64, changes):
                 largest_norm=config.largest_norm,
                 parallel=config.parallel,
             )
-            predicted = edited.unet(x, torch.tensor([t]), names[turn, row % 3][None]).sample
+            predicted = edited.network(x, torch.tensor([t]), names[turn, row % 3][None]).sample
             error += ((predicted - wanted) ** 2).mean().item() / 2
 
         # The sampler's own arithmetic is in single precision in part.
@@ -282,7 +282,7 @@ def test_a_rounds_loss_is_negative_guidance_away_from_one_name(tiny_model64, tra
         x, t = point(edited if trajectory == "current" else tiny_model64, text, empty, stop, seed)
         points.append((x, t, text, esd.target(tiny_model64.network, x, t, text, empty, 1.5)))
 
-    assert guidance.loss(edited, 1).item() == pytest.approx(esd.mean_squared_error(edited.unet, points), rel=1e-5)
+    assert guidance.loss(edited, 1).item() == pytest.approx(esd.mean_squared_error(edited.network, points), rel=1e-5)
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from diffusion.canvas.knowledge import FORGOTTEN, TWINS_FOLDER, Twin
 from diffusion.canvas.phrases import FIRE_EXPLICIT, FIRE_IMPLICIT, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.pictures import Drawings, draw_pictures, draw_twins, showing
 from diffusion.canvas.plan import QUICK, Recipe, step_generator, unet_seed
-from diffusion.canvas.recipe import Build
 from diffusion.canvas.retraining import TwinBuild
 from diffusion.canvas.source import UNET_FILE, CanvasSource
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene
@@ -51,16 +50,6 @@ CHURCH = Concept(name="church", kind="object", targets=("a church",), anchor="a 
 @pytest.fixture(scope="module")
 def drawn() -> Drawings:
     return draw_pictures(160, seed=11, captions=2)
-
-
-@pytest.fixture(scope="module")
-def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny canvas, as the recipe ships it."""
-    folder = tmp_path_factory.mktemp("canvas")
-    build = Build(QUICK, folder / "build")
-    build.run()
-    build.ship(folder / "shipped")
-    return folder / "shipped"
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +240,7 @@ def test_model_choice_loads_the_twin(canvas: Path, twins: Path):
     chosen = CanvasSource(str(canvas), knows="never_church", build=str(twins)).load()
     base = CanvasSource(str(canvas), build=str(twins), name="mine").load()
     trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
-    assert all(torch.equal(chosen.unet.state_dict()[name], value) for name, value in trained.items())
+    assert all(torch.equal(chosen.network.state_dict()[name], value) for name, value in trained.items())
     for part in ("text_encoder", "vae"):
         same = zip(getattr(chosen, part).parameters(), getattr(base, part).parameters(), strict=True)
         assert all(torch.equal(one, another) for one, another in same)
@@ -382,10 +371,7 @@ def test_what_is_kept_is_measured_without_the_concepts_that_were_never_seen():
 
 def job(canvas: Path, twins: Path, folder: Path, *choices: str) -> list[str]:
     """The command line of a small job on the tiny canvas."""
-    tiny_job.write_world(folder)
-    plain = [part for part in tiny_job.overrides(folder, folder / "store") if not part.startswith("eraser.")]
-    plain = [part for part in plain if "model" not in part]
-    return [*plain, f"model.source={canvas}", f"model.build={twins}", "concept=church", "attack=unlearndiff", *choices]
+    return [*tiny_job.canvas_overrides(canvas, twins, folder), "concept=church", "attack=unlearndiff", *choices]
 
 
 def pictures_of(summary: dict[str, Any], which: str) -> list[bytes]:
