@@ -60,6 +60,19 @@ def make_tiny_pipeline(tokenizer_folder: Path, *, seed: int = 0) -> "StableDiffu
     return tiny_pipeline(tokenizer_folder, seed=seed)
 
 
+@pytest.fixture(scope="session")
+def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny canvas, as the recipe ships it; nobody writes there."""
+    from diffusion.canvas.plan import QUICK
+    from diffusion.canvas.recipe import Build
+
+    folder = tmp_path_factory.mktemp("canvas")
+    build = Build(QUICK, folder / "build")
+    build.run()
+    build.ship(folder / "shipped")
+    return folder / "shipped"
+
+
 @pytest.fixture
 def tiny_model(tokenizer_folder: Path) -> "TextToImage":
     """A fresh tiny model in float32."""

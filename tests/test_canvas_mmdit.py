@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion.canvas.mmdit import TransformerRecipe, assemble, read_captions, text_half, train_transformer
 from diffusion.canvas.pictures import Drawings, draw_pictures
 from diffusion.loading import ModelSource
 from tests.networks import write_clip
+from tests.tiny_sd3 import make_vae
 
 RECIPE = TransformerRecipe(width=32, layers=2, positions=8, steps=4, batch=8, learning_rate=1e-2)
 
@@ -74,17 +75,7 @@ def test_the_folder_is_a_stable_diffusion_3(
     drawings: Drawings, latents: torch.Tensor, tokenizer: CLIPTokenizer, encoders: list, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        shift_factor=0.1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = make_vae(shift_factor=0.1)
     trained = train(drawings, latents, tokenizer, encoders)
     assemble(vae, trained, tokenizer, encoders).save_pretrained(tmp_path / "canvas")
     model = ModelSource(str(tmp_path / "canvas"), device="cpu", scheduler="flow_euler", t5_tokens=0).load()

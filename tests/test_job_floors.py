@@ -10,8 +10,6 @@ import pytest
 
 from attacks.cases import PromptCase
 from diffusion.canvas.knowledge import Twin
-from diffusion.canvas.plan import QUICK
-from diffusion.canvas.recipe import Build
 from diffusion.canvas.retraining import TwinBuild
 from diffusion.model import TextToImage
 from evaluation.floors import AboveFloor
@@ -30,16 +28,6 @@ COMMAND = ["concept=church", "prompts=4", "attack.timesteps=2", "attack.steps_pe
 
 
 @pytest.fixture(scope="module")
-def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny canvas, as the recipe ships it."""
-    folder = tmp_path_factory.mktemp("canvas")
-    build = Build(QUICK, folder / "build")
-    build.run()
-    build.ship(folder / "shipped")
-    return folder / "shipped"
-
-
-@pytest.fixture(scope="module")
 def twins(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with that canvas's twins that never knew a church, and that knew none of the three."""
     folder = tmp_path_factory.mktemp("twins")
@@ -51,13 +39,7 @@ def twins(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(canvas: Path, twins: Path, tmp_path: Path) -> list[str]:
     """The command line of a small job on the tiny canvas, without its eraser."""
-    tiny_job.write_world(tmp_path)
-    plain = [
-        part
-        for part in tiny_job.overrides(tmp_path, tmp_path / "store")
-        if not part.startswith("eraser.") and "model" not in part
-    ]
-    return [*plain, f"model.source={canvas}", f"model.build={twins}", *COMMAND]
+    return [*tiny_job.canvas_overrides(canvas, twins, tmp_path), *COMMAND]
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from attacks.protocols import is_given_original
 from diffusion.model import TextToImage
 from diffusion.needs import needs_of
 from diffusion.sampling import Sampling
-from erasure.edit import Edit
 from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
@@ -19,6 +18,7 @@ from erasure.pruning.off import Off
 from erasure.pruning.structures import structure_of
 from experiments.command.architecture import LACKING
 from tests.attack_cases import make_cases
+from tests.erasures import assert_comes_back_from_its_file
 from tests.judges import one_in
 from tests.test_sdxl import CONCEPT, choices, composed, in_the_repository  # noqa: F401
 from tests.tiny_sd3 import T5_TOKENS, make_tiny_sd3
@@ -49,11 +49,7 @@ def test_every_eraser_works_or_says_what_it_needs(choice: str, model: TextToImag
     before = model.fingerprint()
     edit = eraser.erase(model, concept, Off(), seed=0).edit
     assert bool(edit) == (choice != "none")
-    plain = model.generate(PROMPTS, seeds=[1, 2, 3], steps=2, guidance=3.0)
-    edit.save(tmp_path / "edit.safetensors")
-    with Edit.load(tmp_path / "edit.safetensors").applied(model):
-        pictures = model.generate(PROMPTS, seeds=[1, 2, 3], steps=2, guidance=3.0)
-    assert pictures.shape == plain.shape
+    assert_comes_back_from_its_file(edit, model, PROMPTS, tmp_path)
     assert model.fingerprint() == before
 
 

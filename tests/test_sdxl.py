@@ -30,6 +30,7 @@ from erasure.pruning.off import Off
 from experiments.fit import fitted
 from tests.attack_cases import make_cases
 from tests.conftest import make_tiny_pipeline
+from tests.erasures import assert_comes_back_from_its_file
 from tests.judges import one_in
 from tests.networks import write_hub_cache
 from tests.test_loading import unet_name, vae_name
@@ -405,11 +406,7 @@ def test_every_eraser_works_or_refuses(choice: str, tokenizer_folder: Path, tmp_
         return
     edit = eraser.erase(model, concept, Off(), seed=0).edit
     assert bool(edit) == (choice != "none")
-    plain = model.generate(PROMPTS, seeds=[1, 2, 3], steps=2, guidance=3.0)
-    edit.save(tmp_path / "edit.safetensors")
-    with Edit.load(tmp_path / "edit.safetensors").applied(model):
-        pictures = model.generate(PROMPTS, seeds=[1, 2, 3], steps=2, guidance=3.0)
-    assert pictures.shape == plain.shape
+    assert_comes_back_from_its_file(edit, model, PROMPTS, tmp_path)
     assert model.fingerprint() == before
 
 

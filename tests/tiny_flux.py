@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from tests.tiny_sd3 import JOINT, TOKENS, make_t5
+from tests.tiny_sd3 import JOINT, clip_config, make_t5, make_vae
 
 POOLED = 32
 
@@ -15,19 +15,7 @@ def make_tiny_flux(tokenizer_folder: Path, *, guided: bool) -> FluxPipeline:
     """Latents of 4 channels in squares of 2, two pixels each; with embedded guidance, or distilled to none."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=POOLED,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    clip = CLIPTextModel(clip_config(tokenizer, POOLED))
     t5, t5_tokenizer = make_t5()
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -40,19 +28,7 @@ def make_tiny_flux(tokenizer_folder: Path, *, guided: bool) -> FluxPipeline:
         guidance_embeds=guided,
         axes_dims_rope=(4, 6, 6),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        scaling_factor=0.4,
-        shift_factor=0.12,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = make_vae(scaling_factor=0.4, shift_factor=0.12)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=guided),
         vae=vae,

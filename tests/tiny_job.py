@@ -102,6 +102,17 @@ def overrides(world: Path, store: Path) -> list[str]:
     ]
 
 
+def canvas_overrides(canvas: Path, twins: Path, world: Path) -> list[str]:
+    """The command line of a small job on a canvas in place of the tiny model, without its eraser.
+
+    Prompt sets and store lie in ``world``.
+    """
+    write_world(world)
+    fields = {part: part.lstrip("~+").partition("=")[0].partition(".")[0] for part in overrides(world, world / "store")}
+    kept = [part for part, field in fields.items() if field not in {"eraser", "model"}]
+    return [*kept, f"model.source={canvas}", f"model.build={twins}"]
+
+
 def method_config(group: str, name: str, kind: str = "style", **others: Any) -> DictConfig:
     """A method's own YAML file with its settings fitted to the canvas, or to what ``others`` of the config say."""
     method = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")

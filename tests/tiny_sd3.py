@@ -1,6 +1,7 @@
 """A tiny Stable Diffusion 3 with random weights: two CLIP encoders, a T5 or none, and a transformer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -38,21 +39,7 @@ def make_tiny_sd3(
     first = CLIPTokenizer.from_pretrained(tokenizer_folder)
     second = CLIPTokenizer.from_pretrained(tokenizer_folder, pad_token=first.convert_ids_to_tokens(0))
     encoders = [
-        CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(first),
-                hidden_size=width,
-                intermediate_size=2 * width,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=TOKENS,
-                projection_dim=width,
-                hidden_act=activation,
-                bos_token_id=first.bos_token_id,
-                eos_token_id=first.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        CLIPTextModelWithProjection(clip_config(tokenizer, width, projection_dim=width, hidden_act=activation))
         for width, activation, tokenizer in zip(WIDTHS, ("quick_gelu", "gelu"), (first, second), strict=True)
     ]
     transformer = SD3Transformer2DModel(
@@ -70,19 +57,7 @@ def make_tiny_sd3(
         qk_norm=qk_norm,
         dual_attention_layers=(0,) if dual else (),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = make_vae(scaling_factor=1.5, shift_factor=0.06)
     third, third_tokenizer = make_t5() if t5 else (None, None)
     return StableDiffusion3Pipeline(
         transformer=transformer,
@@ -94,6 +69,38 @@ def make_tiny_sd3(
         tokenizer_2=second,
         text_encoder_3=third,
         tokenizer_3=third_tokenizer,
+    )
+
+
+def clip_config(tokenizer: CLIPTokenizer, width: int, **own: Any) -> CLIPTextConfig:
+    """Two layers of a CLIP text encoder that reads :data:`TOKENS` tokens; ``own`` settings beside."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **own,
+    )
+
+
+def make_vae(**own: Any) -> AutoencoderKL:
+    """8x8 latents of 4 channels for 16x16 pictures, without the layers that flow models' have not; ``own`` beside."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **own,
     )
 
 
