@@ -85,7 +85,13 @@ class FMNObjective:
     def prepare(
         self, model: TextToImage, concept: Concept, *, scope: UNetScope, steps: int, seed: int, checkpoint: Path | None
     ) -> int:
-        """See :class:`erasure.protocols.Objective`."""
+        """See :class:`erasure.protocols.Objective`.
+
+        Raises:
+            ValueError: The model has no cross-attention.
+        """
+        # In a transformer's joint attention a picture's columns are no cross-attention: refused before any work.
+        model.denoiser.text_attention()
         config = self._config
         self._seed = seed
         self._columns = concept_columns(model, concept, end_tokens=config.end_tokens).to(model.device)
