@@ -150,7 +150,7 @@ def test_pictures_are_those_of_plain_diffusers(pipeline: StableDiffusionPipeline
     assert (pictures.short() - expected).abs().max() <= 1
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize("part", ["network", "text_encoder", "vae"])
 def test_fingerprint_changes_with_one_weight_of_any_part(tiny_model: TextToImage, tokenizer_folder: Path, part: str):
     fingerprint = tiny_model.fingerprint()
     tiny_model.generate(PROMPTS[:1], seeds=[0], steps=1, guidance=1.0)

@@ -59,7 +59,7 @@ class Joblib:
     def run(self, calls: Sequence[JobCall]) -> list[Ended]:
         """See :class:`Engine`."""
         from joblib import Parallel, delayed, effective_n_jobs  # noqa: PLC0415
-        from joblib.externals import cloudpickle  # noqa: PLC0415
+        import cloudpickle  # noqa: PLC0415
 
         gpus = _gpus() * self.jobs_per_gpu if self.jobs_per_gpu else []
         at_once = min(effective_n_jobs(self.n_jobs), len(gpus) or len(calls), len(calls))
@@ -109,7 +109,7 @@ class Joblib:
 
 def _work(call: bytes, value: Connection, alive: Connection, gpu: str | None) -> None:
     """Do one job in a process of its own, which sees one GPU alone if that has a name."""
-    from joblib.externals import cloudpickle  # noqa: PLC0415
+    import cloudpickle  # noqa: PLC0415
 
     from experiments.job.processes import end_with  # noqa: PLC0415
 
