@@ -17,12 +17,12 @@ MADE_ONCE = ("result.json", "edit.safetensors", ".png")
 """How the files end that a stage's work becomes; a run's summary is written by every job that ends."""
 
 
-def jobs(world: Path, store: Path) -> list[list[str]]:
+def jobs(world: Path, store: object) -> list[list[str]]:
     """Sixteen jobs that share pictures, edits and attacks."""
     from tests.tiny_job import overrides  # noqa: PLC0415
 
-    base = [part for part in overrides(world, store) if not part.startswith(("attack.", "eraser."))]
-    base += ["eraser=none", "retained=2", "attack=seed_search", "attack.tries=2"]
+    base = [part for part in overrides(world, Path("store")) if not part.startswith(("attack.", "eraser.", "store="))]
+    base += [f"store={store}", "eraser=none", "retained=2", "attack=seed_search", "attack.tries=2"]
     varied = [
         [f"pruning={pruning}", f"prompts={prompts}", f"seed={seed}"]
         for pruning in ("off", "magnitude")
