@@ -74,7 +74,7 @@ class Remote:
         known = fsspec.available_protocols()
         if scheme not in known:
             raise ValueError(
-                f"{told} is on no storage that fsspec knows; write a folder, s3://BUCKET/PREFIX or another of its addresses."
+                f"{told} is on no storage that fsspec knows; write a folder, s3://BUCKET/PREFIX or another address."
             )
         if not place.strip("/"):
             raise ValueError(f"{told} names no place; write {scheme}://BUCKET/PREFIX.")
