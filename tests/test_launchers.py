@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -295,3 +296,34 @@ def test_ray_tells_which_of_its_jobs_died() -> None:
     ends = Ray(init=init, remote=remote).run([Answer("a"), Killed(), Answer("c")])
     assert [end.value for end in ends] == ["a", None, "c"]
     assert [bool(end.died) for end in ends] == [False, True, False]
+
+
+def test_ray_that_lets_nobody_in_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(CommandError, match=r"at 10\.0\.0\.1:6379; a cluster that asks .* RAY_AUTH_MODE=token, and its"):
+        Ray(init={"address": "10.0.0.1:6379"}, remote={}).run([])
+    with pytest.raises(CommandError, match=r"at 10\.0\.0\.1:6379\.$"):
+        Ray(init={"address": "local"}, remote={}).run([])
+
+
+@pytest.mark.slow
+def test_jobs_run_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'.")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--port=6391", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert cluster.stdout is not None
+        assert any("--block" in line for line in cluster.stdout)
+        init = {"address": "127.0.0.1:6391", "num_cpus": None, "include_dashboard": False}
+        ends = Ray(init=init, remote={"num_cpus": 1, "max_retries": 0, "max_calls": 1}).run([Answer("a"), Killed()])
+    finally:
+        cluster.terminate()
+        cluster.wait(60)
+    assert [end.value for end in ends] == ["a", None]
+    assert ends[1].died
