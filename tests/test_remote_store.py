@@ -497,7 +497,7 @@ def die_as(machine: str, world: Path, shared: Path, address: str, _: int) -> Non
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A store on a server of moto's, which answers as S3 does."""
-    server_of = pytest.importorskip("moto.server", reason="moto is not installed; pip install '.[dev,s3]'.")
+    server_of = pytest.importorskip("moto.server", reason="moto is not installed; pip install 'moto[s3,server]'.")
     pytest.importorskip("s3fs", reason="s3fs is not installed; pip install '.[s3]'.")
     server = server_of.ThreadedMotoServer(port=0)
     server.start()
@@ -561,6 +561,9 @@ def test_s3_that_cannot_be_used_is_told_in_a_sentence(s3: str, monkeypatch: pyte
     Remote(s3).check()
     with pytest.raises(OSError, match=r"^The store s3://nowhere/x cannot be written to: .*bucket does not exist.*AWS_"):
         Remote("s3://nowhere/x").check()
+    with pytest.raises(OSError, match=r"^The store s3://nowhere/x cannot be read: .*bucket does not exist.*AWS_"):
+        Remote("s3://nowhere/x").manifests()
+    assert Remote(s3).manifests() == {}
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     fsspec.get_filesystem_class("s3").clear_instance_cache()

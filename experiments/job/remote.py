@@ -118,6 +118,9 @@ class Remote:
         contents: dict[str, bytes] = {}
         with self._asked("cannot be read"):
             paths = self._files.glob(f"{self._base}/{stage}/*/{MANIFEST}")
+            if not paths and self.url.partition(":")[0] in EXTRAS:
+                # A bucket that is not there has no artefacts either.
+                self._files.ls(self._base.partition("/")[0])
             for start in range(0, len(paths), _AT_ONCE):
                 contents |= self._files.cat(paths[start : start + _AT_ONCE], on_error="omit")
         read = {"/".join(path.split("/")[-3:-1]): _read_manifest(content) for path, content in contents.items()}
@@ -192,11 +195,12 @@ class Remote:
         """Delete an artefact; returns whether it was, which it is not while another machine works in it."""
         try:
             with self.held(artefact, wait=False):
-                known = self.manifest(artefact)
                 with self._asked("cannot be written to"):
                     self._forget(f"{self._base}/{artefact}/{MANIFEST}")
-                    for name, facts in known.items():
-                        self._forget(self._object(artefact, name, facts))
+                    # What was sent in part is in no manifest.
+                    for place in self._files.find(f"{self._base}/{artefact}"):
+                        if f"/{artefact}/{LOCK}/" not in place:
+                            self._forget(place)
         except Busy:
             return False
         return True
