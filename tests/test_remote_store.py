@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -29,15 +30,20 @@ from tests.tiny_job import make_job, overrides, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.6
+ADDRESS = "memory://bucket/store"
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
     """A store in this process's memory, which ends with the test."""
-    files = fsspec.filesystem("memory")
+    empty()
+    yield ADDRESS
+    empty()
+
+
+def empty() -> None:
     with suppress(FileNotFoundError):
-        files.rm("/bucket", recursive=True)
-    yield "memory://bucket/store"
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
 class Machine:
@@ -59,6 +65,36 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path / "machines", monkeypatch)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a machine that is gone made of :func:`small`, there and in a folder."""
+
+    objects: dict[str, bytes]
+    summary: dict[str, Any]
+    plain: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    files = fsspec.filesystem("memory")
+    empty()
+    with pytest.MonkeyPatch.context() as patch:
+        Machine(folder / "machines", patch).become("gone")
+        summary = run(small(world, ADDRESS), folder / "there")
+        plain = run(small(world, folder / "store"), folder / "here")
+    kept = {path: files.cat_file(path) for path in files.find("/bucket")}
+    empty()
+    return Made(kept, summary, plain)
+
+
+@pytest.fixture
+def run_there(made: Made, address: str) -> dict[str, Any]:
+    """The summary of a run that the storage has from a machine that is gone."""
+    fsspec.filesystem("memory").pipe(made.objects)
+    return made.summary
+
+
 def objects(address: str) -> list[str]:
     """What the storage holds, without the store's own name."""
     files = fsspec.filesystem("memory")
@@ -72,38 +108,35 @@ def small(world: Path, store: object) -> list[str]:
 
 
 def test_what_one_machine_made_another_finds(
-    address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
+    run_there: dict[str, Any],
+    made: Made,
+    address: str,
+    machine: Machine,
+    world: Path,
+    model: TextToImage,
+    tmp_path: Path,
 ) -> None:
-    made = run(small(world, address), tmp_path / "a")
-    assert model.unet_evaluations > 0
-    before = model.unet_evaluations
-    machine.become("second")
     found = run(small(world, address), tmp_path / "b")
-    assert model.unet_evaluations == before
-    assert found["run"] == made["run"]
-    assert found["cases"] == made["cases"]
-    assert found["costs"] == made["costs"]
-    assert found["origins"] == made["origins"]
-    assert found["config"] == made["config"]
+    assert model.unet_evaluations == 0
+    assert {key: found[key] for key in ("run", "cases", "costs", "origins", "config")} == {
+        key: run_there[key] for key in ("run", "cases", "costs", "origins", "config")
+    }
     assert found["config"]["store"] == address
-    here = run(small(world, tmp_path / "plain"), tmp_path / "c")
-    assert here["run"] == made["run"]
-    assert {case["adversarial_prompt"] for case in here["cases"]} == {c["adversarial_prompt"] for c in made["cases"]}
+    assert made.plain["run"] == found["run"]
+    assert made.plain["cases"] == found["cases"]
     assert not [path for path in objects(address) if ".lease" in path]
 
 
 def test_only_needed_pictures_are_fetched(
-    address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
+    run_there: dict[str, Any], address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
 ) -> None:
-    run(small(world, address), tmp_path / "a")
-    cache = machine.become("second")
-    run([*small(world, address), "prompts=1"], tmp_path / "b")
+    run([*small(world, address), "prompts=1", "attack=none"], tmp_path / "b")
     root = local_copy(Remote(address))
-    assert root.is_relative_to(cache)
+    assert root.is_relative_to(tmp_path / "machines" / "first")
     fetched = len(list((root / "pictures").rglob("*.png")))
-    assert 0 < fetched < sum(path.startswith("pictures/") and ".png." in path for path in objects(address))
+    there = sum(path.startswith("pictures/") and ".png." in path for path in objects(address))
+    assert 0 < fetched < there
     # Those that were left alone are there still.
-    machine.become("third")
     before = model.unet_evaluations
     run(small(world, address), tmp_path / "c")
     assert model.unet_evaluations == before
@@ -224,12 +257,16 @@ class Gone(BaseException):
 
 
 def test_a_killed_attack_goes_on_elsewhere(
-    address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made,
+    address: str,
+    machine: Machine,
+    world: Path,
+    model: TextToImage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = run(small(world, tmp_path / "plain"), tmp_path / "a")
-    alone = model.unet_evaluations
+    alone = sum(cost["unet_evaluations"] for cost in made.plain["costs"].values())
     with monkeypatch.context() as patch:
-        machine.become("first")
         patch.setattr(remote_store, "SECONDS_BETWEEN_PUSHES", 0.05)
         append, push = Journal.append, Remote.push
 
@@ -246,19 +283,20 @@ def test_a_killed_attack_goes_on_elsewhere(
     before = model.unet_evaluations
     cache = machine.become("second")
     found = run(small(world, address), tmp_path / "c")
-    assert found["cases"] == whole["cases"]
-    assert model.unet_evaluations - before < alone / 2
+    assert found["cases"] == made.plain["cases"]
+    assert 0 < model.unet_evaluations - before < alone / 2
     journal = next(cache.rglob("outcomes.jsonl"))
     assert len(Journal(journal).read()) == 3
 
 
-def test_commands_read_it(address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path) -> None:
+def test_commands_read_it(
+    run_there: dict[str, Any], address: str, machine: Machine, world: Path, tmp_path: Path
+) -> None:
     from typer.testing import CliRunner  # noqa: PLC0415
 
     from experiments.command.console import app  # noqa: PLC0415
 
-    made = run([*small(world, address), "prompts=1"], tmp_path / "a")
-    machine.become("second")
+    made = run_there
 
     def typed(*arguments: str) -> str:
         done = CliRunner().invoke(app, [*arguments, "--store", address], env={"COLUMNS": "200"})
@@ -281,22 +319,16 @@ def test_commands_read_it(address: str, machine: Machine, world: Path, model: Te
     assert "0 of 0 runs" in typed("runs")
     assert "artefacts deleted" in typed("store", "gc", "--yes", "--spare", "0")
     assert not [path for path in objects(address) if path.startswith(("pictures/", "attacks/", "edits/"))]
-    machine.become("third")
-    before = model.unet_evaluations
-    run([*small(world, address), "prompts=1"], tmp_path / "b")
-    assert model.unet_evaluations > before
 
 
 def test_places_in_it_are_those_of_this_machine(
-    address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
+    run_there: dict[str, Any], address: str, machine: Machine, world: Path
 ) -> None:
-    made = run([*small(world, address), "prompts=1"], tmp_path / "a")
-    machine.become("second")
     command = [part for part in small(world, address) if not part.startswith("attack")]
-    job = make_job(*command, f"transfer={made['run']}", "prompts=1")
-    assert job.config["attack"]["found"] == f"{address}/runs/{made['run']}"
+    job = make_job(*command, f"transfer={run_there['run']}")
+    assert job.config["attack"]["found"] == f"{address}/runs/{run_there['run']}"
     found: Path = job.attack.found  # type: ignore[attr-defined]
-    assert found.parent == local_copy(Remote(address)) / "runs" / made["run"]
+    assert found.parent == local_copy(Remote(address)) / "runs" / run_there["run"]
     assert found.exists()
 
 
@@ -422,15 +454,11 @@ def test_a_lost_lock_is_told(address: str, caplog: pytest.LogCaptureFixture) -> 
     assert files.find("/bucket/lock") == ["/bucket/lock/2"]
 
 
-def test_a_summary_of_a_pruned_job_finds_the_other_machines_unpruned_one(
-    address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
+def test_a_pruned_job_is_compared_with_the_unpruned_one_of_another_machine(
+    run_there: dict[str, Any], address: str, machine: Machine, world: Path, model: TextToImage, tmp_path: Path
 ) -> None:
-    base = [*small(world, address), "prompts=1"]
-    unpruned = run([*base, "pruning=off"], tmp_path / "a")
-    machine.become("second")
-    pruned = run([*base, "pruning=magnitude"], tmp_path / "b")
-    assert pruned["unpruned"]["run"] == unpruned["run"]
-    assert read_json(tmp_path / "b" / "summary.json")["run"] == pruned["run"]
+    pruned = run([*small(world, address), "pruning=magnitude"], tmp_path)
+    assert pruned["unpruned"]["run"] == run_there["run"]
 
 
 def count_made(log: Path) -> None:
@@ -499,7 +527,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A store on a server of moto's, which answers as S3 does."""
     server_of = pytest.importorskip("moto.server", reason="moto is not installed; pip install 'moto[s3,server]'.")
     pytest.importorskip("s3fs", reason="s3fs is not installed; pip install '.[s3]'.")
-    server = server_of.ThreadedMotoServer(port=0)
+    server = server_of.ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

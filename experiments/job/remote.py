@@ -194,13 +194,12 @@ class Remote:
     def delete(self, artefact: str) -> bool:
         """Delete an artefact; returns whether it was, which it is not while another machine works in it."""
         try:
-            with self.held(artefact, wait=False):
-                with self._asked("cannot be written to"):
-                    self._forget(f"{self._base}/{artefact}/{MANIFEST}")
-                    # What was sent in part is in no manifest.
-                    for place in self._files.find(f"{self._base}/{artefact}"):
-                        if f"/{artefact}/{LOCK}/" not in place:
-                            self._forget(place)
+            with self.held(artefact, wait=False), self._asked("cannot be written to"):
+                self._forget(f"{self._base}/{artefact}/{MANIFEST}")
+                # What was sent in part is in no manifest.
+                for place in self._files.find(f"{self._base}/{artefact}"):
+                    if f"/{artefact}/{LOCK}/" not in place:
+                        self._forget(place)
         except Busy:
             return False
         return True
