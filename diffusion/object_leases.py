@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -141,18 +142,29 @@ class _Lease:
         return f"{self._folder}/{number}"
 
     def _content(self) -> bytes:
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "holder": self._holder, "beats": self._beats}
+        facts = {"machine": this_machine(), "pid": os.getpid(), "holder": self._holder, "beats": self._beats}
         return json.dumps(facts).encode()
+
+
+def this_machine() -> str:
+    """A name under which process numbers mean the same: that of the host, its start and the container, if it is one.
+
+    Machines of a cloud may all have one host name.
+    """
+    name = socket.gethostname()
+    with suppress(OSError):
+        name += f" {Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return name
 
 
 def _is_of_a_dead_process(content: bytes) -> bool:
     """Whether its holder was on this machine, and is gone."""
     try:
         facts = json.loads(content)
-        host, pid = facts["host"], int(facts["pid"])
+        machine, pid = facts["machine"], int(facts["pid"])
     except (ValueError, KeyError, TypeError):
         return False
-    if host != socket.gethostname():
+    if machine != this_machine():
         return False
     try:
         os.kill(pid, 0)

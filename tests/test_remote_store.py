@@ -19,7 +19,7 @@ import pytest
 
 from diffusion.leases import Busy
 from diffusion.model import TextToImage
-from diffusion.object_leases import holding_object
+from diffusion.object_leases import holding_object, this_machine
 from experiments.command.errors import CommandError
 from experiments.job import remote_store
 from experiments.job.journal import Journal
@@ -410,13 +410,11 @@ def test_a_live_holder_keeps_it_longer_than_a_lease(address: str) -> None:
     assert taken >= freed[0]
 
 
-@pytest.mark.parametrize(("host", "least", "most"), [("another", SECONDS, 20 * SECONDS), (None, 0.0, SECONDS / 2)])
-def test_a_dead_holder_is_followed(host: str | None, least: float, most: float, address: str) -> None:
-    import socket  # noqa: PLC0415
-
+@pytest.mark.parametrize(("machine", "least", "most"), [("another", SECONDS, 20 * SECONDS), (None, 0.0, SECONDS / 2)])
+def test_a_dead_holder_is_followed(machine: str | None, least: float, most: float, address: str) -> None:
     files = fsspec.filesystem("memory")
     for number in (1, 2):
-        dead = {"host": host or socket.gethostname(), "pid": 2**22 + 1, "holder": f"dead {number}", "beats": 3}
+        dead = {"machine": machine or this_machine(), "pid": 2**22 + 1, "holder": f"dead {number}", "beats": 3}
         files.pipe_file(f"/bucket/lock/{number}", json.dumps(dead).encode())
     started = time.monotonic()
     with holding_object(files, "/bucket/lock", seconds=SECONDS):
@@ -427,7 +425,9 @@ def test_a_dead_holder_is_followed(host: str | None, least: float, most: float, 
 
 def test_a_dead_holder_is_followed_by_one(address: str) -> None:
     files = fsspec.filesystem("memory")
-    files.pipe_file("/bucket/lock/1", json.dumps({"host": "another", "pid": 1, "holder": "dead", "beats": 0}).encode())
+    files.pipe_file(
+        "/bucket/lock/1", json.dumps({"machine": "another", "pid": 1, "holder": "dead", "beats": 0}).encode()
+    )
     at_work: list[int] = []
     most: list[int] = []
 
@@ -450,7 +450,7 @@ def test_a_dead_holder_is_followed_by_one(address: str) -> None:
 def test_a_lost_lock_is_told(address: str, caplog: pytest.LogCaptureFixture) -> None:
     files = fsspec.filesystem("memory")
     with holding_object(files, "/bucket/lock", seconds=SECONDS):
-        files.pipe_file("/bucket/lock/2", b'{"host": "another", "pid": 1, "holder": "other", "beats": 0}')
+        files.pipe_file("/bucket/lock/2", b'{"machine": "another", "pid": 1, "holder": "other", "beats": 0}')
         waiting_for(lambda: "was lost: another process may do this work too" in caplog.text)
     assert files.find("/bucket/lock") == ["/bucket/lock/2"]
 

@@ -84,6 +84,7 @@ class _Sending:
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
+        """Send what the block makes, every few seconds and at its end, however it ends."""
         sender = Thread(target=self._keep_sending, daemon=True)
         sender.start()
         try:
@@ -107,7 +108,7 @@ class _Sending:
         try:
             self._send()
         except OSError as error:
-            log.warning("%s it is tried again later", error)
+            log.warning("what was made is on this machine alone for now: %s", error)
 
     def _send(self) -> None:
         self._there = self._remote.push(self._artefact, self._there)
