@@ -35,6 +35,9 @@ def process_settings() -> None:
     from diffusion.allocator import keep_freed_memory
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # oneDNN lays weights out anew at every call, which is a third of a step of the tiny U-Net. It pays on the canvas's,
+    # for which it is turned on again.
+    torch.backends.mkldnn.set_flags(False)
     keep_freed_memory()
     # diffusers asks for it at every call, which is a twentieth of a step of the tiny U-Net.
     AttnProcessor2_0.__call__.__signature__ = inspect.signature(AttnProcessor2_0.__call__)
