@@ -85,6 +85,19 @@ def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once_for_all(tmp_path_factory, "canvas", build) / "shipped"
 
 
+@pytest.fixture(scope="session")
+def twins(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that canvas's twins that never knew a church, and that knew none of the three; nobody writes."""
+    from diffusion.canvas.knowledge import Twin
+    from diffusion.canvas.retraining import TwinBuild
+
+    def build(folder: Path) -> None:
+        for twin in (Twin("never_church"), Twin("never")):
+            TwinBuild(canvas, folder).train(twin)
+
+    return once_for_all(tmp_path_factory, "twins", build)
+
+
 def once_for_all(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder of that name that ``make`` fills, once for all workers of pytest-xdist, which only read it."""
     own = temporary.getbasetemp()

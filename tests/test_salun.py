@@ -235,6 +235,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
         make(**changes)
 
 
+@pytest.mark.slow
 def test_a_short_run_takes_the_style_from_the_canvas_and_the_rest_stays(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["images=12", "retain_images=32", "sampling_steps=8", "steps=24", "batch_size=4", "retain_weight=1"]
