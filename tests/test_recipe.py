@@ -89,6 +89,7 @@ def test_shipped_shapes_agree_with_the_recipe():
         assert shipped[field] == made[field]
 
 
+@pytest.mark.slow
 def test_shipped_vocabulary_is_the_one_the_captions_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def draw_nothing(_: Scene, generator: np.random.Generator) -> np.ndarray:
         generator.integers(2**63, size=4)  # what drawing any scene takes

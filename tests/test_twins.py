@@ -367,7 +367,8 @@ def test_what_is_kept_is_measured_without_the_concepts_that_were_never_seen():
 
 def job(canvas: Path, twins: Path, folder: Path, *choices: str) -> list[str]:
     """The command line of a small job on the tiny canvas."""
-    return [*tiny_job.canvas_overrides(canvas, twins, folder), "concept=church", "attack=unlearndiff", *choices]
+    small = ["concept=church", "attack=unlearndiff", "attack.timesteps=1", "prompts=3", "retained=2"]
+    return [*tiny_job.canvas_overrides(canvas, twins, folder), *small, *choices]
 
 
 def pictures_of(summary: dict[str, Any], which: str) -> list[bytes]:
