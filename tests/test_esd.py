@@ -127,7 +127,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("trajectory", ["frozen", "current"])
+@pytest.mark.parametrize("trajectory", ["frozen", nightly("current")])
 def test_published_offset_scores_the_published_codes_latents(tiny_model64, trajectory):
     config = make(published_offset=True, trajectory=trajectory, sampling_steps=5)
     objective = ESDObjective(config)
