@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.text.tokenizer import CleaningTokenizer
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the tokens of one tokenizer are among a text's rows.
+
+    Attributes:
+        rows: Their rows.
+        ends: The end token of each prompt, counted from the first of them.
+    """
+
+    rows: slice
+    ends: list[int]
 
 
 class TextEncoders(ABC):
@@ -143,6 +157,15 @@ class TextEncoders(ABC):
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows that are attended to, float [n, rows, width], and the pooled embedding, float [n, width], if any."""
         return text, None
+
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """Where the tokens of prompts are among their rows, by tokenizer.
+
+        Args:
+            ids: int64 [n, max_tokens].
+            texts: What they were made of.
+        """
+        return [Span(slice(0, self.max_tokens), self.ends(ids).tolist())]
 
     def readable(self, text: Tensor) -> Tensor:
         """Of text, the rows that belong to the tokens of the vocabulary, float [n, max_tokens, width]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.memory import visiting
-from diffusion.text.encoders import TextEncoders
+from diffusion.text.encoders import Span, TextEncoders
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class T5:
         ).input_ids
         with nullcontext() if self.visits is None else visiting(self.encoder, self.visits):
             return self.encoder(ids.to(self.encoder.device)).last_hidden_state  # type: ignore[no-any-return]
+
+    def span(self, first: int, texts: Sequence[str], count: int) -> Span:
+        """Where the ``count`` rows of :meth:`read` are that start at row ``first``."""
+        ids = self.tokenizer(list(texts), max_length=count, truncation=True).input_ids
+        return Span(slice(first, first + count), [len(row) - 1 for row in ids])
 
 
 class TripleTextEncoder(TextEncoders):
@@ -120,6 +125,13 @@ class TripleTextEncoder(TextEncoders):
         """See :meth:`TextEncoders.split`."""
         return text[:, :-1], text[:, -1, : self.pooled_width]
 
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """See :meth:`TextEncoders.spans`; rows of a T5 that is not there are nobody's."""
+        clip = super().spans(ids, texts)
+        if self.t5 is None or not self.t5_tokens:
+            return clip
+        return [*clip, self.t5.span(self.max_tokens, texts, self.t5_tokens)]
+
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
         first = outputs[0].hidden_states[-2]
         return self._stack(outputs, first.new_zeros((len(first), self.t5_tokens, self._width)))
@@ -199,6 +211,10 @@ class FluxTextEncoder(TextEncoders):
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TextEncoders.split`."""
         return text[:, :-1], text[:, -1, : self.pooled_width]
+
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """See :meth:`TextEncoders.spans`: T5's alone."""
+        return [self.t5.span(0, texts, self.t5_tokens)]
 
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
         pooled = outputs[0].pooler_output

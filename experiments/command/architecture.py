@@ -18,7 +18,7 @@ _WORDS: Mapping[Need, str] = {
     "one_text_encoder": "one text encoder, and these models have several",
 }
 _INSTEAD: Mapping[str, str] = {
-    "eraser": "eraser=esd, ac, salun, spm, stereo or sld",
+    "eraser": "eraser=esd, ac, salun, uce, rece, spm, stereo or sld",
     "pruning": "pruning=magnitude, wanda or on",
     "attack": "attack=unlearndiff, p4d or pez",
 }
