@@ -90,19 +90,6 @@ def require_timesteps(model: TextToImage, timesteps: int) -> None:
         raise ValueError(f"timesteps is {timesteps}; the model has {model.training_timesteps}: use fewer.")
 
 
-def require_embeddings_read(model: TextToImage) -> None:
-    """Refuse a model one of whose text encoders reads no embeddings of the tokens that are searched.
-
-    Raises:
-        ValueError: It has a T5.
-    """
-    if model.text_encoders.reads_text:
-        raise ValueError(
-            f"{model.name!r} has a T5, which reads texts and no embeddings of CLIP's tokens; set model.t5=false, or "
-            "choose an attack that gives texts (random, paraphrase, seed_search)."
-        )
-
-
 def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
     """Encode the pictures of cases that all have one; float [n, c, h, w]."""
     return model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))

@@ -131,15 +131,15 @@ def family_at(source: str) -> str:
     if source == "canvas":
         return "canvas"
     folder = Path(source).expanduser()
-    pipeline = str(_read(folder / "model_index.json").get("_class_name", ""))
+    pipeline = str(read_object(folder / "model_index.json").get("_class_name", ""))
     for part, family in (("StableDiffusionXL", "sdxl"), ("StableDiffusion3", "sd3"), ("Flux", "flux")):
         if pipeline.startswith(part):
             return family
-    size = _read(folder / "unet" / "config.json").get("sample_size")
+    size = read_object(folder / "unet" / "config.json").get("sample_size")
     return "canvas" if isinstance(size, int) and size <= SMALL_LATENTS else "sd"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none: what is wrong with a model is told when it is loaded."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -234,7 +234,7 @@ def test_pictures_survive_the_autoencoder_with_its_shift(tokenizer_folder: Path)
 def test_embeddings_are_no_text_for_a_t5(tokenizer_folder: Path) -> None:
     model = sd3(make_tiny_sd3(tokenizer_folder, t5=True))
     ids = model.tokenize(PROMPTS)
-    with pytest.raises(ValueError, match=r"model\.t5=false"):
+    with pytest.raises(ValueError, match=r"no text for the model's T5; load the model with model\.t5=false"):
         model.encode_embeddings(model.token_embeddings(ids), model.text_encoders.ends(ids))
 
 

@@ -21,7 +21,7 @@ from tests.attack_cases import make_cases
 from tests.erasures import assert_comes_back_from_its_file
 from tests.judges import one_in
 from tests.test_sdxl import CONCEPT, choices, composed, in_the_repository  # noqa: F401
-from tests.tiny_sd3 import T5_TOKENS, make_tiny_sd3
+from tests.tiny_sd3 import make_tiny_sd3
 
 PROMPTS = ["a church", "a red fish", ""]
 FITTED = "model.family=sd3"
@@ -78,16 +78,6 @@ def test_every_attack_works(choice: str, model: TextToImage, tmp_path: Path) -> 
     outcomes = list(attack.run(model, make_cases(model, ["a church"]), one_in(10**9), sampling=sampling, **options))
     assert [outcome.case_number for outcome in outcomes] == [10]
     assert outcomes[0].image.shape == (3, 16, 16)
-
-
-@pytest.mark.usefixtures("in_the_repository")
-@pytest.mark.parametrize("choice", ["unlearndiff", "p4d", "gcg", "pez"])
-def test_attacks_that_search_in_embeddings_refuse_a_t5(choice: str, tokenizer_folder: Path) -> None:
-    model = TextToImage(make_tiny_sd3(tokenizer_folder, t5=True), name="x", scheduler=None, t5_tokens=T5_TOKENS)
-    attack = composed("attack", choice, FITTED, *["attack.preset=mu_attack"] * (choice == "p4d"))
-    options = {"original": model} if is_given_original(attack) else {}
-    with pytest.raises(ValueError, match=r"'x' has a T5, .* set model\.t5=false, or choose an attack that gives texts"):
-        attack.run(model, make_cases(model, ["a church"]), one_in(10**9), **options)
 
 
 def test_heads_are_pruned_with_all_that_text_and_picture_have_of_them(model: TextToImage) -> None:

@@ -27,6 +27,10 @@ class Span:
     ends: list[int]
 
 
+Beside = Sequence[str] | Tensor
+"""What an encoder that reads text reads beside given embeddings: texts, or its own tokens' embeddings."""
+
+
 class TextEncoders(ABC):
     """CLIP text encoders that read the ids of one tokenizer.
 
@@ -132,27 +136,18 @@ class TextEncoders(ABC):
         ends = self.ends(ids)
         return self._join(self._outputs(self._padded(ids, ends)), ends)
 
-    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
         """Text of token embeddings float [n, tokens, width], whose padding becomes each encoder's own.
 
         Args:
             token_embeddings: Rows like those of :attr:`vocabulary`, no positions added.
             ends: int64 [n], where each sequence ends.
+            beside: For an encoder that reads text.
 
         Returns:
             float [n, rows, width].
         """
-        # The encoders take ids only; hooks on their tables hand them our rows and leave masks and positions to them.
-        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
-        ids.scatter_(1, ends[:, None], self.tokenizer.eos_token_id)
-        own = token_embeddings.split([table.weight.shape[1] for table in self._tables], dim=-1)
-        behind = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
-        with ExitStack() as standing:
-            standing.enter_context(_standing_in(self._tables[0], own[0]))
-            for rows, table, tokenizer in zip(own[1:], self._tables[1:], self.tokenizers[1:], strict=True):
-                padding = table.weight[tokenizer.pad_token_id].to(rows.dtype)
-                standing.enter_context(_standing_in(table, torch.where(behind[..., None], padding, rows)))
-            return self._join(self._outputs([ids] * len(self.encoders)), ends)
+        return self._join(self._outputs_of_embeddings(token_embeddings, ends), ends)
 
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows that are attended to, float [n, rows, width], and the pooled embedding, float [n, width], if any."""
@@ -182,6 +177,19 @@ class TextEncoders(ABC):
 
     def _outputs(self, ids: Sequence[Tensor]) -> list[Any]:
         return [encoder(own, output_hidden_states=True) for encoder, own in zip(self.encoders, ids, strict=True)]
+
+    def _outputs_of_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> list[Any]:
+        # The encoders take ids only; hooks on their tables hand them our rows and leave masks and positions to them.
+        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
+        ids.scatter_(1, ends[:, None], self.tokenizer.eos_token_id)
+        own = token_embeddings.split([table.weight.shape[1] for table in self._tables], dim=-1)
+        behind = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
+        with ExitStack() as standing:
+            standing.enter_context(_standing_in(self._tables[0], own[0]))
+            for rows, table, tokenizer in zip(own[1:], self._tables[1:], self.tokenizers[1:], strict=True):
+                padding = table.weight[tokenizer.pad_token_id].to(rows.dtype)
+                standing.enter_context(_standing_in(table, torch.where(behind[..., None], padding, rows)))
+            return self._outputs([ids] * len(self.encoders))
 
     @abstractmethod
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from erasure.erasers.uce import UCE
 class RECE(ClosedForm):
     """Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
-    W T_0 are UCE's keys and values, or the matrices that stand for them. Every epoch derives for each embedding c of the
-    targets the adversarial one
+    W T_0 are UCE's keys and values, or the matrices that stand for them. Every epoch derives for each embedding c of
+    the targets the adversarial one
     c' = argmin sum_W || W T c' - W c ||^2 + mu ||c'||^2 = (mu I + T^T G T)^-1 T^T G c,  G = sum_W W^T W,
     which makes the edited W T do what the original W does on c, and erases it: T becomes T S, with S the map of
     :mod:`erasure.closed_form` that sends c' to the destination and holds what is preserved, all tokens of each.

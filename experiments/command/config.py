@@ -17,7 +17,7 @@ from experiments.command.architecture import check_architecture
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
-from experiments.fit import FITTED, family_of, fitted
+from experiments.fit import FITTED, fitted
 from experiments.job.floors import check_floor
 from experiments.job.settings import Job, Settings
 
@@ -63,7 +63,7 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    check_architecture({group: objects[group] for group in FITTED}, family_of(plain["model"]), choices or {})
+    check_architecture({group: objects[group] for group in FITTED}, plain["model"], choices or {})
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     job = Job(
         **objects,
