@@ -45,6 +45,7 @@ _PASSED_OVER = {
     "averaged copies": r"(model_|unet_)?ema\..*",
     "the safety checker": r"safety_checker\..*",
     "CLIP's other half": r"(text_encoder\.)?(vision_model\..*|(visual|text)_projection(\.weight)?|logit_scale)",
+    "position tables": r"(transformer\.)?pos_embed\.pos_embed",
     "position ids": r"(.*\.)?position_ids",
 }
 

@@ -39,7 +39,11 @@ def model(tokenizer_folder: Path) -> TextToImage:
 
 @pytest.mark.parametrize(
     "more",
-    [UNLEARNDIFF, (*UNLEARNDIFF, "attack.tables=t5"), ("pruning=on", "pruning.steps=2", "attack=none")],
+    [
+        UNLEARNDIFF,
+        (*UNLEARNDIFF, "attack.tables=t5"),
+        ("pruning=on", "pruning.steps=2", "pruning.learning_rate=2", "attack=none"),
+    ],
     ids=["text", "t5", "on"],
 )
 def test_a_job_erases_attacks_and_judges(flux_world: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
@@ -49,7 +53,7 @@ def test_a_job_erases_attacks_and_judges(flux_world: Path, tmp_path: Path, more:
     assert edit.entries
     assert all(".attn." in name or "ff" in name or ".proj_mlp." in name for name in edit.entries)
     # Guidance is embedded: a step of a picture is one evaluation.
-    assert summary["costs"]["base"]["unet_evaluations"] == 3 * 2
+    assert summary["costs"]["base"]["unet_evaluations"] == (3 + 2) * 2
     assert len(summary["cases"]) == 3
     if "attack=none" not in more:
         assert {"base", "edit", "erased", "attack"} <= summary["costs"].keys()
@@ -99,5 +103,7 @@ def test_whether_a_t5_reads_prompts_is_known_when_the_config_is_composed(flux_wo
         make_job("model=sd3_medium", "judge=canvas", "evaluator=none", "attack.tables=t5")
     job = make_job("model=sd3_medium", "model.t5=true", "judge=canvas", "evaluator=none", "attack.tables=t5")
     assert job.attack.tables == "t5"
+    with pytest.raises(CommandError, match=r"^eraser=mace needs cross-attention, .*family sd3"):
+        make_job("model=sd3_medium", "judge=canvas", "evaluator=none", "eraser=mace")
     with pytest.raises(CommandError, match=r"^eraser=stereo needs text encoders that read.*\(model\.t5=false\)\.$"):
         make_job("model=sd3_medium", "model.t5=true", "judge=canvas", "evaluator=none", "eraser=stereo")

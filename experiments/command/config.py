@@ -17,7 +17,7 @@ from experiments.command.architecture import check_architecture
 from experiments.command.errors import CommandError, explain_instantiation, explain_validation, unknown
 from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
-from experiments.fit import FITTED, fitted
+from experiments.fit import FITTED, family_of, fitted
 from experiments.job.floors import check_floor
 from experiments.job.settings import Job, Settings
 
@@ -44,6 +44,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         for group, choice in (choices or {}).items()
         if group in FITTED and (preset := OmegaConf.select(config, f"{group}.preset")) and choice in _plain_names(group)
     }
+    # Which family a Hub id is of is told by what is composed alone, and no job keeps it.
+    family = family_of(config.get("model"))
     plain = fitted(config)
     taken = plain.pop("taken", None)
     fields = {field.name for field in dataclasses.fields(Settings)}
@@ -63,7 +65,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    check_architecture({group: objects[group] for group in FITTED}, plain["model"], choices or {})
+    model = {**plain["model"], "family": family}
+    check_architecture({group: objects[group] for group in FITTED}, model, choices or {})
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     job = Job(
         **objects,
