@@ -14,7 +14,7 @@ The format is told by what a file holds, never by its name:
   and those of 2023; EraseAnything) and of PEFT (a folder with ``adapter_config.json``; EraseFlow), folded into the
   weights at full strength, whatever the prompt; those whose header says what they erase (SPM) as
   :class:`erasure.additions.membranes.Membranes`, as open as the paper's formula says, or the authors' code;
-- the folder of a pipeline (FMN, MACE, :func:`erasure.edit.export`), of a U-Net or of a CLIP text encoder
+- the folder of a pipeline (FMN, MACE, :func:`erasure.export.export`), of a U-Net or of a CLIP text encoder
   (AdvUnlearn), whole, split or in half precision, or the text encoder's parameters as a file (AdvUnlearn's
   ``TextEncoder-*.pt`` has each twice);
 - adapters behind cross-attention, ``eraser_weights.pt`` beside ``eraser_config.json`` or alone (Receler);

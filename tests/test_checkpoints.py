@@ -17,8 +17,9 @@ from erasure.additions.adapters import Adapters, layer_widths
 from erasure.additions.membranes import GATE_UNIT, Membranes
 from erasure.checkpoints import edit_of
 from erasure.concept import Concept
-from erasure.edit import Edit, export
+from erasure.edit import Edit
 from erasure.erasers.imported import Imported
+from erasure.export import export
 from erasure.imports.reading import read_checkpoint
 from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude

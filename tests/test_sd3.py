@@ -13,7 +13,8 @@ from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters
 from diffusion.processes.flow import RectifiedFlow
 from erasure.attention import recorded_attention
-from erasure.edit import Edit, export
+from erasure.edit import Edit
+from erasure.export import export
 from erasure.parameters import UNET_SCOPES, scope_parameters
 from tests.tiny_sd3 import JOINT, T5_TOKENS, TOKENS, WIDTHS, make_tiny_sd3
 
