@@ -48,7 +48,8 @@ class ModelParts:
     ) -> None:
         self.name = name
         self.resolution = resolution
-        home = pipeline.device if offload else None
+        network = pipeline.components.get("transformer") or pipeline.components["unet"]
+        home = next(network.parameters()).device if offload else None
         architecture = architecture_of(pipeline, name, t5_tokens=t5_tokens, offload_to=home)
         self.denoiser = architecture.denoiser
         self.text_encoders = architecture.text_encoders

@@ -51,9 +51,10 @@ class T5:
 
         One that only visits stays there from then on, as gradients must come back through it.
         """
-        if self.visits is not None and torch.is_grad_enabled():
+        stays = self.visits is not None and torch.is_grad_enabled()
+        if stays:
             self.encoder.to(self.visits)
-        with nullcontext() if self.visits is None else visiting(self.encoder, self.visits):
+        with nullcontext() if stays or self.visits is None else visiting(self.encoder, self.visits):
             return self.encoder(inputs_embeds=token_embeddings.to(self.table)).last_hidden_state  # type: ignore[no-any-return]
 
     def read_either(self, beside: Beside | None, count: int) -> Tensor:
