@@ -124,27 +124,24 @@ class TextToImage(ModelParts):
         if self.guard is None:
             self.text_encodings += len(ids)
             return self.text_encoders.read_ids(ids, prompts).to(self.dtype)
-        ends = self.text_encoders.ends(ids)
-        if prompts is None and self.text_encoders.reads_text:
-            prompts = self.text_encoders.spelled(ids, ends)
-        return self.encode_embeddings(self.token_embeddings(ids), ends, prompts)
+        ends, unknown = self.text_encoders.ends(ids), prompts is None and self.text_encoders.reads_text
+        beside = self.text_encoders.spelled(ids, ends) if unknown else prompts
+        return self.encode_embeddings(self.token_embeddings(ids), ends, beside)
 
-    def encode_embeddings(
-        self, token_embeddings: Tensor, eos_positions: Tensor, beside: Beside | None = None
-    ) -> Tensor:
+    def encode_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
         """Text embeddings of token embeddings, differentiable in them; float [n, tokens, width].
 
         Args:
             token_embeddings: float [n, tokens, width], what the embedding table would return (no positions added).
-            eos_positions: int64 [n], where each sequence ends.
+            ends: int64 [n], where each sequence ends.
             beside: What a T5 reads beside it.
         """
 
-        def read(token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
+        def read(token_embeddings: Tensor, ends: Tensor) -> Tensor:
             self.text_encodings += len(token_embeddings)
-            return self.text_encoders.read_embeddings(token_embeddings, eos_positions, beside).to(self.dtype)
+            return self.text_encoders.read_embeddings(token_embeddings, ends, beside).to(self.dtype)
 
-        return (self.guard or Guard()).read(token_embeddings, eos_positions, read)
+        return (self.guard or Guard()).read(token_embeddings, ends, read)
 
     def predict(self, latents: Tensor, timesteps: Tensor | float, text: Tensor) -> Tensor:
         """The network's prediction in the currency of the noise process, float [n, c, h, w].

@@ -147,6 +147,10 @@ class ModelParts:
         """Number of timesteps of the noise process (1000 for Stable Diffusion)."""
         return self.process.length
 
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """What of a difference of predictions is a difference of noise: a number, or [n, 1, 1, 1]."""
+        return self.process.noise_share(timesteps)
+
     @property
     def vocabulary(self) -> Tensor:
         """The token embedding table, float [vocabulary, width]; of several text encoders side by side."""

@@ -13,6 +13,7 @@ from erasure.edit import Edit
 from erasure.pruning.off import Off
 from experiments.command.architecture import LACKING, has_t5
 from experiments.command.errors import CommandError
+from experiments.fit import family_at
 from tests.erasures import assert_comes_back_from_its_file
 from tests.test_sd3_jobs import ESD, UNLEARNDIFF, command
 from tests.test_sdxl import CONCEPT, choices, composed, in_the_repository  # noqa: F401
@@ -107,3 +108,10 @@ def test_whether_a_t5_reads_prompts_is_known_when_the_config_is_composed(flux_wo
         make_job("model=sd3_medium", "judge=canvas", "evaluator=none", "eraser=mace")
     with pytest.raises(CommandError, match=r"^eraser=stereo needs text encoders that read.*\(model\.t5=false\)\.$"):
         make_job("model=sd3_medium", "model.t5=true", "judge=canvas", "evaluator=none", "eraser=stereo")
+
+
+def test_a_folder_tells_whether_it_is_distilled(tokenizer_folder: Path, flux_world: Path, tmp_path: Path) -> None:
+    make_tiny_flux(tokenizer_folder, guided=False).save_pretrained(tmp_path)
+    assert [family_at(str(folder)) for folder in (flux_world / "model", tmp_path)] == ["flux", "schnell"]
+    with pytest.raises(CommandError, match=r"^eraser=mace needs cross-attention.*family schnell"):
+        make_job(*command(flux_world, tmp_path, "eraser=mace", f"model.source={tmp_path}"))

@@ -13,6 +13,7 @@ LACKING: Mapping[str, frozenset[Need]] = {
     "sdxl": ONE_TEXT_ENCODER,
     "sd3": CROSS_ATTENTION | ONE_TEXT_ENCODER,
     "flux": CROSS_ATTENTION | ONE_TEXT_ENCODER,
+    "schnell": CROSS_ATTENTION | ONE_TEXT_ENCODER,
 }
 """What the models of a family have not, whether they have a T5 or none."""
 
@@ -58,7 +59,7 @@ def check_architecture(methods: Mapping[str, Any], model: Mapping[str, Any], cho
 def has_t5(model: Mapping[str, Any]) -> bool:
     """Whether a T5 will read prompts, by what is composed and by the folder's index if there is one."""
     match family_of(model):
-        case "flux":
+        case "flux" | "schnell":
             return True
         case "sd3":
             index = Path(str(model.get("source"))).expanduser() / "model_index.json"
