@@ -64,7 +64,12 @@ def check_attack(trial: Trial, folder: Path) -> Iterator[str]:
     require(model.fingerprint() == before, f"{trial.named}: run changes the model; it must leave it as it was.")
     yield "the model is left as it was"
     told = evaluations_paid([outcome.checks[-1] for outcome in outcomes])
-    yield f"{'the model' if original is None else 'edited and unedited model'} counted {spent:,} U-Net evaluations, and its checks tell of {told:,}"
+    require(
+        told == spent,
+        f"{trial.named}: its checks tell of {told:,} U-Net evaluations and {spent:,} were made; give each proposal "
+        "what finding it took as unet_evaluations, and what serves all cases as shared_evaluations.",
+    )
+    yield f"its checks tell of the {spent:,} U-Net evaluations that were made"
     # One that the attack worked on, beside others.
     together = next((each for each in outcomes if not each.plain_success), outcomes[0])
     alone = run([case for case in cases if case.case_number == together.case_number])[0]
