@@ -20,10 +20,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from attacks.evaluate import Proposal
 from attacks.prompt_search import candidate_tokens
+from attacks.t5_sequences import T5Sequences
 from diffusion.model import TextToImage
 from diffusion.needs import A_T5, NOTHING, Need
 from diffusion.precision import at_least_float32
@@ -88,7 +88,7 @@ class JointSpace(Space, ABC):
 
     def __init__(self, model: TextToImage, t5: T5, encoders: TextEncodersWithT5) -> None:
         super().__init__(model)
-        self.t5 = t5
+        self.t5 = T5Sequences(t5, encoders.t5_tokens, model.vocabulary.device)
         self.encoders = encoders
 
     def insert(self, prompts: Sequence[str], count: int, insertion: Insertion) -> "Template":
@@ -127,43 +127,6 @@ class JointSpace(Space, ABC):
             Proposal(text, measured=known)
             for text, known in zip(self.texts(model, template, tokens), measured, strict=True)
         ]
-
-    def _t5_table(self, tokens: Tensor) -> Tensor:
-        table = self.t5.table
-        return table[tokens.to(table.device)].to(tokens.device)
-
-    def _t5_rows(self, template: PromptTemplate, embeddings: Tensor) -> Tensor:
-        """T5's sequence with embeddings float [n, k, width] in the slots."""
-        slots = template.slots[..., None].expand_as(embeddings)
-        rows = functional.pad(self._t5_table(template.ids), (0, 0, 0, 1)).to(embeddings.dtype)
-        return rows.scatter(1, slots, embeddings)[:, :-1]
-
-    def _t5_template(self, sequences: Sequence[Sequence[int | None]], slots: int) -> PromptTemplate:
-        """T5's ids of sequences in which None is a slot; what is too long loses its tail, but no slot.
-
-        Raises:
-            ValueError: There is no room for the slots.
-        """
-        rows, places, ends = [], [], []
-        length, end = self.encoders.t5_tokens, int(self.t5.tokenizer.eos_token_id)
-        if slots > length - 1:
-            raise ValueError(f"{slots} tokens cannot be inserted: T5's prompts take 1 to {length - 1} of them here.")
-        for sequence in sequences:
-            spare = len(sequence) - (length - 1)
-            dropped = set(sorted(place for place, token in enumerate(sequence) if token is not None)[-spare:])
-            kept = [token for place, token in enumerate(sequence) if spare <= 0 or place not in dropped]
-            own = [place for place, token in enumerate(kept) if token is None]
-            places.append(own + [length] * (slots - len(own)))
-            ends.append(len(kept))
-            filled = [end if token is None else token for token in kept]
-            rows.append([*filled, end, *[int(self.t5.tokenizer.pad_token_id)] * (length - 1 - len(kept))])
-        device = self.model.vocabulary.device
-        return PromptTemplate(*(torch.tensor(values, device=device) for values in (rows, places, ends)))
-
-    def _t5_reads(self, template: PromptTemplate, tokens: Tensor, texts: Sequence[str]) -> Tensor:
-        """Whether T5 reads texts as its tokens int64 [n, k] in the slots, bool [n]."""
-        filled = template.fill(tokens)
-        return (self.t5.ids(texts, self.encoders.t5_tokens).to(filled.device) == filled).all(dim=1)
 
 
 class PairSpace(JointSpace):
@@ -217,19 +180,19 @@ class WordSpace(JointSpace):
     def look_up(self, tokens: Tensor) -> Tensor:
         """See :class:`Space`."""
         own = super().look_up(tokens)
-        return torch.cat([own, self._t5_table(self._words(tokens)).to(own.dtype)], dim=-1)
+        return torch.cat([own, self.t5.look_up(self._words(tokens)).to(own.dtype)], dim=-1)
 
     def encode(self, model: TextToImage, template: "JointTemplate", embeddings: Tensor) -> Tensor:
         """See :class:`JointSpace`."""
-        width = embeddings.shape[-1] - self.t5.table.shape[1]
+        width = embeddings.shape[-1] - self.t5.width
         return template.clip.encode(
-            model, embeddings[..., :width], self._t5_rows(template.beside, embeddings[..., width:])
+            model, embeddings[..., :width], self.t5.rows(template.beside, embeddings[..., width:])
         )
 
     def read_back(self, model: TextToImage, template: "JointTemplate", tokens: Tensor) -> dict[str, Tensor]:
         """See :class:`JointSpace`."""
         texts = self.texts(model, template, tokens)
-        t5 = self._t5_reads(template.beside, self._words(tokens), texts)
+        t5 = self.t5.reads(template.beside, self._words(tokens), texts)
         return {**super().read_back(model, template, tokens), "t5": t5}
 
     def _words(self, tokens: Tensor) -> Tensor:
@@ -248,7 +211,7 @@ class WordSpace(JointSpace):
             for ids in self.t5.tokenizer(pieces, add_special_tokens=False).input_ids:
                 sequence += [*ids, None]
             sequences.append(sequence[:-1])
-        return JointTemplate(self, tuple(prompts), clip, self._t5_template(sequences, clip.slots.shape[1]))
+        return JointTemplate(self, tuple(prompts), clip, self.t5.template(sequences, clip.slots.shape[1]))
 
 
 class T5Space(JointSpace):
@@ -263,7 +226,7 @@ class T5Space(JointSpace):
         """See :class:`Space`."""
         tokenizer = self.t5.tokenizer
         special = set(tokenizer.all_special_ids) if exclude_special else set()
-        tokens = [token for token in range(min(len(tokenizer), len(self.t5.table))) if token not in special]
+        tokens = [token for token in range(min(len(tokenizer), self.t5.size)) if token not in special]
         if readable:
             texts = tokenizer.batch_decode([[token] for token in tokens])
             read = tokenizer(texts, add_special_tokens=False).input_ids
@@ -272,7 +235,7 @@ class T5Space(JointSpace):
 
     def look_up(self, tokens: Tensor) -> Tensor:
         """See :class:`Space`."""
-        return self._t5_table(tokens)
+        return self.t5.look_up(tokens)
 
     def insert(self, prompts: Sequence[str], count: int, insertion: Insertion) -> "Template":
         """See :class:`Space`; places are counted in T5's tokens."""
@@ -280,14 +243,14 @@ class T5Space(JointSpace):
 
     def insert_every(self, prompts: Sequence[str], period: int) -> "Template":
         """See :class:`Space`; places are counted in T5's tokens."""
-        count = -(-(self.encoders.t5_tokens - 1) // (period + 1))
+        count = -(-(self.t5.length - 1) // (period + 1))
         return self._opened(prompts, count, lambda length: list(range(0, length + 1, period))[:count])
 
     def encode(self, model: TextToImage, template: "JointTemplate", embeddings: Tensor) -> Tensor:
         """See :class:`JointSpace`."""
         clip = template.clip
         return model.encode_embeddings(
-            model.token_embeddings(clip.ids), clip.ends, self._t5_rows(template.beside, embeddings)
+            model.token_embeddings(clip.ids), clip.ends, self.t5.rows(template.beside, embeddings)
         )
 
     def texts(self, model: TextToImage, template: "JointTemplate", tokens: Tensor) -> list[str]:
@@ -298,18 +261,18 @@ class T5Space(JointSpace):
 
     def read_back(self, model: TextToImage, template: "JointTemplate", tokens: Tensor) -> dict[str, Tensor]:
         """See :class:`JointSpace`."""
-        return {"t5": self._t5_reads(template.beside, tokens, self.texts(model, template, tokens))}
+        return {"t5": self.t5.reads(template.beside, tokens, self.texts(model, template, tokens))}
 
     def _opened(self, prompts: Sequence[str], count: int, points_of: Callable[[int], list[int]]) -> "JointTemplate":
         sequences: list[list[int | None]] = []
         for ids in self.t5.tokenizer(list(prompts), add_special_tokens=False).input_ids:
-            sequence: list[int | None] = list(ids[: max(self.encoders.t5_tokens - 1 - count, 0)])
+            sequence: list[int | None] = list(ids[: max(self.t5.length - 1 - count, 0)])
             for index, point in enumerate(points_of(len(sequence))):
                 sequence.insert(point + index, None)
             sequences.append(sequence)
         ids = self.model.tokenize(prompts)
         clip = PromptTemplate(ids, ids.new_zeros((len(ids), 0)), self.model.text_encoders.ends(ids))
-        return JointTemplate(self, tuple(prompts), clip, self._t5_template(sequences, count))
+        return JointTemplate(self, tuple(prompts), clip, self.t5.template(sequences, count))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters
 from erasure.checkpoints import edit_of
-from erasure.edit import export
+from erasure.export import export
 from tests.tiny_flux import make_tiny_flux
 from tests.tiny_sd3 import T5_TOKENS, make_tiny_sd3
 
