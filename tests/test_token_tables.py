@@ -14,8 +14,10 @@ from attacks.pez import PEZ
 from attacks.protocols import is_given_original
 from attacks.tables import JointTemplate, Tables, proposals_of, space_of
 from attacks.textual_inversion import TextualInversion
+from attacks.union import Union
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.model import TextToImage
+from diffusion.needs import A_T5, NOTHING, needs_of
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
 from tests.attack_cases import make_cases
@@ -193,6 +195,13 @@ def test_free_embeddings_of_a_concept_leave_t5_its_prompts(model: TextToImage) -
     free = space.look_up(words(model, "clip", "fish", "red"))
     _, t5 = parts(model, space.at_placeholder(["a {} church", "a {}"], 1).encode_detached(model, free))
     torch.testing.assert_close(t5, parts(model, model.encode(["a church", "a"]))[1])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_needs_a_t5_says_so(name: str) -> None:
+    for tables in TABLES:
+        attack = replace(ATTACKS[name], tables=tables)
+        assert needs_of(attack) == needs_of(Union({"one": attack})) == (A_T5 if tables in {"words", "t5"} else NOTHING)
 
 
 def test_a_model_without_a_t5_has_clips_tokens_alone(tokenizer_folder: Path) -> None:
