@@ -16,7 +16,8 @@ Embeddings of what is to stay are their own destinations.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ SCOPE: UNetScope = "xattn_kv"
 """Keys and values of cross-attention."""
 
 _ROWS_AT_A_TIME = 4096
+_PROMPTS, _PROMPTS_WITH_T5 = 256, 32
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,14 @@ class Tokens:
     rows: Tensor
     ends: Sequence[int]
 
-    def from_last_subject_token(self) -> list[Tensor]:
-        """Of each prompt those from the token before its end on, float64 [any, width]; from the start if empty."""
-        return [text[max(end - 1, 0) :] for text, end in zip(self.rows.double(), self.ends, strict=True)]
+    def from_last_subject_token(self, count: int | None) -> list[Tensor]:
+        """Of each prompt those from the token before its end on, ``count`` of them or all, float64 [any, width].
+
+        Those of an empty prompt are from its start on.
+        """
+        starts = [max(end - 1, 0) for end in self.ends]
+        stops = [None if count is None else start + count for start in starts]
+        return [text[start:stop].double() for text, start, stop in zip(self.rows, starts, stops, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -126,20 +133,35 @@ class Door:
     reads: Reads
     weights: dict[str, Tensor]
 
-    def read(self, model: TextToImage, prompts: Sequence[str]) -> list[Tokens]:
-        """What they are given of prompts, by tokenizer; a pooled embedding is the only token of its prompt."""
-        text = model.encode_prompts(prompts)
-        if self.reads == "pooled":
-            _, pooled = model.text_encoders.split(text)
-            if pooled is None:
-                raise ValueError(f"{model.name!r} has no pooled embedding.")
-            return [Tokens(pooled[:, None], [1] * len(prompts))]
-        spans = model.text_encoders.spans(model.tokenize(prompts), prompts)
-        return [Tokens(text[:, span.rows], span.ends) for span in spans]
+    def from_last_subject_tokens(
+        self, model: TextToImage, prompts: Sequence[str], count: int | None = None
+    ) -> list[Tensor]:
+        """See :class:`Tokens`: of every prompt by the first tokenizer, and below them by a second."""
+        found: dict[int, list[Tensor]] = defaultdict(list)
+        for read in self._read(model, prompts):
+            for place, tokens in enumerate(read):
+                found[place] += tokens.from_last_subject_token(count)
+        return [rows for place in sorted(found) for rows in found[place]]
 
     def rows(self, model: TextToImage, prompts: Sequence[str]) -> Tensor:
-        """All that they are given of prompts, float [any, width]."""
-        return torch.cat([tokens.rows.flatten(0, 1) for tokens in self.read(model, prompts)])
+        """All that the matrices are given of prompts, float [any, width]."""
+        return torch.cat([tokens.rows.flatten(0, 1) for read in self._read(model, prompts) for tokens in read])
+
+    def _read(self, model: TextToImage, prompts: Sequence[str]) -> Iterator[list[Tokens]]:
+        """What they are given of some prompts at a time, by tokenizer; a pooled embedding is the only token."""
+        # A prompt that a T5 reads has 8 MB.
+        together = _PROMPTS_WITH_T5 if model.text_encoders.reads_text else _PROMPTS
+        for start in range(0, len(prompts), together):
+            chunk = prompts[start : start + together]
+            text = model.encode_prompts(chunk)
+            rows, pooled = model.text_encoders.split(text)
+            if self.reads == "rows":
+                spans = model.text_encoders.spans(model.tokenize(chunk), chunk)
+                yield [Tokens(rows[:, span.rows], span.ends) for span in spans]
+            elif pooled is None:
+                raise ValueError(f"{model.name!r} has no pooled embedding, and {', '.join(self.weights)} reads one.")
+            else:
+                yield [Tokens(pooled[:, None], [1] * len(chunk))]
 
     def edit(self, right: Tensor) -> Edit:
         """The edit to W T, which stores T, or the matrices where they are smaller."""

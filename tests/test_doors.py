@@ -180,3 +180,12 @@ def test_pruning_takes_the_scope_of_the_text(model: TextToImage) -> None:
     with edit.applied(model):
         zeros = [float((weight == 0).double().mean()) for weight in weights(model).values()]
     assert zeros == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("tokens", ["last", "from_last"])
+def test_prompts_at_a_time_change_nothing(model: TextToImage, monkeypatch: pytest.MonkeyPatch, tokens: str) -> None:
+    together = edited(model, UCE(tokens).erase(model, CONCEPT, Off(), seed=0).edit)
+    monkeypatch.setattr("erasure.closed_form._PROMPTS", 1)
+    monkeypatch.setattr("erasure.closed_form._PROMPTS_WITH_T5", 1)
+    for name, weight in edited(model, UCE(tokens).erase(model, CONCEPT, Off(), seed=0).edit).items():
+        torch.testing.assert_close(weight, together[name])

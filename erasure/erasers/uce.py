@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.streams import derived_seed
-from erasure.closed_form import ClosedForm, Door, Term, Tokens, multiplied, right_multiplication
+from erasure.closed_form import ClosedForm, Door, Term, multiplied, right_multiplication
 from erasure.concept import Concept
 from erasure.pictures import Painting, paint
 
@@ -213,8 +213,9 @@ class UCE(ClosedForm):
 
         They are those of the first tokenizer, and below them those of a second.
         """
-        embedded = [_by_prompt(door.read(model, prompts)) for prompts in kinds]
-        lengths = [1 if self.tokens == "last" else min(map(len, together)) for together in zip(*embedded, strict=True)]
+        count = 1 if self.tokens == "last" else None
+        embedded = [door.from_last_subject_tokens(model, prompts, count) for prompts in kinds]
+        lengths = [min(map(len, together)) for together in zip(*embedded, strict=True)]
         return [[text[:length] for text, length in zip(texts, lengths, strict=True)] for texts in embedded]
 
     def _keeping(self, model: TextToImage, concept: Concept, door: Door) -> list[Term]:
@@ -224,10 +225,4 @@ class UCE(ClosedForm):
             return [Term.keeping(door.rows(model, ["", *prompts]), scale)]
         if not prompts:
             return []
-        kept = [tokens[:1] for tokens in _by_prompt(door.read(model, prompts))]
-        return [Term.keeping(torch.cat(kept), scale)]
-
-
-def _by_prompt(read: Sequence[Tokens]) -> list[Tensor]:
-    """From the last subject token on, float64 [any, width] for every prompt of every tokenizer."""
-    return [rows for tokens in read for rows in tokens.from_last_subject_token()]
+        return [Term.keeping(torch.cat(door.from_last_subject_tokens(model, prompts, 1)), scale)]
