@@ -2,12 +2,15 @@
 
 from statistics import fmean
 
+import torch
+
 from diffusion.loading import load_model
 from evaluation.prompt_sets import read_prompt_set
 from evaluation.quality.accuracy import RetainedAccuracy
 from tests.tiny_job import CONFIG_FOLDER, make_job
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def effect_on_canvas(concept: str, *command: str, prompts: int, retained: int, steps: int = 20) -> tuple[float, float]:
     """How often the concept shows, and the accuracy on other prompts, both relative to the unedited model.
 

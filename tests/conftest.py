@@ -5,13 +5,18 @@ What is slow to import waits until a test needs it: the controller of pytest-xdi
 
 # ruff: noqa: PLC0415
 
+import functools
 import inspect
 import os
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 # One thread for each worker of pytest-xdist, whose controller reads this file first, and for the jobs that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,15 +34,41 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def process_settings() -> None:
     """Threads and memory of a process that runs tests."""
+    import omegaconf
     import torch
     from diffusers.models.attention_processor import AttnProcessor2_0
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
     from diffusion.allocator import keep_freed_memory
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # oneDNN lays weights out anew at every call, which is a third of a step of the tiny U-Net. It pays on the canvas's,
+    # for which it is turned on again.
+    torch.backends.mkldnn.set_flags(False)
     keep_freed_memory()
     # diffusers asks for it at every call, which is a twentieth of a step of the tiny U-Net.
     AttnProcessor2_0.__call__.__signature__ = inspect.signature(AttnProcessor2_0.__call__)
+    # Configs hold the same few texts in every job, in the same files; to parse them is a third of composing one.
+    for module in (omegaconf.base, omegaconf._utils):
+        module.parse = functools.cache(module.parse)
+    FileConfigSource.load_config = remembering_files(FileConfigSource.load_config)
+
+
+def remembering_files(load: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """Hydra's reading of a YAML file, which happens once as long as the file stays as it is."""
+    read: dict[tuple[Path, int, int], bytes] = {}
+
+    def remembered(source: Any, config_path: str) -> Any:
+        file = Path(source.path, source._normalize_file_name(config_path))
+        if not file.is_file():
+            return load(source, config_path)
+        state = file.stat()
+        key = file, state.st_mtime_ns, state.st_size
+        if key not in read:
+            read[key] = pickle.dumps(load(source, config_path))
+        return pickle.loads(read[key])
+
+    return remembered
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +97,42 @@ def canvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusion.canvas.plan import QUICK
     from diffusion.canvas.recipe import Build
 
-    folder = tmp_path_factory.mktemp("canvas")
-    build = Build(QUICK, folder / "build")
-    build.run()
-    build.ship(folder / "shipped")
-    return folder / "shipped"
+    def build(folder: Path) -> None:
+        made = Build(QUICK, folder / "build")
+        made.run()
+        made.ship(folder / "shipped")
+
+    return once_for_all(tmp_path_factory, "canvas", build) / "shipped"
+
+
+@pytest.fixture(scope="session")
+def twins(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that canvas's twins that never knew a church, and that knew none of the three; nobody writes."""
+    from diffusion.canvas.knowledge import Twin
+    from diffusion.canvas.retraining import TwinBuild
+
+    def build(folder: Path) -> None:
+        for twin in (Twin("never_church"), Twin("never")):
+            TwinBuild(canvas, folder).train(twin)
+
+    return once_for_all(tmp_path_factory, "twins", build)
+
+
+def once_for_all(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of that name that ``make`` fills, once for all workers of pytest-xdist, which only read it."""
+    own = temporary.getbasetemp()
+    # What the workers' folders lie in is the run's own; without workers it is that of all runs.
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = common / f"all_{name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            # Renamed when it is whole, so that none goes on with what another left unfinished.
+            part = common / f"part_{name}"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 @pytest.fixture
@@ -100,6 +162,15 @@ def world(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     make_tiny_pipeline(tokenizer_folder).save_pretrained(folder / "model")
     write_world(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of the default job of tests.tiny_job, in a store of its own to which tests add."""
+    from tests.tiny_job import overrides, run
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(overrides(world, folder / "store"), folder / "run") | {"store": folder / "store"}
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ ERASERS: dict[str, dict[str, Any]] = {
 }
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def measure() -> dict[str, Any]:
     """Losses, pictures and found tokens, as JSON values."""
     torch.set_num_threads(1)

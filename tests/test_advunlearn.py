@@ -18,6 +18,7 @@ from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import advunlearn as oracle
 from tests.oracles import esd
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -67,8 +68,8 @@ def changed(model, scope="text_encoder"):
     [
         ({}, "text_encoder"),
         ({"tokens": 2, "insertion": "mid_k", "trajectories": 4}, "text_encoder"),
-        ({"attack": "sign"}, "text_encoder"),
-        ({"accumulate": True, "eta": 2.0}, "text_encoder"),
+        nightly({"attack": "sign"}, "text_encoder"),
+        nightly({"accumulate": True, "eta": 2.0}, "text_encoder"),
         ({"attack": "sign", "accumulate": True}, "text_encoder"),
         ({"scope": "xattn"}, "xattn"),
     ],
@@ -212,10 +213,10 @@ def test_more_steps_of_attack_come_closer_to_the_concept(tiny_model):
     "changes",
     [
         {},
-        {"trajectories": 3},
+        nightly({"trajectories": 3}),
         {"attack_steps": 0},
         {"warmup": 9},
-        {"retain_weight": 1.0},
+        nightly({"retain_weight": 1.0}),
         {"retain_weight": 1.0, "trajectories": 3},
     ],
     ids=str,
@@ -330,8 +331,8 @@ class KilledError(Exception):
     """Stands in for kill -9."""
 
 
-@pytest.mark.parametrize("trajectories", [None, 3])
-@pytest.mark.parametrize("pruning", [Off(), Learned(steps=4, scope=None)], ids=["off", "learned"])
+@pytest.mark.parametrize("trajectories", [nightly(None), 3])
+@pytest.mark.parametrize("pruning", [Off(), nightly(Learned(steps=4, scope=None))], ids=["off", "learned"])
 def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_path, monkeypatch, pruning, trajectories):
     monkeypatch.setattr(finetuning, "CHECKPOINT_EVERY", 2)
     eraser = make(retain_weight=0.5, trajectories=trajectories, warmup=1)

@@ -476,7 +476,7 @@ REFUSED = {
     ),
     "the autoencoder alone": (
         lambda path, model: torch.save({"first_stage_model.x": torch.ones(2)}, path),
-        "nothing of a U-Net or a text encoder, but the autoencoder",
+        "nothing of a network or a text encoder, but the autoencoder",
     ),
     "a factor that is a number": (write_factors(up=torch.tensor(1.0)), "2 of 2 entries"),
     "two alphas": (write_factors(alpha=torch.ones(2)), "3 of 3 entries"),

@@ -16,6 +16,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import parse_eval_result_entries
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from PIL import Image
 from safetensors.torch import load_file
@@ -117,15 +118,19 @@ def test_help_names_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
     assert not imported & {"torch", "diffusers", "transformers", "pandas", "wandb"}
 
 
-def test_run_takes_hydras_grammar_and_finds_configs_and_prompts_from_any_folder(tmp_path: Path) -> None:
+def test_run_takes_hydras_grammar_and_finds_configs_and_prompts_from_any_folder(
+    typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
     flags = ("-m", "concept=church,fire", "dry_run=true", "tracker=off", "attack=[paraphrase,ringabell]")
-    done = in_a_process(tmp_path, "-m", "experiments.command.console", "run", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "2 jobs, none of which was run" in done.stdout
-    mistaken = in_a_process(tmp_path, "-m", "experiments.command.console", "run", "eraser=esdd")
-    assert mistaken.returncode == 1
-    assert mistaken.stderr.startswith("eraser=esdd is unknown; it must be one of")
-    assert len(mistaken.stderr.splitlines()) == 1
+    status, out, err = typed("run", *flags, "hydra/hydra_logging=none")
+    assert status == 0, err
+    assert "2 jobs, none of which was run" in out
+    GlobalHydra.instance().clear()
+    sentence, _, _ = typed("run", "eraser=esdd")
+    assert sentence.startswith("eraser=esdd is unknown; it must be one of")
+    assert len(sentence.splitlines()) == 1
 
 
 def test_the_exported_folder_draws_in_plain_diffusers_what_draw_draws_from_the_run(

@@ -14,6 +14,7 @@ from diffusion.sampling import Sampling
 from diffusion.streams import stream
 from tests.attack_cases import assert_same_outcomes, by_number, make_cases
 from tests.judges import never, one_in
+from tests.night import nightly
 from tests.oracles.embedding import attack
 
 PROMPTS = ["a church", "a photo of a red church in the snow", "", "a painting of a church, " * 12, "two blue fish"]
@@ -28,7 +29,8 @@ def run(model: TextToImage, cases: Sequence[PromptCase], judge=never, **fields) 
 
 
 @pytest.mark.parametrize(
-    ("where", "initialization", "decay"), [("prefix_k", "mean", 0.0), ("mid_k", "random", 0.3), ("suffix_k", "mean", 0)]
+    ("where", "initialization", "decay"),
+    [nightly("prefix_k", "mean", 0.0), ("mid_k", "random", 0.3), ("suffix_k", "mean", 0)],
 )
 def test_search_agrees_with_the_slow_implementation(
     tiny_model64: TextToImage, where: str, initialization: str, decay: float

@@ -19,6 +19,7 @@ from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.trajectories import current_points, draw_stops
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import esd as oracle
 
 CONCEPT = Concept(
@@ -82,7 +83,9 @@ def test_loss_is_the_papers_formula(tiny_model64, trajectory, reference):
 @torch.no_grad()
 @pytest.mark.parametrize("reference", ["unconditional", "anchor"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"trajectory": "current"}, {"trajectories": 2}], ids=["frozen", "current", "pool"]
+    "changes",
+    [nightly({}), {"trajectory": "current"}, {"trajectories": 2}],
+    ids=["frozen", "current", "pool"],
 )
 def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(tiny_model64, changes, reference):
     config = make(erase_from="a picture of a man", reference=reference, **changes)
@@ -124,7 +127,7 @@ def test_attribute_loss_keeps_what_it_is_erased_from_and_leaves_the_attribute(ti
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("trajectory", ["frozen", "current"])
+@pytest.mark.parametrize("trajectory", ["frozen", nightly("current")])
 def test_published_offset_scores_the_published_codes_latents(tiny_model64, trajectory):
     config = make(published_offset=True, trajectory=trajectory, sampling_steps=5)
     objective = ESDObjective(config)
@@ -311,12 +314,12 @@ def test_retain_term_without_preserved_phrases_is_refused(tiny_model):
         {},
         {"trajectory_guidance": 1.0},
         {"trajectory": "current"},
-        {"trajectories": 3},
+        nightly({"trajectories": 3}),
         {"trajectories": 3, "reference": "anchor"},
-        {"reference": "anchor"},
-        {"erase_from": "a man"},
+        nightly({"reference": "anchor"}),
+        nightly({"erase_from": "a man"}),
         {"erase_from": "a man", "trajectories": 3},
-        {"retain_weight": 1.0},
+        nightly({"retain_weight": 1.0}),
         {"retain_weight": 1.0, "trajectories": 3},
     ],
     ids=lambda changes: ",".join(map(str, changes.values())) or "plain",
@@ -367,7 +370,7 @@ class KilledError(Exception):
     """Stands in for kill -9."""
 
 
-@pytest.mark.parametrize("trajectory", ["frozen", "current"])
+@pytest.mark.parametrize("trajectory", ["frozen", nightly("current")])
 @pytest.mark.parametrize(
     "pruning", [Off(), Learned(steps=5, scope=None, finetune="after", finetune_steps=5)], ids=["off", "learned"]
 )
@@ -399,7 +402,7 @@ def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_pa
     assert tiny_model.unet_evaluations - before < undisturbed.unet_evaluations
 
 
-@pytest.mark.parametrize("trajectories", [None, 4])
+@pytest.mark.parametrize("trajectories", [None, nightly(4)])
 def test_killed_precomputation_keeps_its_finished_parts(tiny_model, tmp_path, trajectories):
     config = make(trajectories=trajectories, sampling_batch_size=1, retain_weight=1.0)
     undisturbed = config.erase(tiny_model, CONCEPT, Off(), seed=1)

@@ -34,6 +34,7 @@ from experiments.job.journal import Journal
 from experiments.job.measuring import Measuring
 from experiments.job.store import Store, read_json, write_json
 from tests.conftest import make_tiny_pipeline
+from tests.night import nightly
 from tests.tiny_job import make_job, overrides, run
 
 NAN = float("nan")
@@ -47,7 +48,7 @@ def damage(network: nn.Module, name: str, value: float = NAN) -> None:
         network.get_parameter(name).flatten()[0] = value
 
 
-@pytest.mark.parametrize("eraser", ["esd", "ac"])
+@pytest.mark.parametrize("eraser", ["esd", nightly("ac")])
 def test_a_diverged_eraser_ends_the_job_and_leaves_no_result(eraser: str, world: Path, tmp_path: Path) -> None:
     command = [*overrides(world, tmp_path / "store"), f"eraser={eraser}", "eraser.learning_rate=1e30", "attack=none"]
     command = [word for word in command if not word.startswith(("attack.", "eraser.trajectories"))]

@@ -1,5 +1,6 @@
 """A model with a guard as a folder of diffusers: its own code draws the pictures of the run, or it is refused."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_safree_without_re_attention_too(model: TextToImage, tmp_path: Path) -> 
     assert np.abs(np.round(drawn(pipeline, model, 3.0) * 255) - ours.astype(int)).max() <= 1
 
 
+def test_its_code_imports_nothing_of_this_project(model: TextToImage, tmp_path: Path) -> None:
+    export_guarded(model, Edit({}, {}, (safe_guidance(model),)), tmp_path / "out")
+    imported = set()
+    for file in (tmp_path / "out").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    assert "torch" in imported
+    assert not {"attacks", "diffusion", "erasure", "evaluation", "experiments"} & imported
+
+
+@pytest.mark.slow
 def test_its_code_needs_nothing_of_this_project(model: TextToImage, tmp_path: Path) -> None:
     export_guarded(model, Edit({}, {}, (safe_guidance(model),)), tmp_path / "out")
     program = (

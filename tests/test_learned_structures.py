@@ -17,6 +17,7 @@ from erasure.pruning.learned import Learned
 from erasure.pruning.masks import maskable_parameters
 from erasure.pruning.structures import structure_of
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import masks as oracle
 from tests.oracles import structures
 
@@ -266,7 +267,13 @@ def test_training_jointly_moves_biases_and_lowers_the_loss_below_the_masks_alone
 
 @pytest.mark.parametrize(
     ("granularity", "finetune"),
-    [("weight", "before"), ("weight", "jointly"), ("head", "none"), ("head", "after"), ("head", "jointly")],
+    [
+        ("weight", "before"),
+        nightly("weight", "jointly"),
+        nightly("head", "none"),
+        nightly("head", "after"),
+        ("head", "jointly"),
+    ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one_and_costs_are_exact(
     tiny_model, tmp_path, monkeypatch, granularity, finetune

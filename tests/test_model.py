@@ -13,6 +13,7 @@ from diffusion.guard import Encode, Guard, Guidance
 from diffusion.model import TextToImage
 from diffusion.processes.variance import SCHEDULER_OPTIONS, SCHEDULERS
 from tests.conftest import make_tiny_pipeline
+from tests.night import nightly
 
 PROMPTS = ["a church", "two gas pumps on fire", "pixel art of a tench"]
 SEEDS = [11, 5, 11]
@@ -298,7 +299,7 @@ def test_velocity_models_sample_with_every_scheduler(pipeline: StableDiffusionPi
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("guided_by", ["model", "guard"])
+@pytest.mark.parametrize("guided_by", ["model", nightly("guard")])
 def test_pictures_are_those_of_diffusers_with_every_sampler_and_prediction(
     pipeline: StableDiffusionPipeline, scheduler: str, prediction: str, guided_by: str
 ):

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from diffusion.plugins import PLUGINS_VARIABLE
 from erasure.addition import addition_class
+from experiments.command import console
 from experiments.command.collect import collect_runs
 from experiments.command.config import make_object
 from experiments.command.errors import CommandError, explain
@@ -109,7 +110,11 @@ def attacked(world: Path, store: Path, *choices: str) -> list[str]:
 
 
 def test_an_eraser_a_guard_and_an_attack_of_a_plugin_make_a_run_that_the_store_gives_back_and_pages_show(
-    plugin: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plugin: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert take_plugins(["eraser=mine", f"plugins={plugin}"]) == ["eraser=mine"]
     command = attacked(world, tmp_path / "store", "eraser=mine", "attack=theirs")
@@ -122,14 +127,16 @@ def test_an_eraser_a_guard_and_an_attack_of_a_plugin_make_a_run_that_the_store_g
     other = run([*command, "+eraser.factor=-3"], tmp_path / "other")
     assert other["artefacts"]["erased"] != first["artefacts"]["erased"]
 
-    # In a process of its own, which knows the plugin by what is typed alone.
+    # As in a process of its own, which knows the plugin by what is typed alone.
     monkeypatch.setenv(PLUGINS_VARIABLE, "tests")
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(plugin.parent)])
+    monkeypatch.delitem(sys.modules, "my_methods")
     shared = ("--store", str(tmp_path / "store"), "--folder", str(tmp_path / "pages"), f"plugins={plugin}")
-    line = [sys.executable, "-m", "experiments.command.console", "report", first["run"], *shared]
-    reported = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert reported.returncode == 0, reported.stderr
-    page = Path(reported.stdout.strip()).read_text()
+    monkeypatch.setattr(sys, "argv", ["eraselab", "report", first["run"], *shared])
+    capsys.readouterr()
+    console.main()
+    page = Path(capsys.readouterr().out.strip()).read_text()
     assert "mine" in page and "theirs" in page and first["run"] in page
 
 
@@ -158,6 +165,15 @@ def test_a_plugin_is_a_file_a_folder_or_a_package(how: str, plugin: Path, world:
     assert make_job(*attacked(world, tmp_path / "store", "eraser=mine", "attack=none")).eraser.factor == 2
 
 
+def test_a_process_that_is_started_finds_the_plugin(plugin: Path) -> None:
+    plugin.write_text("LOUD = 2\n")
+    take_plugins([f"plugins={plugin}"])
+    program = "import my_methods, diffusion.plugins as plugins; print(my_methods.LOUD, *plugins.declared_plugins())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"2", "my_methods"} < set(told.stdout.split())
+
+
+@pytest.mark.slow
 def test_two_processes_find_the_plugin_too(plugin: Path, world: Path, tmp_path: Path) -> None:
     command = attacked(world, tmp_path / "store", "eraser=mine", "attack=theirs", "processes=2")
     told = subprocess.run(

@@ -1,7 +1,5 @@
 """Several processes share the prompts of one job and change none of its numbers."""
 
-# ruff: noqa: F811 - fixtures are imported and then named as parameters
-
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from experiments.command.launch import run_share
 from experiments.job.processes import Processes, run_in_processes
 from experiments.job.store import read_json
-from tests.test_job import numbers, undisturbed  # noqa: F401 - fixtures
+from tests.test_job import numbers
 from tests.tiny_job import make_job, overrides
 
 LOGGING = {"version": 1, "disable_existing_loggers": False}

@@ -97,44 +97,33 @@ def test_start_and_end_token_count_and_nothing_is_cut(tiny_model: TextToImage) -
 # Whole jobs
 
 
-def small(world: Path, store: Path) -> list[str]:
-    return [*overrides(world, store), "eraser.steps=20"]
-
-
-@pytest.fixture(scope="module")
-def ours(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The summary of a job under our own rules, in a store of its own."""
-    folder = tmp_path_factory.mktemp("ours")
-    return run(small(world, folder / "store"), folder / "run") | {"store": folder / "store"}
-
-
 def attacked_numbers(summary: dict[str, Any]) -> set[int]:
     lines = (Path(summary["artefacts"]["attack"]) / "outcomes.jsonl").read_text().splitlines()
     return {json.loads(line)["case_number"] for line in lines}
 
 
-def test_no_protocol_leaves_the_identity_of_a_run_as_it_was(ours: dict[str, Any]) -> None:
+def test_no_protocol_leaves_the_identity_of_a_run_as_it_was(undisturbed: dict[str, Any]) -> None:
     parts = "model concept eraser pruning edit judge attack evaluator seed prompts retained sampling"
-    assert list(ours["identity"]) == parts.split()
-    assert "targets" not in ours["identity"]["attack"]
-    assert ours["protocol"]["name"] == "none"
-    assert ours["protocol"]["success"] == ours["rates"]["attacked"]
+    assert list(undisturbed["identity"]) == parts.split()
+    assert "targets" not in undisturbed["identity"]["attack"]
+    assert undisturbed["protocol"]["name"] == "none"
+    assert undisturbed["protocol"]["success"] == undisturbed["rates"]["attacked"]
 
 
 def test_long_prompts_are_not_attacked_and_count_by_their_plain_picture(
-    world: Path, ours: dict[str, Any], model: TextToImage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lengths = [len(tokens) for tokens in model.tokenizer(list(PROMPTS[:5])).input_ids]
     limit = sorted(lengths)[2]
     long = {number for number, length in enumerate(lengths) if length > limit}
     assert 0 < len(long) < 5
     rules = ["protocol.name=mine", f"protocol.longest_prompt={limit}", "protocol.counting=excluding_plain"]
-    fresh = run([*small(world, tmp_path / "store"), *rules], tmp_path / "fresh")
+    fresh = run([*overrides(world, tmp_path / "store"), *rules], tmp_path / "fresh")
     printed = " ".join(capsys.readouterr().out.split())
 
     assert attacked_numbers(fresh) == set(range(5)) - long
     assert {each["case_number"] for each in fresh["cases"] if each["too_long"]} == long
-    for mine, own in zip(fresh["cases"], ours["cases"], strict=True):
+    for mine, own in zip(fresh["cases"], undisturbed["cases"], strict=True):
         if mine["case_number"] in long:
             assert mine["attacked"] == mine["erased"] == own["erased"]
             assert (mine["adversarial_prompt"], mine["pictures"]) == (mine["prompt"], 1)
@@ -148,20 +137,20 @@ def test_long_prompts_are_not_attacked_and_count_by_their_plain_picture(
     assert fresh["protocol"]["too_long"] == len(long)
     assert f"mine, counting excluding_plain, {len(long)} prompts too long" in printed
     assert str(Rate.of(attacked)) in printed
-    assert fresh["run"] != ours["run"]
+    assert fresh["run"] != undisturbed["run"]
     paid = {each["case_number"]: each["unet_evaluations"] for each in fresh["cases"]}
     assert fresh["costs"]["attack"]["unet_evaluations"] == sum(paid.values())
 
     # In the store of the other job only the long prompts are new: their pictures are there, their outcomes are not.
     before = model.unet_evaluations
-    again = run([*small(world, ours["store"]), *rules], tmp_path / "again")
+    again = run([*overrides(world, undisturbed["store"]), *rules], tmp_path / "again")
     assert again["cases"] == fresh["cases"]
     assert again["run"] == fresh["run"]
     assert model.unet_evaluations - before <= sum(paid[number] for number in long)
 
 
 def test_targets_are_sampled_by_the_unedited_model_as_the_protocol_says(
-    world: Path, ours: dict[str, Any], model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, undisturbed: dict[str, Any], model: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[PromptCase] = []
     attack = UnlearnDiffAtk.run
@@ -171,7 +160,7 @@ def test_targets_are_sampled_by_the_unedited_model_as_the_protocol_says(
         return attack(self, edited, cases, *rest, **named)
 
     monkeypatch.setattr(UnlearnDiffAtk, "run", recorded)
-    command = [*small(world, ours["store"]), "protocol.targets={steps: 4, guidance: 1.5}"]
+    command = [*overrides(world, undisturbed["store"]), "protocol.targets={steps: 4, guidance: 1.5}"]
     summary = run(command, tmp_path)
     wanted = model.generate(list(PROMPTS[:5]), seeds=[61, 62, 63, 64, 65], steps=4, guidance=1.5)
     # Before them the attack was asked whether it can do the job.
@@ -180,15 +169,15 @@ def test_targets_are_sampled_by_the_unedited_model_as_the_protocol_says(
     assert torch.equal(found, wanted)
     assert [each.guidance for each in given] == [3.0] * 5
     assert summary["identity"]["attack"]["targets"] == {"steps": 4, "guidance": 1.5}
-    assert summary["rates"]["base"] == ours["rates"]["base"]
-    assert summary["rates"]["erased"] == ours["rates"]["erased"]
-    assert summary["run"] != ours["run"]
+    assert summary["rates"]["base"] == undisturbed["rates"]["base"]
+    assert summary["rates"]["erased"] == undisturbed["rates"]["erased"]
+    assert summary["run"] != undisturbed["run"]
 
 
 def test_attacks_without_a_target_have_one_name_whatever_the_targets(
-    world: Path, ours: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [part for part in small(world, ours["store"]) if not part.startswith("attack.")]
+    command = [part for part in overrides(world, undisturbed["store"]) if not part.startswith("attack.")]
     command += ["attack=seed_search", "attack.tries=1"]
     first = run(command, tmp_path / "first")
     second = run([*command, "protocol.targets={steps: 4, guidance: 1.5}"], tmp_path / "second")
@@ -197,7 +186,7 @@ def test_attacks_without_a_target_have_one_name_whatever_the_targets(
 
 
 def test_retained_prompts_may_have_a_sampling_of_their_own(
-    world: Path, ours: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    world: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     steps: list[int] = []
     generate = TextToImage.generate
@@ -207,11 +196,11 @@ def test_retained_prompts_may_have_a_sampling_of_their_own(
         return generate(self, *arguments, **named)
 
     monkeypatch.setattr(TextToImage, "generate", recorded)
-    summary = run([*small(world, ours["store"]), "retained_sampling={steps: 5, batch_size: 4}"], tmp_path)
+    summary = run([*overrides(world, undisturbed["store"]), "retained_sampling={steps: 5, batch_size: 4}"], tmp_path)
     assert steps == [5, 5]  # four pictures by the base model, four by the edited one
     assert summary["identity"]["retained_sampling"] == {"steps": 5}
-    assert summary["cases"] == ours["cases"]
-    assert summary["run"] != ours["run"]
+    assert summary["cases"] == undisturbed["cases"]
+    assert summary["run"] != undisturbed["run"]
 
 
 # Presets

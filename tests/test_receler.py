@@ -24,6 +24,7 @@ from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.canvas_effect import effect_on_canvas
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import esd
 from tests.oracles import receler as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -204,11 +205,11 @@ def test_regularisation_counts_what_is_added_outside_the_mask_layer_by_layer():
     ("changes", "concept"),
     [
         ({}, CONCEPT),
-        ({"stale_attack": True, "attack_steps": 3}, CONCEPT),
+        nightly({"stale_attack": True, "attack_steps": 3}, CONCEPT),
         ({"stale_attack": True, "attack_steps": 1, "batch_size": 1}, BOTH),
         ({"trajectory": "frozen", "reference": "anchor", "eta": 2.0}, BOTH),
         ({"trajectory": "frozen", "trajectories": 4, "mask_reduction": 2, "batch_size": 5}, CONCEPT),
-        ({"attack_steps": 0, "tokens": 1, "regularisation_weight": 0.0}, CONCEPT),
+        nightly({"attack_steps": 0, "tokens": 1, "regularisation_weight": 0.0}, CONCEPT),
     ],
     ids=["current", "stale", "stale, both", "frozen, anchor, both", "pool", "no attack"],
 )
@@ -357,10 +358,10 @@ def test_several_concepts_take_turns_with_masks_of_their_own_tokens(tiny_model):
         ({}, CONCEPT),
         ({"stale_attack": True}, BOTH),
         ({"attack_steps": 0}, CONCEPT),
-        ({"attack_steps": 0, "stale_attack": True}, CONCEPT),
-        ({"trajectory": "frozen", "retain_weight": 0.5}, BOTH),
+        nightly({"attack_steps": 0, "stale_attack": True}, CONCEPT),
+        nightly({"trajectory": "frozen", "retain_weight": 0.5}, BOTH),
         ({"trajectory": "frozen", "trajectories": 3, "retain_weight": 0.5}, CONCEPT),
-        ({"published_offset": True, "stale_attack": True}, CONCEPT),
+        nightly({"published_offset": True, "stale_attack": True}, CONCEPT),
     ],
     ids=["current", "stale, both", "no attack", "no attack, stale", "frozen, both", "pool", "published"],
 )
@@ -517,7 +518,9 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"trajectory": "frozen", "trajectories": 3, "retain_weight": 0.5, "stale_attack": True}], ids=str
+    "changes",
+    [nightly({}), {"trajectory": "frozen", "trajectories": 3, "retain_weight": 0.5, "stale_attack": True}],
+    ids=["current", "pool"],
 )
 def test_killed_training_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_path, monkeypatch, changes):
     monkeypatch.setattr(finetuning, "CHECKPOINT_EVERY", 2)

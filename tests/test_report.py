@@ -25,7 +25,6 @@ from experiments.results.report.page import comparison_page, run_page, write_rep
 from experiments.results.report.verdict import HOLDS_BELOW, holds, verdict
 from experiments.results.report.words import marked, shown
 from tests.report_runs import HOSTILE, colour, make_run, make_sweep
-from tests.tiny_job import overrides, run
 
 ADDRESSES = ("src", "href", "action", "poster", "srcset", "data", "formaction", "background")
 
@@ -420,17 +419,17 @@ def test_a_damaged_summary_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_real_job_has_a_page(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every picture that a job made is on it, at its own prompt."""
-    summary: dict[str, Any] = run(overrides(world, tmp_path / "store"), tmp_path / "run")
-    listed = read_json(tmp_path / "store" / "runs" / summary["run"] / FILE_NAME)
+    summary, store = undisturbed, undisturbed["store"]
+    listed = read_json(store / "runs" / summary["run"] / FILE_NAME)
     assert [row["prompt"] for row in listed["cases"]] == [case["prompt"] for case in summary["cases"]]
     assert len(listed["retained"]) == 4
     for row in [*listed["cases"], *listed["retained"]]:
         for place in row["pictures"].values():
-            assert (tmp_path / "store" / place).is_file()
-    arguments = ["report", str(tmp_path / "run"), "--store", str(tmp_path), "--folder", str(tmp_path / "pages")]
+            assert (store / place).is_file()
+    arguments = ["report", str(store.parent / "run"), "--store", str(store.parent), "--folder", str(tmp_path / "pages")]
     monkeypatch.setattr("sys.argv", ["eraselab", *arguments])
     console.main()
     page = Page(Path(capsys.readouterr().out.strip().splitlines()[-1]).read_text())

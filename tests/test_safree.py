@@ -22,6 +22,7 @@ from erasure.pruning.off import Off
 from tests import tiny_job
 from tests.canvas_effect import effect_on_canvas
 from tests.conftest import make_tiny_pipeline
+from tests.night import all_but
 from tests.oracles import safree as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job, run
 
@@ -386,7 +387,7 @@ ATTACKS = {
 """What is searched under the guard, by the attacks' own settings."""
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", all_but({"unlearndiff", "gcg", "relearn"}, ATTACKS))
 def test_a_job_with_any_attack_counts_every_evaluation(attack, world, monkeypatch, tmp_path):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     models = [tiny_job.Float64Folder(world / "model").load()]
@@ -404,6 +405,7 @@ def test_a_job_with_any_attack_counts_every_evaluation(attack, world, monkeypatc
     assert models[0].guard is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concept", ["van_gogh", "church"])
 def test_the_concept_goes_from_the_canvas_and_the_rest_stays(concept, monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)

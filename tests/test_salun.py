@@ -17,6 +17,7 @@ from erasure.pruning.masks import cut_lowest
 from erasure.pruning.off import Off
 from tests.canvas_effect import effect_on_canvas
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import salun as oracle
 from tests.tiny_job import CONFIG_FOLDER
 
@@ -181,8 +182,8 @@ def test_pictures_do_not_depend_on_how_many_are_sampled_at_a_time(tiny_model64):
         assert torch.equal(getattr(one, kind).prompts, getattr(other, kind).prompts)
 
 
-@pytest.mark.parametrize("killed_in", ["pictures", "saliency", "training"])
-@pytest.mark.parametrize("pruning", [Off(), Learned(steps=4, scope=None)], ids=["off", "learned"])
+@pytest.mark.parametrize("killed_in", ["pictures", nightly("saliency"), "training"])
+@pytest.mark.parametrize("pruning", [Off(), nightly(Learned(steps=4, scope=None))], ids=["off", "learned"])
 def test_killed_erasing_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_path, monkeypatch, pruning, killed_in):
     monkeypatch.setattr(finetuning, "CHECKPOINT_EVERY", 2)
     eraser = make(sampling_batch_size=2)
@@ -234,6 +235,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
         make(**changes)
 
 
+@pytest.mark.slow
 def test_a_short_run_takes_the_style_from_the_canvas_and_the_rest_stays(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["images=12", "retain_images=32", "sampling_steps=8", "steps=24", "batch_size=4", "retain_weight=1"]

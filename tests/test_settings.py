@@ -16,6 +16,7 @@ from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
 from experiments.fit import FAMILIES, FITTED, KINDS, family_at, fitted
 from experiments.job.settings import SPEED_ONLY, TRAINING_SPEED_ONLY, matters
+from tests.night import nightly
 from tests.tiny_job import CONFIG_FOLDER
 
 DATA = Path(__file__).with_name("data")
@@ -77,8 +78,17 @@ def check(choices: list[str], settings: dict[str, dict[str, Any]], model: str, k
         assert missing_or_other(found[group], numbers) == {}, choice
 
 
-@pytest.mark.parametrize("kind", ["style", "object", "unsafe"])
-@pytest.mark.parametrize("choices", together(CANVAS), ids=" ".join)
+BY_KIND = [
+    # By day each choice meets one kind, and every kind is met.
+    ((choices, kind) if place == number % 3 else nightly(choices, kind))
+    for number, choices in enumerate(together(CANVAS))
+    for place, kind in enumerate(CONCEPTS["canvas"])
+]
+
+
+@pytest.mark.parametrize(
+    ("choices", "kind"), BY_KIND, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_the_canvas_has_the_settings_that_it_had(choices: list[str], kind: str) -> None:
     check(choices, CANVAS, "canvas", kind)
 

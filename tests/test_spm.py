@@ -31,6 +31,7 @@ from tests.canvas_effect import effect_on_canvas
 from tests.conftest import make_tiny_pipeline
 from tests.erasures import assert_same_erasure
 from tests.judges import never
+from tests.night import nightly
 from tests.oracles import esd as trajectory_oracle
 from tests.oracles import spm as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -278,9 +279,9 @@ def anchors_of(config, model, part, texts, step, seed):
         {},
         {"trajectory": "frozen", "surrogate": "anchor", "anchor_texts": "preserved", "anchor_exponent": 2.0},
         {"surrogate": "anchor", "rank": 2, "alpha": 0.5, "eta": 2.0, "anchor_exponent": 30.0},
-        {"trajectory": "frozen", "anchoring_weight": 0.0, "batch_size": 3},
+        nightly({"trajectory": "frozen", "anchoring_weight": 0.0, "batch_size": 3}),
         {"anchor_texts": "noise_and_empty", "anchors": 4, "published_offset": True},
-        {"trajectory": "frozen", "published_offset": True},
+        nightly({"trajectory": "frozen", "published_offset": True}),
     ],
     ids=["paper", "frozen", "rank 2", "no anchoring", "published", "published, frozen"],
 )
@@ -451,8 +452,8 @@ def test_factors_that_do_not_fit_are_refused(tiny_model, tmp_path):
         export(tiny_model, Edit({}, {}, (added,)), tmp_path / "pipeline")
 
 
-@pytest.mark.parametrize("trajectory", ["current", "frozen"])
-@pytest.mark.parametrize("dies_at", [3, 7])
+@pytest.mark.parametrize("trajectory", [nightly("current"), "frozen"])
+@pytest.mark.parametrize("dies_at", [3, nightly(7)])
 def test_killed_training_resumes_to_the_same_membranes_bit_for_bit(
     tiny_model, tmp_path, monkeypatch, trajectory, dies_at
 ):

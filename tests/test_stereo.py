@@ -21,6 +21,7 @@ from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off
 from erasure.trajectories import draw_stops
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import esd
 from tests.oracles import stereo as oracle
 from tests.tiny_job import CONFIG_FOLDER, make_job
@@ -310,8 +311,8 @@ def test_what_is_found_denoises_better_than_where_the_inversion_began(tiny_model
         (CONCEPT, {}),
         (BOTH, {"trajectory": "frozen"}),
         (CONCEPT, {"trajectory": "frozen", "trajectories": 4}),
-        (CONCEPT, {"anchor_scale": 0.0}),
-        (BOTH, {"anchors": "anchor", "rounds": 1}),
+        nightly(CONCEPT, {"anchor_scale": 0.0}),
+        nightly(BOTH, {"anchors": "anchor", "rounds": 1}),
     ],
     ids=["current", "both, frozen", "pool", "no anchor", "both, anchor"],
 )
@@ -389,7 +390,9 @@ class KilledError(Exception):
     """Stands in for kill -9."""
 
 
-@pytest.mark.parametrize(("trajectory", "killed_at"), [("frozen", 4), ("current", 7), ("frozen", 9), ("current", 14)])
+@pytest.mark.parametrize(
+    ("trajectory", "killed_at"), [("frozen", 4), nightly("current", 7), nightly("frozen", 9), nightly("current", 14)]
+)
 def test_killed_erasing_resumes_to_the_same_edit_bit_for_bit(tiny_model, tmp_path, monkeypatch, trajectory, killed_at):
     """Step by step: two of a round's erasing, three of its inversion, the same again, and three of the last erasing."""
     monkeypatch.setattr(finetuning, "CHECKPOINT_EVERY", 1)

@@ -400,10 +400,10 @@ def test_what_the_command_line_names_is_not_swept_over() -> None:
 def test_an_empty_store_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["eraselab", "tables", "table1", f"store={tmp_path}"])
+    monkeypatch.setattr("sys.argv", ["eraselab", "tables", "demo", f"store={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
         console.main()
-    assert str(exit_.value).startswith(f"The store {tmp_path} has no run of table1; make them with")
+    assert str(exit_.value).startswith(f"The store {tmp_path} has no run of demo; make them with")
 
 
 def test_measures_as_text() -> None:

@@ -20,6 +20,7 @@ from experiments.command.errors import CommandError
 from tests.attack_cases import assert_same_outcomes, by_number
 from tests.conftest import make_tiny_pipeline
 from tests.judges import never, one_in
+from tests.night import nightly
 from tests.oracles import textual_inversion as oracle
 from tests.oracles.p4d import encode
 from tests.tiny_job import CONFIG_FOLDER, make_job, method_config
@@ -64,7 +65,7 @@ def always(images: torch.Tensor) -> Verdicts:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"weight_decay": 2.0, "seed": 4},
+        nightly({"weight_decay": 2.0, "seed": 4}),
         {"captions": TEMPLATES, "flip": False, "initial_word": "church"},
         {"insertion": "mid_k", "initialization": "random", "batch_size": 1, "picture_guidance": 1.0},
     ],

@@ -17,6 +17,7 @@ from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.off import Off
 from evaluation.verdicts import Verdicts
 from tests.erasures import assert_same_erasure
+from tests.night import nightly
 from tests.oracles import uce as oracle
 from tests.tiny_job import make_job
 
@@ -203,7 +204,7 @@ def test_scored_pruning_follows(tiny_model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, WIDE], ids=["last", "from_last"])
+@pytest.mark.parametrize("settings", [{}, nightly(WIDE)], ids=["last", "from_last"])
 def test_hundreds_of_concepts_are_erased_at_once_by_the_formula(tiny_model64, settings):
     names = [f"{colour} {thing} {number}" for number in range(20) for colour in ("red", "blue") for thing in "abcde"]
     first, *others = [
