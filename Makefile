@@ -10,8 +10,8 @@ TWINS ?= build/canvas_twins
 OVERRIDES = $(filter-out PYTHON=% LAUNCHER=% PRESET=% CALIBRATE=%,$(MAKEOVERRIDES))
 SWEEP = $(BIN)/python run.py -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PRESET),+launcher_presets=$(PRESET))
 
-# What the launcher needs besides the rest: Ray is large.
-NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray)
+# What the launcher and the store (store=s3://...) need besides the rest: Ray is large.
+NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray) $(if $(filter s3://%,$(store)),$(VENV)/.s3)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
@@ -109,8 +109,8 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-$(VENV)/.ray: $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
+$(VENV)/.ray $(VENV)/.s3: $(VENV)/.%: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
 clean:

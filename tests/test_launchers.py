@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -69,19 +71,38 @@ def plugin(folder: Path, *, fails: int, dies: int) -> Path:
     return folder
 
 
-def sweep(launcher: str, folder: Path, world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``run.py -m`` with what a small job needs, in a process of its own."""
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command came to."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+
+
+def sweeps(launcher: str, folder: Path, world: Path, *arguments: str, by_one: bool) -> Iterator[Said]:
+    """``run.py -m`` with what a small job needs, and the same command again: in a process each, or ``by_one``."""
     base = [part for part in overrides(world, folder / "store") if not part.startswith(("attack.", "eraser."))]
     few = ["eraser=none", "prompts=2", "retained=2", f"hydra.sweep.dir={folder / 'sweep'}"]
-    command = [sys.executable, "run.py", "-m", f"plugins={folder / 'plugin'}", f"hydra/launcher={launcher}"]
+    asked = ["-m", f"plugins={folder / 'plugin'}", f"hydra/launcher={launcher}", *base, *few, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if launcher == "submitit_slurm" and not fake_slurm.real():
         fake_slurm.install(folder / "bin")
         (folder / "slurm").mkdir(exist_ok=True)
         environment |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "FAKE_SLURM": str(folder / "slurm")}
-    return subprocess.run(
-        [*command, *base, *few, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    if by_one:
+        command = [sys.executable, "-m", "tests.twice", str(folder), *asked]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        for name in ("first", "second"):
+            out, err, status = (folder.joinpath(f"{name}.{of}").read_text() for of in ("stdout", "stderr", "status"))
+            yield Said(out, err, int(status))
+        return
+    for name in ("first", "second"):
+        command = [sys.executable, "run.py", *asked]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        for of, text in (("stdout", done.stdout), ("stderr", done.stderr)):
+            (folder / f"{name}.{of}").write_text(text)
+        yield Said(done.stdout, done.stderr, done.returncode)
 
 
 def rows(out: str) -> list[str]:
@@ -90,13 +111,23 @@ def rows(out: str) -> list[str]:
     return re.findall(r"\b([0-9a-f]{16}) │", closing)
 
 
-def check_sweep(launcher: str, folder: Path, world: Path, seeds: int, *arguments: str) -> None:
+def log_of(folder: Path, number: int) -> str:
+    """What the log of a job says, of both times that it ran; jobs are counted from 1."""
+    return (folder / "sweep" / str(number - 1) / "run.log").read_text()
+
+
+def last_log_of(folder: Path, number: int) -> str:
+    """The same of the last time."""
+    return log_of(folder, number).rpartition("] model: ")[2]
+
+
+def check_sweep(launcher: str, folder: Path, world: Path, seeds: int, *arguments: str, by_one: bool = False) -> None:
     """Sweep over pruning, a union and seeds; the second job fails, and the last but one is killed."""
     count = 4 * seeds
     plugin(folder / "plugin", fails=1, dies=count - 2)
     asked = ["pruning=off,magnitude", "attack=trial,[trial,seed_search]", f"seed={','.join(map(str, range(seeds)))}"]
-    first = sweep(launcher, folder, world, *asked, *arguments)
-    (folder / "first.out").write_text(first.stdout + first.stderr)
+    said = sweeps(launcher, folder, world, *asked, *arguments, by_one=by_one)
+    first = next(said)
     assert first.returncode == 1, first.stderr[-4000:]
     told = first.stderr.strip().splitlines()
     assert told[-1] == f"2 of {count} jobs failed, as said above; the same command runs them again."
@@ -105,23 +136,31 @@ def check_sweep(launcher: str, folder: Path, world: Path, seeds: int, *arguments
     assert told[-2].startswith(f"Job {count - 1} failed (")
     assert "It ended without a word: " in told[-2]
     assert len(rows(first.stdout)) == count - 2
-    logs = [(folder / "sweep" / str(number) / "run.log").read_text() for number in range(count)]
-    assert all(f"[{number}/{count}]" in line for number, log in enumerate(logs, 1) for line in log.splitlines()[:3])
+    assert all(
+        f"[{number}/{count}]" in line
+        for number in range(1, count + 1)
+        for line in log_of(folder, number).splitlines()[:3]
+    )
     # What the others made is found again, and the one that was killed goes on.
-    second = sweep(launcher, folder, world, *asked, *arguments)
-    (folder / "second.out").write_text(second.stdout + second.stderr)
+    second = next(said)
     assert second.stderr.strip().splitlines()[-1].startswith(f"1 of {count} jobs failed")
     assert len(rows(second.stdout)) == count - 1
     assert set(rows(first.stdout)) < set(rows(second.stdout))
     pairs = 2 * seeds - 1
     assert second.stdout.count("pruning=magnitude minus pruning=off") == 2 * pairs
+    again = [
+        number
+        for number in range(1, count + 1)
+        if any(found != "2" for found in re.findall(r"attack: (\d) of 2 prompts found", last_log_of(folder, number)))
+    ]
+    assert again == [2, count - 1]
     records = [read_json(path) for path in (folder / "sweep" / "jobs").glob("*.json")]
     assert sum(record["failure"] is None for record in records) == count - 1
     assert not list((folder / "store").rglob(".lease"))
 
 
 def test_a_small_sweep_by_joblib(world: Path, tmp_path: Path) -> None:
-    check_sweep("joblib", tmp_path, world, 1, "hydra.launcher.n_jobs=2")
+    check_sweep("joblib", tmp_path, world, 1, "hydra.launcher.n_jobs=2", by_one=True)
 
 
 @pytest.mark.slow
@@ -257,3 +296,34 @@ def test_ray_tells_which_of_its_jobs_died() -> None:
     ends = Ray(init=init, remote=remote).run([Answer("a"), Killed(), Answer("c")])
     assert [end.value for end in ends] == ["a", None, "c"]
     assert [bool(end.died) for end in ends] == [False, True, False]
+
+
+def test_ray_that_lets_nobody_in_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(CommandError, match=r"at 10\.0\.0\.1:6379; a cluster that asks .* RAY_AUTH_MODE=token, and its"):
+        Ray(init={"address": "10.0.0.1:6379"}, remote={}).run([])
+    with pytest.raises(CommandError, match=r"at 10\.0\.0\.1:6379\.$"):
+        Ray(init={"address": "local"}, remote={}).run([])
+
+
+@pytest.mark.slow
+def test_jobs_run_on_a_ray_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'.")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--port=6391", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert cluster.stdout is not None
+        assert any("--block" in line for line in cluster.stdout)
+        init = {"address": "127.0.0.1:6391", "num_cpus": None, "include_dashboard": False}
+        ends = Ray(init=init, remote={"num_cpus": 1, "max_retries": 0, "max_calls": 1}).run([Answer("a"), Killed()])
+    finally:
+        cluster.terminate()
+        cluster.wait(60)
+    assert [end.value for end in ends] == ["a", None]
+    assert ends[1].died

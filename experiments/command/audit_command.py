@@ -41,11 +41,14 @@ def audit(
         raise CommandError(f"There is no checkpoint at {model}; a model of the Hub is audited with --alone.")
 
     from experiments.command.audit import run_audit  # noqa: PLC0415
+    from experiments.job.remote_store import address_of  # noqa: PLC0415
     from experiments.results.requirements import Requirement  # noqa: PLC0415
     from experiments.results.screen import show_sweep  # noqa: PLC0415
 
     requirements = [Requirement.parse(text) for text in require or []]
-    summaries = run_audit(model, concept, names, [f"store={store}", *(overrides or [])], folder, as_base=alone)
+    summaries = run_audit(
+        model, concept, names, [f"store={address_of(store)}", *(overrides or [])], folder, as_base=alone
+    )
     show_sweep(summaries, [])
     broken = [(each.text, failures) for each in requirements if (failures := each.failures(summaries))]
     for text, failures in broken:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,6 +16,8 @@ from experiments.command.config import PROMPT_SETS
 from experiments.command.errors import CommandError
 from experiments.command.shorthands import spell_out
 from experiments.fit import fitted
+from experiments.job.remote import place_of
+from experiments.job.remote_store import local_copy
 from experiments.job.settings import matters
 from experiments.job.summary import read_summaries
 from experiments.results.names import GROUPS
@@ -82,9 +83,8 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
     """
     jobs = experiment_jobs(experiment, overrides)
     # Once, and not again for every job.
-    summaries = [
-        {**summary, "config": as_composed_now(summary["config"])} for summary in read_summaries(Path(jobs[0]["store"]))
-    ]
+    store = local_copy(place_of(jobs[0]["store"]))
+    summaries = [{**found, "config": as_composed_now(found["config"])} for found in read_summaries(store)]
     runs = [find_run(job, summaries) for job in jobs]
     found = [run for run in runs if run is not None]
     if not found:

@@ -19,6 +19,8 @@ from experiments.command.kinds import require_kind
 from experiments.command.targets import require_known_targets
 from experiments.fit import FITTED, family_of, fitted
 from experiments.job.floors import check_floor
+from experiments.job.remote import Remote
+from experiments.job.remote_store import on_this_machine
 from experiments.job.settings import Job, Settings
 
 OBJECTS = (
@@ -62,6 +64,10 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         config.update(
             {group: _literal(plain[group]) for group in ("model", *FITTED) if isinstance(plain.get(group), dict)}
         )
+        if isinstance(settings.store, Remote):
+            config.update(
+                {name: _literal(on_this_machine(plain[name], settings.store)) for name in OBJECTS if plain.get(name)}
+            )
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])

@@ -287,6 +287,12 @@ def _in_queue(job: str) -> bool:
     return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
 
 
+_TOKEN = (
+    "; a cluster that asks for a token needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+)
+"""What Ray does not say where it is not let in: it looks for a token by itself with ``address=auto`` alone."""
+
+
 @checked
 class Ray:
     """Tasks of a Ray cluster: one that runs, or one that is started on this machine for them.
@@ -313,8 +319,9 @@ class Ray:
         try:
             ray.init(**{**self.init, "runtime_env": runtime})
         except Exception as error:  # some that Ray raises are nothing more special
+            remedy = "" if self.init.get("address") == "local" else _TOKEN
             raise CommandError(
-                f"Ray cannot be started with hydra.launcher.init={self.init}: {in_short(error)}."
+                f"Ray cannot be started with hydra.launcher.init={self.init}: {in_short(error)}{remedy}."
             ) from error
         try:
             work = ray.remote(**self.remote)(_call) if self.remote else ray.remote(_call)

@@ -18,6 +18,7 @@ from experiments.command.records import Record
 from experiments.job.job import GRID, run_job
 from experiments.job.processes import Processes, run_in_processes
 from experiments.job.recording import Off
+from experiments.job.work import SUMMARY
 from experiments.results.screen import show_job
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def launch(config: DictConfig) -> Path | None:
             log.error("this job failed: %s", sentence)
         Record(number, overrides, failure=sentence).write(sweep)
         return None
-    Record(number, overrides, summary=str(summary), grid=str(folder / GRID)).write(sweep)
+    # Its own folder lies in that of the sweep, which all machines share; a store may have a copy on each.
+    Record(number, overrides, summary=str(folder / SUMMARY), grid=str(folder / GRID)).write(sweep)
     return summary
 
 
@@ -64,7 +66,7 @@ def _run(config: DictConfig, hydra: Any, folder: Path) -> Path:
         return run_job(job, folder, show_job)
     log_config = OmegaConf.to_container(hydra.job_logging, resolve=True)
     run_in_processes(job.settings.processes, run_share, job.config, job.choices, folder, log_config)
-    return folder / "summary.json"
+    return folder / SUMMARY
 
 
 def run_share(

@@ -1,7 +1,6 @@
 """What a command would do, without doing it: ``dry_run=true``."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -11,6 +10,8 @@ from rich.table import Table
 from experiments.command.collect import as_composed_now, find_run, made_by_other_code
 from experiments.command.composing import plain_job, typed
 from experiments.fit import fitted
+from experiments.job.remote import place_of
+from experiments.job.remote_store import local_copy
 from experiments.job.summary import read_summaries
 from experiments.results.screen import open_console
 
@@ -27,7 +28,8 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
         config = fitted(plain_job(job)[0])
         store = str(config["store"])
         if store not in stores:
-            stores[store] = [{**s, "config": as_composed_now(s["config"])} for s in read_summaries(Path(store))]
+            found = read_summaries(local_copy(place_of(store)))
+            stores[store] = [{**s, "config": as_composed_now(s["config"])} for s in found]
         done = None if config["fresh"] else find_run(config, stores[store])
         if done is not None and made_by_other_code(done):
             done = None

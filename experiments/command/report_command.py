@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
+from experiments.command.draw_command import ARTIFACTS, StoreFolder
 from experiments.command.errors import CommandError
 
-StoreFolder = Annotated[Path, typer.Option(help="The store of the runs.")]
 PagesFolder = Annotated[Path, typer.Option(help="Where the page goes.")]
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(help="Names of runs, their folders, or summary.json files.")],
-    store: StoreFolder = Path("artifacts"),
+    store: StoreFolder = ARTIFACTS,
     folder: PagesFolder = Path("results"),
 ) -> None:
     """Write a page to look at: of one run, or of several side by side."""
@@ -24,7 +24,7 @@ def report(
 
 
 def leaderboard(
-    store: StoreFolder = Path("artifacts"),
+    store: StoreFolder = ARTIFACTS,
     folder: PagesFolder = Path("results"),
     records: Annotated[
         Path | None, typer.Option(help="JSON records, contributed ones too; results/leaderboard if not given.")

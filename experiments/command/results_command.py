@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from experiments.command.draw_command import ARTIFACTS, StoreFolder
+
 Experiment = Annotated[str, typer.Argument(help="A preset of conf/experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="The overrides that its sweep was run with.")]
 Folder = Annotated[Path, typer.Option(help="Where the files go.")]
@@ -70,9 +72,7 @@ def neurons(
     print_paths(write_results(runs, analysis, _named(experiment, overrides), folder, missing=missing))
 
 
-def probes(
-    store: Annotated[Path, typer.Option(help="Where the runs lie.")] = Path("artifacts"), folder: Folder = RESULTS
-) -> None:
+def probes(store: StoreFolder = ARTIFACTS, folder: Folder = RESULTS) -> None:
     """Say which attacks tell models that know a concept from models that never knew it."""
     from experiments.job.summary import read_summaries  # noqa: PLC0415
     from experiments.results.probes import write_probes  # noqa: PLC0415

@@ -29,6 +29,7 @@ def runs(
     wanted = [_parsed(told) for told in filters or []]
 
     from experiments.command.stored_runs import run_named  # noqa: PLC0415
+    from experiments.job.remote_store import address_of  # noqa: PLC0415
     from experiments.job.summary import read_summaries  # noqa: PLC0415
     from experiments.results.listing import compared, fitting, listed, sorted_by  # noqa: PLC0415
     from experiments.results.screen import open_console  # noqa: PLC0415
@@ -42,7 +43,7 @@ def runs(
         return
     every = read_summaries(store)
     shown = sorted_by(fitting(every, wanted), sort)
-    console.print(listed(shown[:limit], f"{len(shown[:limit])} of {len(every)} runs in {store}"))
+    console.print(listed(shown[:limit], f"{len(shown[:limit])} of {len(every)} runs in {address_of(store)}"))
 
 
 def _parsed(told: str) -> tuple[str, list[str]]:

@@ -29,6 +29,7 @@ def list_stages(
     """List the stages with their counts and sizes, or the artefacts of one."""
     from experiments.command.errors import unknown  # noqa: PLC0415
     from experiments.job.housekeeping import artefacts  # noqa: PLC0415
+    from experiments.job.remote_store import address_of  # noqa: PLC0415
     from experiments.results.screen import open_console, plain_table, size_text  # noqa: PLC0415
 
     found = artefacts(store)
@@ -43,17 +44,20 @@ def list_stages(
             rows.append([name, f"{len(of_stage):,}", f"{files:,}", size_text(size)])
         total = sum(artefact.size for artefact in found)
         rows.append(["all", f"{len(found):,}", f"{sum(len(a.files) for a in found):,}", size_text(total)])
-        table = plain_table(["stage", "artefacts", "files", "size"], rows, f"The store {store}")
+        table = plain_table(["stage", "artefacts", "files", "size"], rows, f"The store {address_of(store)}")
     else:
         of_stage = sorted((a for a in found if a.stage == stage), key=lambda artefact: artefact.hours)
         rows = [[a.folder.name, f"{len(a.files):,}", size_text(a.size), f"{a.hours:,.1f}"] for a in of_stage]
-        table = plain_table([stage, "files", "size", "hours old"], rows, f"{stage} in {store}, the newest first")
+        table = plain_table(
+            [stage, "files", "size", "hours old"], rows, f"{stage} in {address_of(store)}, the newest first"
+        )
     open_console().print(table)
 
 
 def sizes_of_runs(*, store: StoreFolder = ARTIFACTS) -> None:
     """Show how much of the store each run stands on, and how much of that no other run needs."""
     from experiments.job.housekeeping import artefacts, needs  # noqa: PLC0415
+    from experiments.job.remote_store import address_of  # noqa: PLC0415
     from experiments.results.screen import open_console, plain_table, size_text  # noqa: PLC0415
 
     sizes = {artefact.name: artefact.size for artefact in artefacts(store)}
@@ -63,7 +67,7 @@ def sizes_of_runs(*, store: StoreFolder = ARTIFACTS) -> None:
     for run, names in sorted(needed.items(), key=lambda item: -sum(sizes.get(name, 0) for name in item[1])):
         own = sum(sizes.get(name, 0) for name in names if times[name] == 1)
         rows.append([run, size_text(sum(sizes.get(name, 0) for name in names)), size_text(own)])
-    table = plain_table(["run", "stands on", "its alone"], rows, f"Runs in {store}, the largest first")
+    table = plain_table(["run", "stands on", "its alone"], rows, f"Runs in {address_of(store)}, the largest first")
     open_console().print(table)
     print(f"{size_text(sum(sizes.values()))} in all; `eraselab store gc` lists what no run needs.")
 
@@ -101,11 +105,11 @@ def collect_garbage(
 def repair(*, store: StoreFolder = ARTIFACTS) -> None:
     """Read every artefact; damaged ones are set aside, and made again when their job is run again."""
     from experiments.job.housekeeping import artefacts, set_damaged_aside  # noqa: PLC0415
-    from experiments.job.store import Store  # noqa: PLC0415
+    from experiments.job.remote_store import open_store  # noqa: PLC0415
 
     artefacts(store)
     count, damaged = 0, 0
-    for artefact, aside in set_damaged_aside(Store(store)):
+    for artefact, aside in set_damaged_aside(open_store(store)):
         count += 1
         damaged += bool(aside)
         for name in aside:

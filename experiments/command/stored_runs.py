@@ -18,6 +18,7 @@ from experiments.command.config import build, make_object
 from experiments.command.errors import CommandError
 from experiments.job.drawing import stored_edit
 from experiments.job.origin import computing_threads
+from experiments.job.remote_store import fetch_summaries
 from experiments.job.result import RUNS
 from experiments.job.settings import Job
 from experiments.job.store import read_json, unchecked
@@ -125,6 +126,7 @@ def find_runs(names: Sequence[str], store: Path) -> list[dict[str, Any]]:
         CommandError: There is no such run.
         ValueError: A summary is damaged.
     """
+    fetch_summaries(store)
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         for path in _summaries(name, store):

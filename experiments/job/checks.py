@@ -18,6 +18,8 @@ from diffusion.model import TextToImage
 from diffusion.streams import stream
 from evaluation.quality import ReadsLabels
 from experiments.job.prompts import job_prompts
+from experiments.job.remote import Remote
+from experiments.job.remote_store import local_copy
 from experiments.job.settings import Job, matters
 from experiments.job.store import canonical_json
 
@@ -49,7 +51,7 @@ def check_jobs(
     by_model: dict[str, list[tuple[int, Job]]] = {}
     for number, job in enumerate(jobs, start=1):
         by_model.setdefault(canonical_json(matters(job.config["model"])), []).append((number, job))
-    needed: dict[Path, int] = {}
+    needed: dict[Path | Remote, int] = {}
     for same in by_model.values():
         number, job = same[0]
         with told(number):
@@ -121,16 +123,19 @@ def check_attack(attack: Attack, model: TextToImage, cases: Sequence[PromptCase]
     run(model, cases, job.judge, sampling=job.settings.sampling)
 
 
-def check_room(store: Path, needed: int) -> None:
+def check_room(store: Path | Remote, needed: int) -> None:
     """Write a small file into the store, and warn where its disk may be too small.
 
     Args:
-        store: Folder of the artefacts, which is made if need be.
+        store: Folder of the artefacts, which is made if need be; or where they lie, with a copy on this machine.
         needed: Bytes, at most.
 
     Raises:
         OSError: Nothing can be written there.
     """
+    if isinstance(store, Remote):
+        store.check()
+        store = local_copy(store)
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store) as file:

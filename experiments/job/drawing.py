@@ -10,6 +10,7 @@ from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
 from experiments.job.made import EDIT
+from experiments.job.remote_store import fetch
 
 
 def stored_edit(store: Path, summary_edit: str) -> Edit:
@@ -23,7 +24,9 @@ def stored_edit(store: Path, summary_edit: str) -> Edit:
         FileNotFoundError: It is not there.
         ValueError: It is damaged.
     """
-    return Edit.load(store / "edits" / Path(summary_edit).name / EDIT)
+    folder = store / "edits" / Path(summary_edit).name
+    fetch(folder)
+    return Edit.load(folder / EDIT)
 
 
 def without_guards(edit: Edit) -> Edit:

@@ -16,6 +16,8 @@ from experiments.job.journal import Journal
 from experiments.job.made import read_edit
 from experiments.job.outcomes import look_at_outcomes, read_entries
 from experiments.job.pictures import read_picture
+from experiments.job.remote import Manifest
+from experiments.job.remote_store import fetch_summaries, remote_of
 from experiments.job.result import RUNS
 from experiments.job.store import LOCK, RESULT, Store, content_hash, read_json, unchecked
 
@@ -35,10 +37,12 @@ class Artefact:
     Attributes:
         stage: Which stage made it.
         folder: Where it lies.
+        remote: Its files and when they were written, where it lies on object storage; None where the folder tells.
     """
 
     stage: str
     folder: Path
+    remote: tuple[Manifest, float] | None = None
 
     @property
     def name(self) -> str:
@@ -48,17 +52,24 @@ class Artefact:
     @cached_property
     def files(self) -> list[Path]:
         """Every file in it."""
+        if self.remote is not None:
+            return [self.folder / name for name in self.remote[0]]
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
     @cached_property
     def size(self) -> int:
         """Bytes of its files."""
+        if self.remote is not None:
+            return sum(facts["size"] for facts in self.remote[0].values())
         return sum(path.stat().st_size for path in self.files)
 
     @property
     def hours(self) -> float:
         """Since it was last written to."""
-        times = [self.folder.stat().st_mtime, *(path.stat().st_mtime for path in self.files)]
+        if self.remote is not None:
+            times = [self.remote[1]]
+        else:
+            times = [self.folder.stat().st_mtime, *(path.stat().st_mtime for path in self.files)]
         return (time.time() - max(times)) / _HOUR
 
 
@@ -71,6 +82,9 @@ def artefacts(store: Path) -> list[Artefact]:
     """
     if not store.is_dir():
         raise FileNotFoundError(f"store is {store}, which is no folder; name the folder of the runs with --store.")
+    if (remote := remote_of(store)) is not None:
+        told = {name: manifest for name, manifest in remote.manifests().items() if _CONFIG in manifest[0]}
+        return [Artefact(Path(name).parent.name, store / name, manifest) for name, manifest in told.items()]
     stages = sorted(path for path in store.iterdir() if path.is_dir())
     found = [
         Artefact(stage.name, folder)
@@ -89,6 +103,7 @@ def needs(store: Path) -> dict[str, frozenset[str]]:
     Raises:
         ValueError: A summary does not say, or is damaged.
     """
+    fetch_summaries(store)
     found = {}
     for path in sorted((store / RUNS).glob(f"*/{SUMMARY}")):
         try:
@@ -121,6 +136,10 @@ def unneeded(found: Collection[Artefact], needed: Collection[str], hours: float)
 
 def delete(artefact: Artefact) -> bool:
     """Delete a folder; returns whether it was, which it is not while a process works in it."""
+    if artefact.remote is not None and (remote := remote_of(artefact.folder.parents[1])) is not None:
+        if not remote.delete(artefact.name):
+            return False
+        artefact.folder.mkdir(parents=True, exist_ok=True)
     try:
         with holding(artefact.folder / LOCK, wait=False):
             # Where machines share a folder, an open file such as the lock keeps its folder from being removed.

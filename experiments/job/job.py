@@ -19,6 +19,7 @@ from experiments.job.floors import above_floor, asks_for_floor, run_references
 from experiments.job.origin import computing_threads, origin
 from experiments.job.processes import ALONE, Processes
 from experiments.job.prompts import job_prompts
+from experiments.job.remote_store import open_store
 from experiments.job.result import RUNS, Summary
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
@@ -84,7 +85,7 @@ def run_job(job: Job, folder: str | Path, show: Callable[[Finished], None], proc
     keep_freed_memory()
     folder = Path(folder)
     # The first process alone takes away what is made anew.
-    store = Store(job.settings.store, fresh=job.settings.fresh and processes.first)
+    store = open_store(job.settings.store, fresh=job.settings.fresh and processes.first)
     _silence_libraries()
     model = job.model.load()
     log.info("model: %s, %d prompts and %d retained prompts", model.name, len(job.prompts), len(job.retained))

@@ -93,7 +93,7 @@ def make_pictures(
             if path.exists() and (problem := what_is_wrong(path, _told(row))):
                 set_aside(path, problem)
 
-    with processes.under(store.locked(folder, look)):
+    with processes.under(store.locked(folder, look, pictures={f"{name}.png" for name in wanted})):
         mine = processes.share(list(wanted.items()))
         waiting = [(name, row) for name, row in mine if not (folder / f"{name}.png").exists()]
         with progress_bar(label, len(mine), done=len(mine) - len(waiting)) as bar:

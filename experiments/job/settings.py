@@ -20,6 +20,7 @@ from evaluation.verdicts import Judge
 from experiments.job.new_seeds import NewSeeds
 from experiments.job.protocol import Protocol as EvaluationProtocol
 from experiments.job.recording import Recorder
+from experiments.job.remote import Remote, place_of
 
 SPEED_ONLY = frozenset(
     {
@@ -55,7 +56,7 @@ class Settings:
         prompts: How many of the concept's prompts are attacked, from the first.
         retained: How many of the retained prompts are measured, from the first.
         sampling: How pictures are sampled.
-        store: Folder of the artefacts.
+        store: Folder of the artefacts, or where they lie on object storage.
         retained_sampling: How those of the retained prompts are sampled, if not like the others.
         dry_run: Tell what would be done, and do nothing.
         floor: Whether the attack is run on the model that never knew the concept and on the unedited one too; ``auto``:
@@ -72,7 +73,7 @@ class Settings:
     prompts: Annotated[int, Field(ge=1)]
     retained: Annotated[int, Field(ge=2)]
     sampling: Sampling
-    store: Path
+    store: Path | Remote
     retained_sampling: Sampling | None = None
     processes: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -82,13 +83,8 @@ class Settings:
 
     @field_validator("store", mode="before")
     @classmethod
-    def _is_a_folder(cls, store: object) -> object:
-        if "://" in str(store):
-            raise ValueError(
-                f"{store} is no folder; keep the store on a disk or on a file system that machines share, and copy it "
-                "to object storage when jobs have ended."
-            )
-        return store
+    def _is_a_place(cls, store: object) -> object:
+        return place_of(store) if isinstance(store, str) else store
 
 
 class Tracker(Protocol):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +176,13 @@ class Store:
         return folder
 
     @contextmanager
-    def locked(self, folder: Path, prepare: Callable[[], None] | None = None) -> Iterator[None]:
+    def locked(
+        self, folder: Path, prepare: Callable[[], None] | None = None, *, pictures: Collection[str] | None = None
+    ) -> Iterator[None]:
         """Hold ``folder`` alone among all machines; it is free soon after the process dies, see :func:`holding`.
 
-        ``prepare`` is called before anyone works in it: it looks what is there.
+        ``prepare`` is called before anyone works in it: it looks what is there. ``pictures`` are the names of those
+        that are needed, None for all; a store that lies elsewhere need not fetch the others.
         """
         with holding(folder / LOCK):
             if prepare is not None:

@@ -16,6 +16,7 @@ from evaluation.verdicts import LabelCounts
 from experiments.job.cost import Cost
 from experiments.job.prompts import PromptCounts
 from experiments.job.protocol import success_rates
+from experiments.job.remote_store import fetch_summaries
 from experiments.job.result import RUNS, CaseResult, CurvePoint, Summary, base_warnings, prompt_groups
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
@@ -150,7 +151,11 @@ def pruning_pairs(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[
 
 
 def read_summaries(store_root: Path) -> list[dict[str, Any]]:
-    """Every summary in the store, the newest first; what cannot be read, or is of another version, is left out."""
+    """Every summary in the store, the newest first; what cannot be read, or is of another version, is left out.
+
+    In this machine's copy of a store on object storage, they are fetched first.
+    """
+    fetch_summaries(store_root)
     summaries, others = [], Counter[str]()
     paths = (store_root / RUNS).glob("*/summary.json")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -22,15 +22,16 @@ from diffusion.files import write_atomically
 from diffusion.model import TextToImage
 from diffusion.source_code import code_reached
 from diffusion.streams import stream
-from erasure.edit import Edit
 from erasure.neurons import Sensitivity, Spread, Units, activations, choose, standardised_differences
 from erasure.trajectories import remembered
 from evaluation.prompt_sets import PromptRow
 from evaluation.statistics import Mean
+from experiments.job.drawing import stored_edit
 from experiments.job.origin import computing_threads
+from experiments.job.remote_store import fetch, open_store
 from experiments.job.settings import Job
 from experiments.job.stages import Stages
-from experiments.job.store import Store, canonical_json
+from experiments.job.store import canonical_json
 from experiments.job.summary import pruning_pairs
 from experiments.results.figures import COLORS, save_figure
 from experiments.results.names import GROUPS
@@ -128,10 +129,11 @@ class Measurements:
             raise ValueError(f"Run {run} attacked no prompt: all showed the concept as they stood.")
         job = self._job_of(summary)
         folder = Path(summary["path"]).parent
-        store = Store(folder.parents[1])
-        edit = Edit.load(store.root / "edits" / Path(summary["artefacts"]["edit"]).name / "edit.safetensors")
+        store = open_store(folder.parents[1])
+        edit = stored_edit(store.root, summary["artefacts"]["edit"])
         if bool(edit) and edit.fingerprint()[:16] != summary["edit"]["content"]:
             raise ValueError(f"The edit of run {run} was made anew since, and differs; repeat the run's command.")
+        fetch(folder)
         found = read_found(folder / FILE_NAME)
         stages = Stages(job, store, self._model(job))
 

@@ -10,6 +10,8 @@ import yaml
 
 from evaluation.statistics import Mean, Rate
 from experiments.job.picture_list import FILE_NAME as PICTURE_LIST
+from experiments.job.remote import place_of
+from experiments.job.remote_store import fetch, fetch_pictures, local_copy
 from experiments.job.result import RUNS
 from experiments.job.store import read_json
 from experiments.results.floors import floor_label, standing_texts
@@ -18,7 +20,7 @@ from experiments.results.report.drawing import Curve, attack_curve
 from experiments.results.report.images import data_uri
 from experiments.results.report.layers import Layers, layers_of
 from experiments.results.report.provenance import provenance_of
-from experiments.results.report.retained import Retained, retained_of
+from experiments.results.report.retained import LOOKED_AT, Retained, retained_of
 from experiments.results.report.verdict import Verdict, is_attacked, rate_of, verdict
 from experiments.results.report.words import Piece, concept_name, marked, readable
 from experiments.results.screen import holding_texts, measure_text, noise_texts, protocol_texts, set_text
@@ -127,10 +129,15 @@ def gather(summary: Mapping[str, Any], *, gallery: int = GALLERY) -> Run:
         ValueError: A file of the run is damaged.
     """
     root = store_of(summary)
+    fetch(root / RUNS / summary["run"])
     listed = pictures_of(summary, root)
+    if listed:
+        fetch_pictures(root, [*listed["cases"], *listed["retained"][:LOOKED_AT]])
     cases = _cases(summary, listed, root, gallery)
     edit = summary.get("artefacts", {}).get("edit")
     folder = root / "edits" / Path(edit).name if edit else None
+    if folder:
+        fetch(folder)
     retained = retained_of(listed["retained"], root, summary["config"]) if listed else None
     return Run(
         name=summary["run"],
@@ -166,7 +173,9 @@ def title_of(summary: Mapping[str, Any]) -> str:
 def store_of(summary: Mapping[str, Any]) -> Path:
     """The root of the store that a summary lies in; of a copy in a run's own folder, the one that its config names."""
     folder = Path(summary["path"]).resolve().parent
-    return folder.parents[1] if folder.parent.name == RUNS else Path(summary["config"]["store"]).resolve()
+    if folder.parent.name == RUNS:
+        return folder.parents[1]
+    return local_copy(place_of(summary["config"]["store"])).resolve()
 
 
 def pictures_of(summary: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
