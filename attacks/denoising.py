@@ -18,14 +18,15 @@ from attacks.prompt_search import (
     adam_step,
     embedding_gradient,
     middle_timestep,
-    require_embeddings_read,
     require_targets,
     require_timesteps,
     target_latents,
 )
+from attacks.tables import Space, Tables, Template, needs_of_tables, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import Insertion, PromptTemplate
+from diffusion.needs import Need
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
@@ -77,6 +78,7 @@ class DenoisingAttack(ABC):
         learning_rate: Adam's step size.
         weight_decay: Added to the gradient as weight_decay times what is optimised.
         criterion: ``l2`` or ``l1`` error of the noise.
+        tables: Which tables of embeddings the tokens live in where a T5 reads the prompt; see :mod:`attacks.tables`.
         exclude_special: Keep start, end and padding out of the vocabulary.
         repeat_draws: Restart the random stream at every timestep, as UnlearnDiffAtk's published code does unawares
             (its sampler reseeds the global generator), so that all timesteps share their draws.
@@ -94,6 +96,7 @@ class DenoisingAttack(ABC):
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     criterion: Criterion = "l2"
+    tables: Tables = "text"
     exclude_special: bool = True
     repeat_draws: bool = False
     restarts: Annotated[int, Field(ge=0)] = 0
@@ -102,8 +105,13 @@ class DenoisingAttack(ABC):
 
     threat_model: ClassVar[ThreatModel] = "white_box"
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return needs_of_tables(self.tables)
+
     @abstractmethod
-    def candidates(self, model: TextToImage) -> Tensor:
+    def candidates(self, space: Space) -> Tensor:
         """List the tokens that the search knows, int64 [candidates]."""
 
     @abstractmethod
@@ -138,7 +146,7 @@ class DenoisingAttack(ABC):
 
     @abstractmethod
     def proposals(
-        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: PromptTemplate, candidates: Tensor
+        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: Template, candidates: Tensor
     ) -> list[Proposal]:
         """Return what to draw of every search as it stands, without loss and cost."""
 
@@ -148,14 +156,14 @@ class DenoisingAttack(ABC):
         """Attack the cases, ``batch_size`` at a time, and yield each outcome when its search ends.
 
         Raises:
-            ValueError: A case has no target picture, or the model has no room for ``tokens`` or fewer timesteps than
-                ``timesteps``.
+            ValueError: A case has no target picture; the model has no room for ``tokens`` or fewer timesteps than
+                ``timesteps``, or lacks the ``tables``.
         """
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
+        space = space_of(model, self.tables)
+        space.insert([""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
-        require_embeddings_read(model)
         require_targets(cases, type(self).__name__)
-        candidates = self.candidates(model)
+        candidates = self.candidates(space)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             self._begin(model, [trace for trace in traces if trace.attempts % self.timesteps == 0], candidates)
@@ -168,7 +176,7 @@ class DenoisingAttack(ABC):
         """Start a search for each case, or start it anew."""
         if not traces:
             return
-        table = model.vocabulary[candidates]
+        table = space_of(model, self.tables).look_up(candidates)
         targets = target_latents(model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
             restart = trace.attempts // self.timesteps
@@ -181,8 +189,9 @@ class DenoisingAttack(ABC):
 
     def _advance(self, model: TextToImage, searches: Sequence[DenoisingSearch], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and propose what came of them."""
-        template = PromptTemplate.insert(model, [state.case.prompt for state in searches], self.tokens, self.insertion)
-        table = model.vocabulary[candidates]
+        space = space_of(model, self.tables)
+        template = space.insert([state.case.prompt for state in searches], self.tokens, self.insertion)
+        table = space.look_up(candidates)
         targets = torch.stack([state.target for state in searches])
         variables = torch.stack([state.variables for state in searches])
         mean = torch.stack([state.mean for state in searches])

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
-from attacks.prompt_search import EmbeddingStart, candidate_tokens, first_embeddings
+from attacks.prompt_search import EmbeddingStart, first_embeddings
+from attacks.tables import Space, Tables, Template
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
 
 
@@ -29,6 +29,7 @@ class EmbeddingAttack(DenoisingAttack):
         initialization: e at the start: the ``mean`` of the vocabulary, or the rows of ``random`` tokens.
         learning_rate: Adam's step size.
         weight_decay: Added to the gradient as weight_decay * e.
+        tables: Which tables the rows of e are like. With ``text`` T5 reads the tokens that are nearest to them.
 
     The others are those of :class:`attacks.denoising.DenoisingAttack`; ``exclude_special`` concerns the start alone.
     """
@@ -36,10 +37,11 @@ class EmbeddingAttack(DenoisingAttack):
     initialization: EmbeddingStart = "mean"
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    tables: Tables = "clip"
 
-    def candidates(self, model: TextToImage) -> Tensor:
+    def candidates(self, space: Space) -> Tensor:
         """Return the tokens of the start, int64 [candidates]."""
-        return candidate_tokens(model, exclude_special=self.exclude_special)
+        return space.candidates(exclude_special=self.exclude_special)
 
     def start_stream(self, case_number: int, restart: int) -> torch.Generator:
         """See :class:`attacks.denoising.DenoisingAttack`."""
@@ -62,7 +64,7 @@ class EmbeddingAttack(DenoisingAttack):
         return gradient.double()
 
     def proposals(
-        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: PromptTemplate, candidates: Tensor
+        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: Template, candidates: Tensor
     ) -> list[Proposal]:
         """Encode each prompt with its e."""
         embeddings = torch.stack([state.variables for state in searches])

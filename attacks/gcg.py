@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -14,19 +15,19 @@ from attacks.prompt_search import (
     Criterion,
     NoisyPictures,
     Schedule,
-    candidate_tokens,
     embedding_gradient,
     one_hot_gradient,
     random_rows,
-    require_embeddings_read,
     require_targets,
     require_timesteps,
     summed_errors,
     target_latents,
 )
+from attacks.tables import Space, Tables, Template, needs_of_tables, proposals_of, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import Insertion, PromptTemplate
+from diffusion.needs import Need
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.verdicts import Judge
@@ -95,6 +96,7 @@ class GCG:
         keep_best: Keep s where none of the B texts has a lower L. In the paper the best of the B replaces it always.
         initial_token: A token's text, as ``!``, that every position starts from; random tokens if None.
         criterion: ``l2`` or ``l1`` error of the noise.
+        tables: Which tables of embeddings the tokens live in where a T5 reads the prompt; see :mod:`attacks.tables`.
         exclude_special: Keep start, end and padding out of the vocabulary; they are lost when the tokens become text.
         readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
         filtered: Of the B texts compare only those that are not s itself and are read back as the tokens that they are
@@ -115,6 +117,7 @@ class GCG:
     keep_best: bool = False
     initial_token: str | None = None
     criterion: Criterion = "l2"
+    tables: Tables = "text"
     exclude_special: bool = True
     readable: bool = False
     filtered: bool = False
@@ -123,6 +126,11 @@ class GCG:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return needs_of_tables(self.tables)
 
     def run(
         self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
@@ -133,18 +141,18 @@ class GCG:
             ValueError: A case has no target picture; the model has no room for ``tokens``, or fewer timesteps than
                 ``timesteps``; there are fewer tokens than ``top_k``; ``initial_token`` is not one of them.
         """
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
+        space = space_of(model, self.tables)
+        space.insert([""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
-        require_embeddings_read(model)
         require_targets(cases, "GCG")
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
+        candidates = space.candidates(exclude_special=self.exclude_special, readable=self.readable)
         if self.top_k > len(candidates):
             raise ValueError(f"top_k is {self.top_k}; there are {len(candidates)} tokens to choose from: use fewer.")
-        initial = None if self.initial_token is None else token_of(model, self.initial_token, candidates)
+        initial = None if self.initial_token is None else token_of(space, self.initial_token, candidates)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
             self._begin(model, [trace for trace in traces if trace.attempts == 0], candidates, initial)
-            return self._advance(model, traces, candidates)
+            return self._advance(space, traces, candidates)
 
         return search(
             model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
@@ -162,16 +170,16 @@ class GCG:
                 generator, target, tokens if initial is None else torch.full_like(tokens, initial)
             )
 
-    def _advance(self, model: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> list[Proposal]:
+    def _advance(self, space: Space, traces: Sequence[Trace], candidates: Tensor) -> list[Proposal]:
         """Take ``steps_per_timestep`` steps of every search and read its tokens as text."""
-        template = PromptTemplate.insert(model, [trace.case.prompt for trace in traces], self.tokens, self.insertion)
-        table = model.vocabulary[candidates]
+        template = space.insert([trace.case.prompt for trace in traces], self.tokens, self.insertion)
+        model, table = space.model, space.look_up(candidates)
         tokens = torch.stack([trace.state.tokens for trace in traces])
         losses = torch.zeros(len(traces), dtype=torch.float64, device=model.device)
 
         for _ in range(self.steps_per_timestep):
             drawn = self._draw(model, traces)
-            gradient, loss = self._gradient(model, template, tokens, drawn)
+            gradient, loss = self._gradient(model, template, space.look_up(tokens), drawn)
             losses += loss
             promising = candidates[(-one_hot_gradient(gradient, table)).topk(self.top_k, dim=-1).indices]
             texts = substitute(tokens, promising, drawn.positions, drawn.ranks)
@@ -185,8 +193,8 @@ class GCG:
             trace.state.tokens = row
         cost = self.steps_per_timestep * self.draws * (1 + self.substitutions)
         return [
-            Proposal(text, loss=loss / self.steps_per_timestep, unet_evaluations=cost)
-            for text, loss in zip(template.texts(model, tokens), losses.tolist(), strict=True)
+            replace(proposal, loss=loss / self.steps_per_timestep, unet_evaluations=cost)
+            for proposal, loss in zip(proposals_of(model, template, tokens), losses.tolist(), strict=True)
         ]
 
     def _draw(self, model: TextToImage, traces: Sequence[Trace]) -> Draws:
@@ -209,10 +217,9 @@ class GCG:
         return Draws(*(torch.stack(values) for values in zip(*rows, strict=True)))
 
     def _gradient(
-        self, model: TextToImage, template: PromptTemplate, tokens: Tensor, drawn: Draws
+        self, model: TextToImage, template: Template, embeddings: Tensor, drawn: Draws
     ) -> tuple[Tensor, Tensor]:
         """Compute the gradient of each prompt's L with respect to its embeddings, float [n, k, width], and L itself."""
-        embeddings = model.token_embeddings(tokens)
         parts = [
             embedding_gradient(model, template, embeddings, latents, timesteps, targets, criterion=self.criterion)
             for latents, timesteps, targets in zip(
@@ -223,14 +230,14 @@ class GCG:
         return gradients, losses
 
     @torch.no_grad()
-    def _losses(self, model: TextToImage, template: PromptTemplate, texts: Tensor, drawn: Draws) -> Tensor:
+    def _losses(self, model: TextToImage, template: Template, texts: Tensor, drawn: Draws) -> Tensor:
         """Compute L, float [n, B], of each prompt with each of its ``texts``, int64 [n, B, k], in the slots."""
         prompts, width = texts.shape[:2]
-        every_id = template.repeat(width).fill(texts.flatten(0, 1))
+        rows = texts.flatten(0, 1)
         every_owner = torch.arange(prompts, device=model.device).repeat_interleave(width)
         losses = []
-        for ids, owners in zip(*(rows.split(self.forward_batch_size) for rows in (every_id, every_owner)), strict=True):
-            encoded = model.encode_ids(ids)
+        for tokens, owners in zip(*(each.split(self.forward_batch_size) for each in (rows, every_owner)), strict=True):
+            encoded = template[owners].encode_tokens(model, tokens)
             errors = [
                 summed_errors(
                     model.predict(drawn.latents[owners, draw], drawn.timesteps[owners, draw], encoded),
@@ -257,7 +264,7 @@ def substitute(tokens: Tensor, promising: Tensor, positions: Tensor, ranks: Tens
     return texts.scatter(2, positions[..., None], promising[rows, positions, ranks][..., None])
 
 
-def read_back(model: TextToImage, template: PromptTemplate, texts: Tensor, tokens: Tensor) -> Tensor:
+def read_back(model: TextToImage, template: Template, texts: Tensor, tokens: Tensor) -> Tensor:
     """Put texts that are read back as they are in the places of the others, and of those that change nothing.
 
     Args:
@@ -270,9 +277,7 @@ def read_back(model: TextToImage, template: PromptTemplate, texts: Tensor, token
         int64 [n, B, k].
     """
     prompts, width, count = texts.shape
-    repeated, rows = template.repeat(width), texts.flatten(0, 1)
-    filled = repeated.fill(rows)
-    same = (model.tokenize(repeated.texts(model, rows)).to(filled.device) == filled).all(dim=1).view(prompts, width)
+    same = template.repeat(width).comes_back(model, texts.flatten(0, 1)).view(prompts, width)
     fine = same & (texts != tokens[:, None]).any(dim=2)
     places = torch.arange(width, device=texts.device).expand(prompts, -1)
     last = torch.where(fine, places, -1).amax(dim=1, keepdim=True)
@@ -280,13 +285,13 @@ def read_back(model: TextToImage, template: PromptTemplate, texts: Tensor, token
     return torch.where(last[..., None] < 0, tokens[:, None], kept)
 
 
-def token_of(model: TextToImage, text: str, candidates: Tensor) -> int:
+def token_of(space: Space, text: str, candidates: Tensor) -> int:
     """Return the id of a text that is one of the candidates.
 
     Raises:
         ValueError: It is several tokens, or one that may not be inserted.
     """
-    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    ids = space.tokenizer(text, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] not in candidates.tolist():
         raise ValueError(f"initial_token is {text!r}; it must be the text of one token that may be inserted, as '!'.")
     return int(ids[0])

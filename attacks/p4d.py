@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -17,15 +17,15 @@ from attacks.projected_embeddings import FreeTokens, descend
 from attacks.prompt_search import (
     NoisyPictures,
     Schedule,
-    candidate_tokens,
     random_rows,
-    require_embeddings_read,
     require_targets,
     target_latents,
 )
+from attacks.tables import Space, Tables, Template, needs_of_tables, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import Insertion, PromptTemplate
+from diffusion.needs import Need
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.quality.extractors import Extractor
@@ -103,6 +103,7 @@ class P4D:
             the gradient (Diffusion-MU-Attack).
         learning_rate: Its step size.
         weight_decay: Its decay.
+        tables: Which tables of embeddings the tokens live in where a T5 reads the prompt; see :mod:`attacks.tables`.
         exclude_special: Keep start, end and padding out of the vocabulary. The published codes do not, but special
             tokens are lost when the tokens become text.
         readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
@@ -121,6 +122,7 @@ class P4D:
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    tables: Tables = "text"
     exclude_special: bool = True
     readable: bool = False
     repeat_draws: bool = False
@@ -132,6 +134,11 @@ class P4D:
 
     threat_model: ClassVar[ThreatModel] = "white_box"
     needs_original: ClassVar[Literal[True]] = True
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return needs_of_tables(self.tables)
 
     @model_validator(mode="after")
     def _is_one_rule(self) -> "P4D":
@@ -177,14 +184,14 @@ class P4D:
         """
         if original is None:
             raise ValueError("original is None; P4D aims at the unedited model's predictions: give it that model.")
+        space = space_of(model, self.tables)
         for variant in self.variants:
-            self._template(model, variant, [""])  # refuses a number of tokens that does not fit
-        require_embeddings_read(model)
+            self._template(space, variant, [""])  # refuses a number of tokens that does not fit
         require_targets(cases, "P4D")
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
+        candidates = space.candidates(exclude_special=self.exclude_special, readable=self.readable)
 
         def advance(traces: list[Trace]) -> list[Proposal]:
-            self._begin(model, original, [trace for trace in traces if trace.state is None], candidates)
+            self._begin(space, original, [trace for trace in traces if trace.state is None], candidates)
             proposals: dict[int, Proposal] = {}
             for turn, variant in enumerate(self.variants):
                 states = [trace.state for trace in traces if trace.state.texts % len(self.variants) == turn]
@@ -192,8 +199,8 @@ class P4D:
                     self._refer(original, states, sampling.batch_size)
                 # In a union the later variant's references are those of the earlier, and paid for.
                 cost = self.steps_per_check * (2 if turn == 0 else 1)
-                for state, (text, loss) in zip(states, self._advance(model, variant, states, candidates), strict=True):
-                    proposals[state.case.case_number] = Proposal(text, loss=loss, unet_evaluations=cost)
+                for state, found in zip(states, self._advance(space, variant, states, candidates), strict=True):
+                    proposals[state.case.case_number] = replace(found, unet_evaluations=cost)
             for trace in traces:
                 trace.state.texts += 1
             return [proposals[trace.case.case_number] for trace in traces]
@@ -206,30 +213,30 @@ class P4D:
             rounds = choice.rounds
         return search(model, cases, judge, propose, sampling=sampling, rounds=rounds, batch_size=self.batch_size)
 
-    def _template(self, model: TextToImage, variant: Variant, prompts: Sequence[str]) -> PromptTemplate:
+    def _template(self, space: Space, variant: Variant, prompts: Sequence[str]) -> Template:
         match variant:
             case "p4d_n":
-                return PromptTemplate.insert(model, [""] * len(prompts), self.tokens, "prefix_k")
+                return space.insert([""] * len(prompts), self.tokens, "prefix_k")
             case "p4d_k":
-                return PromptTemplate.insert_every(model, prompts, self.every)
+                return space.insert_every(prompts, self.every)
             case "insert":
-                return PromptTemplate.insert(model, prompts, self.tokens, self.insertion)
+                return space.insert(prompts, self.tokens, self.insertion)
 
-    def _begin(self, model: TextToImage, original: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> None:
+    def _begin(self, space: Space, original: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> None:
         """Start a search for each case from embeddings of random tokens."""
         if not traces:
             return
         cases = [trace.case for trace in traces]
         targets = target_latents(original, cases)
         texts = original.encode_prompts([case.prompt for case in cases])
-        counts = {variant: self._template(model, variant, [""]).slots.shape[1] for variant in self.variants}
+        counts = {variant: self._template(space, variant, [""]).slots.shape[1] for variant in self.variants}
         for trace, target, text in zip(traces, targets, texts, strict=True):
             case = trace.case
             tokens = {}
             for variant, count in counts.items():
                 number = get_args(Variant).index(variant)
                 generator = stream(self.seed, "p4d/start", case.case_number, number)
-                tokens[variant] = FreeTokens.at(model, random_rows(candidates, count, generator))
+                tokens[variant] = FreeTokens.at(space, random_rows(candidates, count, generator))
             trace.state = CaseSearch(case, self._search_stream(case), target, text, tokens)
 
     def _search_stream(self, case: PromptCase) -> torch.Generator:
@@ -271,14 +278,14 @@ class P4D:
                 state.references.targets[step] = prediction
 
     def _advance(
-        self, model: TextToImage, variant: Variant, searches: Sequence[CaseSearch], candidates: Tensor
-    ) -> list[tuple[str, float]]:
-        """Take ``steps_per_check`` steps of every search; return its tokens as text and its mean loss."""
+        self, space: Space, variant: Variant, searches: Sequence[CaseSearch], candidates: Tensor
+    ) -> list[Proposal]:
+        """Take ``steps_per_check`` steps of every search; return its tokens as text with its mean loss."""
         if not searches:
             return []
         return descend(
-            model,
-            self._template(model, variant, [state.case.prompt for state in searches]),
+            space,
+            self._template(space, variant, [state.case.prompt for state in searches]),
             [state.tokens[variant] for state in searches],
             [state.references for state in searches],
             candidates,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,16 +16,16 @@ from attacks.prompt_search import (
     Criterion,
     NoisyPictures,
     Schedule,
-    candidate_tokens,
     random_rows,
-    require_embeddings_read,
     require_targets,
     require_timesteps,
     target_latents,
 )
+from attacks.tables import Space, Tables, needs_of_tables, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import Insertion, PromptTemplate
+from diffusion.needs import Need
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.verdicts import Judge
@@ -69,6 +70,7 @@ class PEZ:
         learning_rate: AdamW's step size.
         weight_decay: Its decay, apart from the gradient.
         criterion: ``l2`` or ``l1`` error of the noise.
+        tables: Which tables of embeddings the tokens live in where a T5 reads the prompt; see :mod:`attacks.tables`.
         exclude_special: Keep start, end and padding out of the vocabulary. The published code does not, but they are
             lost when the tokens become text.
         readable: Keep to tokens whose text is read back as the same token, so that what is judged is what was found.
@@ -84,12 +86,18 @@ class PEZ:
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     criterion: Criterion = "l2"
+    tables: Tables = "text"
     exclude_special: bool = True
     readable: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return needs_of_tables(self.tables)
 
     def run(
         self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING
@@ -100,17 +108,17 @@ class PEZ:
             ValueError: A case has no target picture, or the model has no room for ``tokens`` or fewer timesteps than
                 ``timesteps``.
         """
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
+        space = space_of(model, self.tables)
+        space.insert([""], self.tokens, self.insertion)  # refuses a k that does not fit
         require_timesteps(model, self.timesteps)
-        require_embeddings_read(model)
         require_targets(cases, "PEZ")
-        candidates = candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
+        candidates = space.candidates(exclude_special=self.exclude_special, readable=self.readable)
 
         def propose(traces: list[Trace]) -> list[Proposal]:
-            self._begin(model, [trace for trace in traces if trace.attempts == 0], candidates)
+            self._begin(space, [trace for trace in traces if trace.attempts == 0], candidates)
             found = descend(
-                model,
-                PromptTemplate.insert(model, [trace.case.prompt for trace in traces], self.tokens, self.insertion),
+                space,
+                space.insert([trace.case.prompt for trace in traces], self.tokens, self.insertion),
                 [trace.state.tokens for trace in traces],
                 [self._draw(model, trace) for trace in traces],
                 candidates,
@@ -118,20 +126,20 @@ class PEZ:
                 weight_decay=self.weight_decay,
                 criterion=self.criterion,
             )
-            return [Proposal(text, loss=loss, unet_evaluations=self.steps_per_timestep) for text, loss in found]
+            return [replace(proposal, unet_evaluations=self.steps_per_timestep) for proposal in found]
 
         return search(
             model, cases, judge, propose, sampling=sampling, rounds=self.timesteps, batch_size=self.batch_size
         )
 
-    def _begin(self, model: TextToImage, traces: Sequence[Trace], candidates: Tensor) -> None:
+    def _begin(self, space: Space, traces: Sequence[Trace], candidates: Tensor) -> None:
         """Start a search for each case from the embeddings of random tokens."""
         if not traces:
             return
-        targets = target_latents(model, [trace.case for trace in traces])
+        targets = target_latents(space.model, [trace.case for trace in traces])
         for trace, target in zip(traces, targets, strict=True):
             generator = stream(self.seed, "pez/search", trace.case.case_number)
-            tokens = FreeTokens.at(model, random_rows(candidates, self.tokens, generator))
+            tokens = FreeTokens.at(space, random_rows(candidates, self.tokens, generator))
             trace.state = EmbeddingSearch(generator, target, tokens)
 
     def _draw(self, model: TextToImage, trace: Trace) -> NoisyPictures:

@@ -1,15 +1,15 @@
 """Gradient descent on tokens through continuous embeddings (PEZ, Wen et al., NeurIPS 2023), as PEZ and P4D need it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attacks.evaluate import Proposal
 from attacks.prompt_search import Criterion, NoisyPictures, adam_step, embedding_gradient, nearest_tokens
-from diffusion.model import TextToImage
-from diffusion.prompt_template import PromptTemplate
+from attacks.tables import Space, Template, proposals_of
 
 
 @dataclass
@@ -29,15 +29,15 @@ class FreeTokens:
     steps: int = 0
 
     @classmethod
-    def at(cls, model: TextToImage, tokens: Tensor) -> "FreeTokens":
+    def at(cls, space: Space, tokens: Tensor) -> "FreeTokens":
         """Start at the embeddings of ``tokens``, int64 [k]."""
-        embeddings = model.token_embeddings(tokens).double()
+        embeddings = space.look_up(tokens).double()
         return cls(embeddings, torch.zeros_like(embeddings), torch.zeros_like(embeddings))
 
 
 def descend(
-    model: TextToImage,
-    template: PromptTemplate,
+    space: Space,
+    template: Template,
     searches: Sequence[FreeTokens],
     pictures: Sequence[NoisyPictures],
     candidates: Tensor,
@@ -46,14 +46,14 @@ def descend(
     weight_decay: float,
     decoupled: bool = True,
     criterion: Criterion = "l2",
-) -> list[tuple[str, float]]:
+) -> list[Proposal]:
     """Take one step of every search for each of its draws.
 
     A step takes every row of e to the candidate's embedding that is nearest by cosine, computes the gradient of the
     error there and applies it to e itself.
 
     Args:
-        model: The erased model.
+        space: The tokens of the erased model.
         template: Of n prompts.
         searches: One per prompt; they are advanced in place.
         pictures: One per prompt, all of as many draws: what the model should predict.
@@ -64,9 +64,9 @@ def descend(
         criterion: What the error is.
 
     Returns:
-        Per prompt its text with the nearest tokens after the last step, and the mean loss of the steps.
+        Per prompt its text with the nearest tokens after the last step and the mean loss of the steps, without cost.
     """
-    table = model.vocabulary[candidates]
+    model, table = space.model, space.look_up(candidates)
     directions = functional.normalize(table.to(torch.promote_types(table.dtype, torch.float32)), dim=-1)
     embeddings = torch.stack([state.embeddings for state in searches])
     mean = torch.stack([state.mean for state in searches])
@@ -98,5 +98,5 @@ def descend(
     for state, *rows in zip(searches, embeddings, mean, variance, strict=True):
         state.embeddings, state.mean, state.variance = rows
         state.steps += steps
-    texts = template.texts(model, candidates[nearest_tokens(embeddings, directions)])
-    return list(zip(texts, (losses / steps).tolist(), strict=True))
+    found = proposals_of(model, template, candidates[nearest_tokens(embeddings, directions)])
+    return [replace(proposal, loss=loss) for proposal, loss in zip(found, (losses / steps).tolist(), strict=True)]

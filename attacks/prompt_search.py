@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from attacks.cases import PromptCase
 from diffusion.finite import is_finite, require_finite
 from diffusion.model import TextToImage
 from diffusion.precision import at_least_float32
-from diffusion.prompt_template import PromptTemplate
 
 EmbeddingStart = Literal["mean", "random"]
 """Free embeddings at first: the mean of the vocabulary's, or those of random tokens."""
@@ -90,19 +89,6 @@ def require_timesteps(model: TextToImage, timesteps: int) -> None:
         raise ValueError(f"timesteps is {timesteps}; the model has {model.training_timesteps}: use fewer.")
 
 
-def require_embeddings_read(model: TextToImage) -> None:
-    """Refuse a model one of whose text encoders reads no embeddings of the tokens that are searched.
-
-    Raises:
-        ValueError: It has a T5.
-    """
-    if model.text_encoders.reads_text:
-        raise ValueError(
-            f"{model.name!r} has a T5, which reads texts and no embeddings of CLIP's tokens; set model.t5=false, or "
-            "choose an attack that gives texts (random, paraphrase, seed_search)."
-        )
-
-
 def target_latents(model: TextToImage, cases: Sequence[PromptCase]) -> Tensor:
     """Encode the pictures of cases that all have one; float [n, c, h, w]."""
     return model.encode_images(torch.stack([case.target for case in cases if case.target is not None]))
@@ -170,9 +156,16 @@ def summed_errors(predictions: Tensor, targets: Tensor, criterion: Criterion) ->
     return errors.sum(dim=1)
 
 
+class Slots(Protocol):
+    """Prompts with free slots: :class:`diffusion.prompt_template.PromptTemplate` or one that more encoders read."""
+
+    def encode(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:
+        """Encode the prompts with ``token_embeddings``, float [n, k, width], in the slots; differentiable in them."""
+
+
 def embedding_gradient(
     model: TextToImage,
-    template: PromptTemplate,
+    template: Slots,
     embeddings: Tensor,
     latents: Tensor,
     timesteps: Tensor,

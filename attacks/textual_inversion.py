@@ -18,12 +18,12 @@ from attacks.prompt_search import (
     candidate_tokens,
     embedding_gradient,
     first_embeddings,
-    require_embeddings_read,
 )
+from attacks.tables import Template, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.progress import look_inside
-from diffusion.prompt_template import Insertion, PromptTemplate
+from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
 from evaluation.verdicts import Judge
@@ -132,8 +132,7 @@ class TextualInversion:
         """
         if original is None:
             raise ValueError("original is None; TextualInversion learns from the unedited model's pictures: give it.")
-        PromptTemplate.insert(model, [""], self.tokens, self.insertion)  # refuses a k that does not fit
-        require_embeddings_read(model)
+        self._insert(model, [""])  # refuses a k that does not fit
         training = self._train(model, original, self._start(model), sampling)
         # The cases in hand may be at different checks, all behind the training if they came late.
         known: list[Snapshot] = []
@@ -157,8 +156,8 @@ class TextualInversion:
 
         return search(model, cases, judge, propose, sampling=sampling, rounds=self.checks, batch_size=self.batch_size)
 
-    def _insert(self, model: TextToImage, prompts: Sequence[str]) -> PromptTemplate:
-        return PromptTemplate.insert(model, prompts, self.tokens, self.insertion)
+    def _insert(self, model: TextToImage, prompts: Sequence[str]) -> Template:
+        return space_of(model, "clip").insert(prompts, self.tokens, self.insertion)
 
     def _start(self, model: TextToImage) -> Tensor:
         """Return the first e, float64 [k, width]."""
@@ -183,7 +182,7 @@ class TextualInversion:
         if self.captions == "prompts":
             template = self._insert(model, prompts)
         else:
-            template = PromptTemplate.at_placeholder(model, self.captions, self.tokens)
+            template = space_of(model, "clip").at_placeholder(self.captions, self.tokens)
 
         embeddings = start[None].to(model.device)
         mean, variance = torch.zeros_like(embeddings), torch.zeros_like(embeddings)

@@ -13,6 +13,7 @@ from attacks.p4d import P4D
 from attacks.protocols import Attack, InsertsTokens, is_given_original
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import NOTHING, Need, needs_of
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
 
@@ -39,6 +40,11 @@ class Union:
     def threat_model(self) -> ThreatModel:
         """The strongest of the members'."""
         return min((member.threat_model for member in self.members.values()), key=get_args(ThreatModel).index)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the members need of a model."""
+        return NOTHING.union(*map(needs_of, self.members.values()))
 
     @property
     def needs_original(self) -> bool:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from attacks.denoising import DenoisingAttack, DenoisingSearch
 from attacks.evaluate import Proposal
-from attacks.prompt_search import candidate_tokens, one_hot_gradient, project_to_simplex
+from attacks.prompt_search import one_hot_gradient, project_to_simplex
+from attacks.tables import Space, Template, proposals_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import stream
 
 
@@ -39,9 +39,9 @@ class UnlearnDiffAtk(DenoisingAttack):
     initialization: Literal["uniform", "random"] = "uniform"
     readable: bool = False
 
-    def candidates(self, model: TextToImage) -> Tensor:
+    def candidates(self, space: Space) -> Tensor:
         """Return the tokens that may be inserted, int64 [candidates]."""
-        return candidate_tokens(model, exclude_special=self.exclude_special, readable=self.readable)
+        return space.candidates(exclude_special=self.exclude_special, readable=self.readable)
 
     def start_stream(self, case_number: int, restart: int) -> torch.Generator:
         """See :class:`attacks.denoising.DenoisingAttack`."""
@@ -73,11 +73,11 @@ class UnlearnDiffAtk(DenoisingAttack):
         return project_to_simplex(variables)
 
     def proposals(
-        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: PromptTemplate, candidates: Tensor
+        self, model: TextToImage, searches: Sequence[DenoisingSearch], template: Template, candidates: Tensor
     ) -> list[Proposal]:
         """Read the most probable tokens as text."""
         tokens = candidates[torch.stack([state.variables for state in searches]).argmax(dim=-1)]
-        return [Proposal(text) for text in template.texts(model, tokens)]
+        return proposals_of(model, template, tokens)
 
 
 def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion.canvas.plan import make_scheduler
 from diffusion.model import TextToImage
 from diffusion.streams import stream
+from erasure.closed_form import Door
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erasers.uce import UCE
@@ -67,7 +68,7 @@ def measure(model: Timed, uce: UCE, concept: Concept, weights: dict[str, Tensor]
     """Erase, save, and apply to matrices."""
     model.encoding_seconds = model.encoding_core_seconds = 0.0
     started, busy = time.perf_counter(), time.process_time()
-    right = uce.right_multiplication(model, concept)
+    right = uce.right_multiplication(model, concept, Door("rows", weights))
     edit = Edit.from_right_multiplication(right, weights)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"

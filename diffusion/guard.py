@@ -26,7 +26,10 @@ class Predictor(Protocol):
         """The precision of the U-Net's weights."""
 
     def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """The noise prediction, [n, c, h, w]."""
+        """The prediction, [n, c, h, w]."""
+
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """What of a difference of predictions is a difference of noise, to be multiplied with it."""
 
     def guided(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: Tensor

@@ -12,6 +12,7 @@ from diffusion.finite import overflow_remedy, require_finite
 from diffusion.guard import Guard, Guidance
 from diffusion.model_parts import ModelParts
 from diffusion.precision import at_least_float32
+from diffusion.text.encoders import Beside
 
 UNGUIDED = 1.0
 """The guidance scale at which a picture is the prompt's alone. Lower ones mean the same, as in diffusers: the formula
@@ -123,25 +124,24 @@ class TextToImage(ModelParts):
         if self.guard is None:
             self.text_encodings += len(ids)
             return self.text_encoders.read_ids(ids, prompts).to(self.dtype)
-        return self.guard.read(self.token_embeddings(ids), self.text_encoders.ends(ids), self._read_embeddings)
+        ends, unknown = self.text_encoders.ends(ids), prompts is None and self.text_encoders.reads_text
+        beside = self.text_encoders.spelled(ids, ends) if unknown else prompts
+        return self.encode_embeddings(self.token_embeddings(ids), ends, beside)
 
-    def encode_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
-        """Text embeddings of a sequence that is given by its token embeddings, differentiable in them.
+    def encode_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
+        """Text embeddings of token embeddings, differentiable in them; float [n, tokens, width].
 
         Args:
             token_embeddings: float [n, tokens, width], what the embedding table would return (no positions added).
-            eos_positions: int64 [n], where each sequence ends.
-
-        Returns:
-            float [n, tokens, width].
+            ends: int64 [n], where each sequence ends.
+            beside: What a T5 reads beside it.
         """
-        if self.guard is None:
-            return self._read_embeddings(token_embeddings, eos_positions)
-        return self.guard.read(token_embeddings, eos_positions, self._read_embeddings)
 
-    def _read_embeddings(self, token_embeddings: Tensor, eos_positions: Tensor) -> Tensor:
-        self.text_encodings += len(token_embeddings)
-        return self.text_encoders.read_embeddings(token_embeddings, eos_positions).to(self.dtype)
+        def read(token_embeddings: Tensor, ends: Tensor) -> Tensor:
+            self.text_encodings += len(token_embeddings)
+            return self.text_encoders.read_embeddings(token_embeddings, ends, beside).to(self.dtype)
+
+        return (self.guard or Guard()).read(token_embeddings, ends, read)
 
     def predict(self, latents: Tensor, timesteps: Tensor | float, text: Tensor) -> Tensor:
         """The network's prediction in the currency of the noise process, float [n, c, h, w].

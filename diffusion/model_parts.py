@@ -48,7 +48,8 @@ class ModelParts:
     ) -> None:
         self.name = name
         self.resolution = resolution
-        home = pipeline.device if offload else None
+        network = pipeline.components.get("transformer") or pipeline.components["unet"]
+        home = next(network.parameters()).device if offload else None
         architecture = architecture_of(pipeline, name, t5_tokens=t5_tokens, offload_to=home)
         self.denoiser = architecture.denoiser
         self.text_encoders = architecture.text_encoders
@@ -145,6 +146,10 @@ class ModelParts:
     def training_timesteps(self) -> int:
         """Number of timesteps of the noise process (1000 for Stable Diffusion)."""
         return self.process.length
+
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """What of a difference of predictions is a difference of noise: a number, or [n, 1, 1, 1]."""
+        return self.process.noise_share(timesteps)
 
     @property
     def vocabulary(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.model import TextToImage
+from diffusion.text.encoders import Beside
 
 Insertion = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 """Where k tokens enter a prompt of L tokens: before it; after it; after L // 2 of its tokens; one after each
@@ -116,15 +117,29 @@ class PromptTemplate:
         """Put ``tokens``, int64 [n, k], in the slots; ids int64 [n, tokens]."""
         return functional.pad(self.ids, (0, 1)).scatter(1, self.slots, tokens)[:, :-1]
 
-    def encode(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:
+    def encode(self, model: TextToImage, token_embeddings: Tensor, beside: Beside | None = None) -> Tensor:
         """Encode the prompts with ``token_embeddings``, float [n, k, width], in the slots; differentiable in them.
+
+        Args:
+            model: Its text encoders.
+            token_embeddings: What goes in the slots.
+            beside: What a T5 reads beside them.
 
         Returns:
             float [n, tokens, width].
         """
         slots = self.slots[..., None].expand_as(token_embeddings)
         rows = functional.pad(model.token_embeddings(self.ids), (0, 0, 0, 1)).scatter(1, slots, token_embeddings)
-        return model.encode_embeddings(rows[:, :-1], self.ends)
+        return model.encode_embeddings(rows[:, :-1], self.ends, beside)
+
+    def encode_tokens(self, model: TextToImage, tokens: Tensor) -> Tensor:
+        """Encode the prompts with ``tokens``, int64 [n, k], in the slots; float [n, tokens, width]."""
+        return model.encode_ids(self.fill(tokens))
+
+    def comes_back(self, model: TextToImage, tokens: Tensor) -> Tensor:
+        """Whether the text with ``tokens``, int64 [n, k], is read as what it was made of, bool [n]."""
+        filled = self.fill(tokens)
+        return (model.tokenize(self.texts(model, tokens)).to(filled.device) == filled).all(dim=1)
 
     @torch.no_grad()
     def encode_detached(self, model: TextToImage, token_embeddings: Tensor) -> Tensor:

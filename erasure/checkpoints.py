@@ -2,7 +2,8 @@
 
 The format is told by what a file holds, never by its name:
 
-- parameters by diffusers names, some or all, as safetensors or pickled (ESD, UCE, SPEED, SalUn, RECE, ConceptPrune);
+- parameters by diffusers names, some or all, as safetensors or pickled (ESD, UCE, SPEED, SalUn, RECE, ConceptPrune; of
+  the transformers of Stable Diffusion 3 and FLUX too: ESD, UCE, OCE), with ``transformer.`` before them or without;
 - the same nested by module, ``{"unet.mid_block...": {"weight": ..., "bias": ...}}`` (STEREO), or by part,
   ``{"unet": {...}, "text_encoder": {...}}`` (AC's ``delta.bin``);
 - CompVis names ``model.diffusion_model...``, bare or as a Lightning ``state_dict``, some or all (ESD, SalUn, AC, whose
@@ -10,10 +11,10 @@ The format is told by what a file holds, never by its name:
 - what a training saves: the weights as ``state_dict``, ``model_state_dict`` or ``model`` beside an optimizer (STEREO's
   first stage), with ``module.`` or ``_orig_mod.`` before the names;
 - low-rank factors of kohya's scripts (``lora_unet_...``, ``lora_te_...``), of diffusers (``save_lora_weights``, today's
-  and those of 2023) and of PEFT (a folder with ``adapter_config.json``), folded into the weights at full strength,
-  whatever the prompt; those whose header says what they erase (SPM) as
+  and those of 2023; EraseAnything) and of PEFT (a folder with ``adapter_config.json``; EraseFlow), folded into the
+  weights at full strength, whatever the prompt; those whose header says what they erase (SPM) as
   :class:`erasure.additions.membranes.Membranes`, as open as the paper's formula says, or the authors' code;
-- the folder of a pipeline (FMN, MACE, :func:`erasure.edit.export`), of a U-Net or of a CLIP text encoder
+- the folder of a pipeline (FMN, MACE, :func:`erasure.export.export`), of a U-Net or of a CLIP text encoder
   (AdvUnlearn), whole, split or in half precision, or the text encoder's parameters as a file (AdvUnlearn's
   ``TextEncoder-*.pt`` has each twice);
 - adapters behind cross-attention, ``eraser_weights.pt`` beside ``eraser_config.json`` or alone (Receler);
@@ -44,6 +45,7 @@ _PASSED_OVER = {
     "averaged copies": r"(model_|unet_)?ema\..*",
     "the safety checker": r"safety_checker\..*",
     "CLIP's other half": r"(text_encoder\.)?(vision_model\..*|(visual|text)_projection(\.weight)?|logit_scale)",
+    "position tables": r"(transformer\.)?pos_embed\.pos_embed",
     "position ids": r"(.*\.)?position_ids",
 }
 
@@ -71,7 +73,7 @@ def edit_of(path: Path, model: TextToImage, *, merge: Merge = "exact") -> Edit:
     skipped = Counter(reasons.values())
     weights = {key: tensor for key, tensor in content.tensors.items() if key not in reasons}
     if not weights:
-        raise ValueError(f"{path} holds nothing of a U-Net or a text encoder, but {', '.join(skipped)}.")
+        raise ValueError(f"{path} holds nothing of a network or a text encoder, but {', '.join(skipped)}.")
     if all(ADAPTER.fullmatch(key) and not is_low_rank(key) for key in weights):
         return adapters_edit(path, weights, model)
     factors, dense = _places(path, Contents(weights, content.header), model)
@@ -105,7 +107,7 @@ def _places(path: Path, content: Contents, model: TextToImage) -> tuple[Factors,
         raise misfit(path, strange, len(content.tensors), model)
     if not found.factors and not dense.weights:
         raise ValueError(
-            f"{path} holds nothing of a U-Net or a text encoder, but the embeddings of {dense.added_tokens} added "
+            f"{path} holds nothing of a network or a text encoder, but the embeddings of {dense.added_tokens} added "
             "tokens; name files of such embeddings in model.embeddings, and use their tokens in prompts."
         )
     return found.factors, dense

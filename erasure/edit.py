@@ -3,43 +3,33 @@
 import copy
 import hashlib
 import json
-import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffusion.disk import writing
 from diffusion.files import replacing
 from diffusion.finite import require_finite, require_finite_tensors
 from diffusion.model import TextToImage
 from diffusion.parameters import named_parameters
 from diffusion.streams import stream
 from erasure.addition import Addition, addition_class, attach_all, stored_kind
+from erasure.entries import DIVERGED, MASKS, Entry, Fill, encode_mask
 
 SCHEMA = 1
 """Version of the file format."""
 
-Fill = Literal["zero", "mean", "resampled"]
-"""What pruned weights become; zeros tell whoever holds the model where the concept was (arXiv 2603.06640).
-
-- ``zero``: exactly zero.
-- ``mean``: the mean of the weights that are left in their tensor.
-- ``resampled``: (a - b) / sqrt(2) with a and b two weights that are left in their tensor, drawn by the entry's seed:
-  as large as those, and the same to the bit on every machine.
-"""
+_ADDED = "+"
+"""Before an addition's number in the names of its stored tensors; no parameter's name starts so."""
 
 
 @dataclass
@@ -53,118 +43,6 @@ class Application:
 
     replaced: dict[str, Tensor]
     detach: Callable[[], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """The change of one parameter.
-
-    Attributes:
-        kind: How ``parts`` give the new value; one of those in ``_DECODERS``.
-        shape: The parameter's shape.
-        parts: What is stored, by part name; the part named "" is stored under the parameter's own name. Entries that
-            hold the same dict share it on disk as well.
-        fill: For masks, what pruned weights become.
-        seed: Of what is drawn in that.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    parts: dict[str, Tensor]
-    fill: Fill = "zero"
-    seed: int = 0
-
-    def value(self, original: Tensor) -> Tensor:
-        """The parameter's new value, of the original's shape, dtype and device.
-
-        Raises:
-            NotFiniteError: It is infinite or NaN somewhere.
-        """
-        changed = _DECODERS[self.kind](self, original).to(original.device, original.dtype)
-        require_finite(changed, f"What the edit makes of a parameter in {original.dtype}", _DIVERGED)
-        return changed
-
-    def mask(self) -> Tensor:
-        """For masks, which weights are kept; bool of the parameter's shape, on the CPU."""
-        size = int(np.prod(self.shape))
-        if self.kind == "bits":
-            bits = np.unpackbits(self.parts["bits"].numpy(), count=size)
-            return torch.from_numpy(bits.astype(bool)).reshape(self.shape)
-        kept = torch.ones(size, dtype=torch.bool)
-        kept[self.parts["pruned"].long()] = False
-        return kept.reshape(self.shape)
-
-    def is_sound(self) -> bool:
-        """Whether the parts are what kind and shape call for."""
-        size = int(np.prod(self.shape))
-        if self.kind == "dense":
-            return set(self.parts) == {""} and tuple(self.parts[""].shape) == self.shape
-        if self.kind == "rows":
-            rows, values = self.parts.get("rows"), self.parts.get("values")
-            if rows is None or values is None or rows.dtype != torch.int64 or rows.ndim != 1:
-                return False
-            fits = tuple(values.shape) == (len(rows), *self.shape[1:])
-            return fits and bool(((rows >= 0) & (rows < self.shape[0])).all())
-        if self.kind == "right_multiplied":
-            square = self.parts.get("T")
-            return square is not None and len(self.shape) == 2 and tuple(square.shape) == (self.shape[1],) * 2
-        if self.kind == "bits":
-            bits = self.parts.get("bits")
-            return bits is not None and bits.dtype == torch.uint8 and len(bits) == (size + 7) // 8
-        pruned = self.parts.get("pruned")
-        return pruned is not None and bool(((pruned >= 0) & (pruned < size)).all())
-
-
-def _masked(entry: Entry, original: Tensor) -> Tensor:
-    kept = entry.mask().to(original.device)
-    left = original[kept]
-    if entry.fill == "zero" or not len(left):
-        return torch.where(kept, original, 0)
-    if entry.fill == "mean":
-        return torch.where(kept, original, left.float().mean().to(original.dtype))
-    # Part of the file format, so torch's own seeding; the entries' seeds come from a stream.
-    generator = torch.Generator().manual_seed(entry.seed)
-    drawn = torch.randint(len(left), (2, kept.numel() - len(left)), generator=generator).to(original.device)
-    filled = original.clone()
-    filled[~kept] = ((left[drawn[0]].double() - left[drawn[1]].double()) / math.sqrt(2)).to(original.dtype)
-    return filled
-
-
-def _right_multiplied(entry: Entry, original: Tensor) -> Tensor:
-    # In float64, so that the result is the same on every machine but for its last bit.
-    return original.double() @ entry.parts["T"].to(original.device, torch.float64)
-
-
-def _with_rows(entry: Entry, original: Tensor) -> Tensor:
-    rows, values = (entry.parts[part].to(original.device) for part in ("rows", "values"))
-    return original.index_copy(0, rows, values.to(original.dtype))
-
-
-_DECODERS: dict[str, Callable[[Entry, Tensor], Tensor]] = {
-    "dense": lambda entry, original: entry.parts[""],
-    "rows": _with_rows,
-    "right_multiplied": _right_multiplied,
-    "bits": _masked,
-    "indices": _masked,
-}
-"""The new value of a parameter by kind of entry: the tensor itself; some rows of it; W T; a mask as bits, or as what it
-prunes."""
-
-_DIVERGED = "the erasure has diverged, or the file that it comes from is damaged"
-
-_MASKS = ("bits", "indices")
-
-_ADDED = "+"
-"""Before an addition's number in the names of its stored tensors; no parameter's name starts so."""
-
-
-def _encode_mask(kept: Tensor, fill: Fill, seed: int) -> Entry:
-    flat = kept.cpu().reshape(-1)
-    pruned = (~flat).nonzero().reshape(-1).to(torch.int32)
-    bits = torch.from_numpy(np.packbits(flat.numpy()))
-    if pruned.nbytes < bits.nbytes:
-        return Entry("indices", tuple(kept.shape), {"pruned": pruned}, fill, seed)
-    return Entry("bits", tuple(kept.shape), {"bits": bits}, fill, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +72,9 @@ class Edit:
         distinct = {id(entry.parts): (name, entry.parts) for name, entry in self.entries.items()}
         for name, parts in distinct.values():
             for part in parts.values():
-                require_finite(part, f"The edit of {name!r}", _DIVERGED)
+                require_finite(part, f"The edit of {name!r}", DIVERGED)
         for addition in self.additions:
-            require_finite_tensors(addition.tensors(), f"The edit's {addition.kind}", _DIVERGED)
+            require_finite_tensors(addition.tensors(), f"The edit's {addition.kind}", DIVERGED)
 
     def __bool__(self) -> bool:
         """Return whether it changes anything."""
@@ -278,7 +156,7 @@ class Edit:
         """
         seeds = torch.randint(2**31, (len(masks),), generator=stream(seed, "edit/fill")).tolist()
         entries = {
-            name: _encode_mask(kept, fill, own)
+            name: encode_mask(kept, fill, own)
             for (name, kept), own in zip(masks.items(), seeds, strict=True)
             if not bool(kept.all())
         }
@@ -306,7 +184,7 @@ class Edit:
 
     def masks(self) -> dict[str, Tensor]:
         """The entries that are masks, bool tensors by parameter name, True where the weight is kept."""
-        return {name: entry.mask() for name, entry in self.entries.items() if entry.kind in _MASKS}
+        return {name: entry.mask() for name, entry in self.entries.items() if entry.kind in MASKS}
 
     @property
     def size_bytes(self) -> int:
@@ -491,7 +369,7 @@ class Edit:
             for name, described in header.pop("entries").items()
         }
         for name, entry in entries.items():
-            if entry.kind not in _DECODERS or entry.fill not in get_args(Fill) or not entry.is_sound():
+            if not entry.is_sound():
                 raise ValueError(f"{path} is damaged at {name!r} (kind {entry.kind!r}); make the edit again.")
         try:
             additions = tuple(
@@ -516,42 +394,3 @@ def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
 def _put_back(parameters: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
     for name, original in originals.items():
         parameters[name].copy_(original)
-
-
-def require_plain(edit: Edit) -> None:
-    """See to it that an edit changes weights alone.
-
-    Raises:
-        ValueError: It adds what no plain pipeline has; the sentence names it.
-    """
-    if edit.additions:
-        raise ValueError(
-            f"The edit adds {', '.join(addition.kind for addition in edit.additions)} to the model, which no plain "
-            "pipeline folder can hold; keep the edit beside the base model."
-        )
-
-
-def export(model: TextToImage, edit: Edit, folder: Path) -> None:
-    """Write the edited model as a safetensors folder of its own pipeline that plain diffusers loads.
-
-    Args:
-        model: The unedited model.
-        edit: What to change in it.
-        folder: Where to; its parent must exist.
-
-    Raises:
-        ValueError: The folder exists and is not empty; or the edit adds what no plain pipeline has.
-    """
-    require_plain(edit)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; choose another folder to export to.")
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    pipeline = model.as_pipeline()
-    try:
-        with edit.applied(model), writing(folder, partial):
-            pipeline.save_pretrained(partial, safe_serialization=True)  # type: ignore[attr-defined]
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

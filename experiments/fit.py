@@ -17,8 +17,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-FAMILIES = ("canvas", "sd", "sdxl", "sd3", "flux")
+FAMILIES = ("canvas", "sd", "sdxl", "sd3", "flux", "schnell")
 """Families of models. ``sd``, Stable Diffusion 1 and 2, is what papers publish settings for."""
+
+WITHIN = {"schnell": "flux"}
+"""Families that take what another one does, where nothing is said of them: a FLUX that is distilled to few steps."""
 
 KINDS = ("style", "object", "unsafe")
 """Kinds of concepts; see :class:`erasure.concept.Concept`."""
@@ -57,7 +60,7 @@ def words_of(root: DictConfig, preset: str | None) -> frozenset[str]:
         family = "sd"
     kind = None if own & set(KINDS) else OmegaConf.select(root, "concept.kind")
     name = OmegaConf.select(root, "concept.name")
-    return own | {str(word) for word in (family, kind, name) if word is not None}
+    return own | {str(word) for word in (WITHIN.get(family), family, kind, name) if word is not None}
 
 
 def fitted(composed: DictConfig) -> dict[str, Any]:
@@ -131,15 +134,18 @@ def family_at(source: str) -> str:
     if source == "canvas":
         return "canvas"
     folder = Path(source).expanduser()
-    pipeline = str(_read(folder / "model_index.json").get("_class_name", ""))
+    pipeline = str(read_object(folder / "model_index.json").get("_class_name", ""))
     for part, family in (("StableDiffusionXL", "sdxl"), ("StableDiffusion3", "sd3"), ("Flux", "flux")):
         if pipeline.startswith(part):
-            return family
-    size = _read(folder / "unet" / "config.json").get("sample_size")
+            distilled = (
+                family == "flux" and read_object(folder / "transformer" / "config.json").get("guidance_embeds") is False
+            )
+            return "schnell" if distilled else family
+    size = read_object(folder / "unet" / "config.json").get("sample_size")
     return "canvas" if isinstance(size, int) and size <= SMALL_LATENTS else "sd"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none: what is wrong with a model is told when it is loaded."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,8 @@ from torch import Tensor
 from diffusion.guard import Guard
 from diffusion.model import TextToImage
 from erasure.addition import Addition, addition_class, set_guard
-from erasure.edit import Edit, export
+from erasure.edit import Edit
+from erasure.export import export
 
 PROMPTS = ["a church", "a tench"]
 

@@ -17,8 +17,9 @@ from erasure.additions.adapters import Adapters, layer_widths
 from erasure.additions.membranes import GATE_UNIT, Membranes
 from erasure.checkpoints import edit_of
 from erasure.concept import Concept
-from erasure.edit import Edit, export
+from erasure.edit import Edit
 from erasure.erasers.imported import Imported
+from erasure.export import export
 from erasure.imports.reading import read_checkpoint
 from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
@@ -475,7 +476,7 @@ REFUSED = {
     ),
     "the autoencoder alone": (
         lambda path, model: torch.save({"first_stage_model.x": torch.ones(2)}, path),
-        "nothing of a U-Net or a text encoder, but the autoencoder",
+        "nothing of a network or a text encoder, but the autoencoder",
     ),
     "a factor that is a number": (write_factors(up=torch.tensor(1.0)), "2 of 2 entries"),
     "two alphas": (write_factors(alpha=torch.ones(2)), "3 of 3 entries"),

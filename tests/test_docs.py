@@ -148,8 +148,9 @@ def test_the_reference_has_every_field_of_every_choice_and_the_published_numbers
     for group in groups():
         for choice in choices(group):
             assert f"{group}={choice}`" in pages[f"fields/{group}.md"]
-    assert "| `eraser.learning_rate=` | 1e-05 (diffusers: 5e-05, canvas: 0.0005) | Adam's." in pages["fields/eraser.md"]
-    assert "`sampling.steps=` | 50 (sd3: 28, flux: 28, canvas: 20)" in pages["fields/job.md"]
+    rate = "1e-05 (diffusers: 5e-05, sd3: 0.0001, flux: 0.0001, canvas: 0.0005)"
+    assert f"| `eraser.learning_rate=` | {rate} | Adam's." in pages["fields/eraser.md"]
+    assert "`sampling.steps=` | 50 (sd3: 28, flux: 28, schnell: 4, canvas: 20)" in pages["fields/job.md"]
     assert "| `seed=` | 0 | Seed of the eraser and of the attack" in pages["fields/job.md"]
     assert pages["published.md"].count("UnlearnDiffAtk leaderboard of nudity") > 10
     for text in pages.values():

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from diffusion.denoisers.unet import UNetDenoiser
 from diffusion.parameters import named_parameters
 from erasure.additions.adapters import Adapters
-from erasure.edit import Edit, Entry, export
+from erasure.edit import Edit
+from erasure.entries import Entry
+from erasure.export import export
 from erasure.parameters import scope_parameters
 
 

@@ -18,8 +18,9 @@ from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
 from erasure.additions.membranes import Membranes
 from erasure.checkpoints import edit_of
-from erasure.edit import Edit, export
+from erasure.edit import Edit
 from erasure.erasers.imported import Imported
+from erasure.export import export
 from erasure.imports.reading import read_checkpoint
 from erasure.pruning.off import Off
 from tests.test_checkpoints import CONCEPT, assert_becomes, compvis, erased, pickled, spm_file, whole_unet

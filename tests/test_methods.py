@@ -152,6 +152,12 @@ CHANGES = {
         "cases[1:], judge, propose",
         r"ended without an outcome for 1",
     ),
+    "a picture that is not counted": (
+        "attack",
+        "            return [",
+        "            model.generate(['a look'], seeds=[0], steps=2, guidance=1.0)\n            return [",
+        r"its checks tell of [\d,]+ U-Net evaluations and [\d,]+ were made",
+    ),
     "a tuple of verdicts": (
         "judge",
         "Verdicts(present=share >= self.threshold, score=share)",

@@ -69,6 +69,7 @@ MISTAKES = {
         "http://127.0.0.1:9/x.csv cannot be used: ",
         "put it at /nowhere/9d0b141b6674-x.csv",
     ),
+    "interpolation": (["prompts=${nope}"], "prompts cannot be resolved: Interpolation key 'nope' not found"),
     "prompt set of another concept": (
         ["prompt_set=unlearndiffatk", "concept=fire"],
         "prompt_set.source.url cannot be resolved: concept.name is 'fire'; it must be one of nudity",

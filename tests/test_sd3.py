@@ -8,12 +8,15 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from diffusion.identity import configuration, identity
 from diffusion.loading import ModelSource
+from diffusion.loading.model_source import place
 from diffusion.model import TextToImage
 from diffusion.parameters import matching_parameters
 from diffusion.processes.flow import RectifiedFlow
 from erasure.attention import recorded_attention
-from erasure.edit import Edit, export
+from erasure.edit import Edit
+from erasure.export import export
 from erasure.parameters import UNET_SCOPES, scope_parameters
 from tests.tiny_sd3 import JOINT, T5_TOKENS, TOKENS, WIDTHS, make_tiny_sd3
 
@@ -234,7 +237,7 @@ def test_pictures_survive_the_autoencoder_with_its_shift(tokenizer_folder: Path)
 def test_embeddings_are_no_text_for_a_t5(tokenizer_folder: Path) -> None:
     model = sd3(make_tiny_sd3(tokenizer_folder, t5=True))
     ids = model.tokenize(PROMPTS)
-    with pytest.raises(ValueError, match=r"model\.t5=false"):
+    with pytest.raises(ValueError, match=r"no text for the model's T5; load the model with model\.t5=false"):
         model.encode_embeddings(model.token_embeddings(ids), model.text_encoders.ends(ids))
 
 
@@ -244,3 +247,44 @@ def test_embeddings_of_tokens_are_read_as_the_tokens(tokenizer_folder: Path) -> 
     assert model.vocabulary.shape[1] == sum(WIDTHS)
     text = model.encode_embeddings(model.token_embeddings(ids), model.text_encoders.ends(ids))
     torch.testing.assert_close(text, model.encode_ids(ids))
+
+
+def test_a_t5_is_with_the_network_only_while_it_reads(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make_tiny_sd3(tokenizer_folder, t5=True)
+    kept = sd3(pipeline).encode(PROMPTS)
+    moves: list[str] = []
+    to = pipeline.text_encoder_3.to
+    monkeypatch.setattr(pipeline.text_encoder_3, "to", lambda device: moves.append(str(device)) or to(device))
+    model = TextToImage(pipeline, name="tiny-sd3", scheduler=None, t5_tokens=T5_TOKENS, offload=True)
+    assert moves == ["cpu"]
+    text = model.encode_prompts(PROMPTS)
+    torch.testing.assert_close(text, kept)
+    assert moves == ["cpu"] * 3
+    model.predict(model.initial_latents([1, 2]), 500.0, text)
+    assert moves == ["cpu"] * 3
+    with torch.enable_grad():
+        rows = pipeline.text_encoder_3.get_input_embeddings().weight[:T5_TOKENS][None]
+        model.text_encoders.t5.read_embeddings(rows)
+    # It stays for the gradient that has to come back through it.
+    assert moves == ["cpu"] * 4
+
+
+def test_a_t5_that_waits_is_never_taken_to_the_gpu(tokenizer_folder: Path) -> None:
+    pipeline = make_tiny_sd3(tokenizer_folder, t5=True)
+    place(pipeline, torch.device("meta"), t5=False)
+    assert {part: getattr(pipeline, part).device.type for part in ("transformer", "vae", "text_encoder_2")} == {
+        "transformer": "meta",
+        "vae": "meta",
+        "text_encoder_2": "meta",
+    }
+    assert pipeline.text_encoder_3.device.type == "cpu"
+    place(pipeline, torch.device("meta"), t5=True)
+    assert pipeline.text_encoder_3.device.type == "meta"
+
+
+def test_a_model_without_its_t5_is_another(tokenizer_folder: Path, tmp_path: Path) -> None:
+    make_tiny_sd3(tokenizer_folder, t5=True).save_pretrained(tmp_path)
+    settings = [{"t5": t5, "t5_tokens": tokens} for t5, tokens in ((True, 6), (False, 6), (False, 0))]
+    models = [ModelSource(str(tmp_path), scheduler="flow_euler", **each).load() for each in settings]
+    assert [configuration(model)["pipeline"] for model in models] == settings
+    assert len({json.dumps(identity(model)) for model in models}) == 3

@@ -46,13 +46,13 @@ def test_a_job_erases_attacks_and_judges(sd3_world: Path, tmp_path: Path, method
     assert {"base", "edit", "erased", "attack"} <= summary["costs"].keys()
     edit = Edit.load(Path(summary["artefacts"]["edit"]) / "edit.safetensors")
     assert edit.entries
-    assert all(".attn.add_" in name or ".attn.to_add_out." in name for name in edit.entries)
+    assert all(".attn." in name for name in edit.entries)
 
 
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        *((f"eraser={name}", "needs cross-attention") for name in ("mace", "fmn", "uce", "rece", "receler")),
+        *((f"eraser={name}", "needs cross-attention") for name in ("mace", "fmn", "receler")),
         *((f"eraser={name}", "needs one text encoder") for name in ("safree", "advunlearn")),
     ],
 )
@@ -69,3 +69,54 @@ def test_its_models_are_choices(model: str) -> None:
     assert (job.model.scheduler, job.model.t5) == ("flow_euler", False)
     assert job.eraser.detach_first_token is False
     assert job.settings.sampling.steps == 28
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # ESD's authors' code for FLUX, and a script beside it: every attention, or what they call strict.
+    "model=flux_dev eraser=esd": {
+        "scope": "attn",
+        "steps": 1400,
+        "learning_rate": 1e-4,
+        "batch_size": 1,
+        "sampling_steps": 28,
+        "trajectory": "frozen",
+        "trajectory_guidance": 3.5,
+        "strength": 1.0,
+    },
+    "model=flux_dev eraser=esd eraser.preset=strict": {"scope": "attn_kv", "steps": 1400},
+    "model=sd35_medium eraser=esd": {"scope": "attn", "steps": 1400, "trajectory_guidance": 3.0},
+    "model=flux_schnell eraser=esd": {"sampling_steps": 4, "trajectory_guidance": 1.0, "learning_rate": 1e-4},
+    # MCE's baseline.
+    "model=flux_schnell eraser=ac": {
+        "learning_rate": 1e-5,
+        "scope": "xattn",
+        "sampling_steps": 4,
+        "image_guidance": 1.0,
+        "detach_first_token": False,
+    },
+    # UCE's code for FLUX.
+    "model=flux_dev eraser=uce": {"tokens": "last", "ridge": 0.5, "erase_scale": 1.0, "preserve_scale": 1.0},
+    "model=sd3_medium eraser=uce": {"tokens": "last", "preserve_scale": 1.0},
+    "model=flux_dev eraser=sld": {"warmup_steps": 6, "safety_scale": 1000.0},
+    "model=flux_schnell eraser=sld": {"warmup_steps": 1},
+    "model=sd3_medium eraser=salun": {"image_guidance": 7.0, "sampling_steps": 28},
+    # What is published for Stable Diffusion stays as it was.
+    "model=sd14 eraser=esd": {"scope": "xattn", "steps": 1000, "trajectory": "current", "trajectory_guidance": 3.0},
+    "model=sd14 eraser=esd eraser.preset=strict": {"scope": "xattn_kv", "steps": 1000},
+    "model=sd14 eraser=uce": {"tokens": "from_last", "preserve_scale": None},
+    "model=sd14 eraser=sld": {"warmup_steps": 10},
+}
+
+
+@pytest.mark.parametrize("typed", SETTINGS)
+def test_methods_have_the_numbers_that_their_authors_take_there(typed: str) -> None:
+    eraser = make_job(*typed.split(), "judge=canvas", "evaluator=none", "attack=none").eraser
+    assert {name: getattr(eraser, name) for name in SETTINGS[typed]} == SETTINGS[typed]
+
+
+def test_a_distilled_model_is_drawn_in_its_four_steps() -> None:
+    jobs = [
+        make_job(f"model={name}", "judge=canvas", "evaluator=none", "attack=none")
+        for name in ("flux_dev", "flux_schnell")
+    ]
+    assert [job.settings.sampling.steps for job in jobs] == [28, 4]

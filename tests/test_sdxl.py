@@ -25,7 +25,8 @@ from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX
 from diffusion.prompt_template import PromptTemplate
 from diffusion.sampling import Sampling
-from erasure.edit import Edit, export
+from erasure.edit import Edit
+from erasure.export import export
 from erasure.pruning.off import Off
 from experiments.fit import fitted
 from tests.attack_cases import make_cases

@@ -16,9 +16,10 @@ from erasure import finetuning
 from erasure.addition import attached
 from erasure.additions.membranes import GATE_UNIT, Membranes
 from erasure.concept import Concept
-from erasure.edit import Edit, export
+from erasure.edit import Edit
 from erasure.erasers import spm
 from erasure.erasers.spm import SPM, LatentAnchoring
+from erasure.export import export
 from erasure.parameters import scope_parameters
 from erasure.pruning.learned import Learned
 from erasure.pruning.magnitude import Magnitude

@@ -20,7 +20,7 @@ FOREIGN = {
     "a download": "urllib.request.urlopen",
     "a pickle": "torch.load",
     "a browser": "webbrowser.open",
-    "by way of a module of ours": "erasure.edit.shutil.rmtree",
+    "by way of a module of ours": "erasure.export.shutil.rmtree",
     "by way of a class of ours": "erasure.edit.Edit.load",
     "a function of ours": "diffusion.files.write_atomically",
     "a class that a module of ours imports": "erasure.edit.Path",

@@ -27,8 +27,9 @@ from diffusion.canvas.source import UNET_FILE, CanvasSource
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene
 from diffusion.sources import CANVAS_FOLDER
 from erasure.concept import Concept
-from erasure.edit import Edit, export
+from erasure.edit import Edit
 from erasure.erasers.retrained import Retrained
+from erasure.export import export
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
 from erasure.pruning.off import Off

@@ -2,15 +2,15 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.denoisers.attention import TextAttention
-from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
-from diffusion.denoisers.protocol import GuidanceKind
+from diffusion.denoisers.joint import DOORS, GROUPS, refuse_cross_attention
+from diffusion.denoisers.protocol import GuidanceKind, TextScope
 
 PATCH = 2
 """Edge of the squares of latents that are one position."""
@@ -33,6 +33,8 @@ class FluxDenoiser:
     part = "transformer"
     last_layer = "proj_out"
     groups = GROUPS
+    doors = DOORS
+    text_scope: ClassVar[TextScope] = "text_projection"
     multiple = PATCH
     largest = None
     size = (128, 128)

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from torch import nn
 
-from diffusion.denoisers.protocol import ParameterGroups
+from diffusion.denoisers.protocol import Doors, ParameterGroups
 
 _TEXT_KEYS = (".attn.add_k_proj.", ".attn.add_v_proj.")
 _TEXT = (*_TEXT_KEYS, ".attn.add_q_proj.", ".attn.to_add_out.")
@@ -46,6 +46,12 @@ GROUPS: ParameterGroups = {
     "linear_conv": lambda name, module: _is_linear_or_conv(module) and name.endswith(".weight"),
     "full": lambda name, module: True,
 }
+
+DOORS: Doors = {
+    "rows": lambda name, module: name == "context_embedder.weight",
+    "pooled": lambda name, module: name == "time_text_embed.text_embedder.linear_1.weight",
+}
+"""Behind these, keys and values of text depend on the picture and the time too."""
 
 
 def refuse_cross_attention() -> NoReturn:

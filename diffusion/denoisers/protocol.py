@@ -14,6 +14,15 @@ Selector = Callable[[str, nn.Module], bool]
 ParameterGroups = Mapping[str, Selector]
 """What the names of scopes mean on an architecture; see :mod:`erasure.parameters`. It has no others."""
 
+Reads = Literal["rows", "pooled"]
+"""What of a text: the rows that are attended to, or what the prompt is as a whole."""
+
+Doors = Mapping[Reads, Selector]
+"""The matrices that text meets first, which are linear in it, by what of it they read."""
+
+TextScope = Literal["xattn_kv", "text_projection"]
+"""The scopes that doors belong to."""
+
 GuidanceKind = Literal["classifier_free", "embedded", "none"]
 """How a network's pictures are guided: by a second evaluation for the empty prompt; by a scale that it is given; or not
 at all, as it was distilled to the guided pictures."""
@@ -41,6 +50,14 @@ class Denoiser(Protocol):
     @property
     def groups(self) -> ParameterGroups:
         """Its parameters by scope."""
+
+    @property
+    def doors(self) -> Doors:
+        """Where text enters."""
+
+    @property
+    def text_scope(self) -> TextScope:
+        """The scope that the doors belong to."""
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same with another network."""

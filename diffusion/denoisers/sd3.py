@@ -2,13 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from diffusion.denoisers.attention import Side, TextAttention
-from diffusion.denoisers.joint import GROUPS, refuse_cross_attention
-from diffusion.denoisers.protocol import GuidanceKind
+from diffusion.denoisers.joint import DOORS, GROUPS, refuse_cross_attention
+from diffusion.denoisers.protocol import GuidanceKind, TextScope
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class SD3Denoiser:
     part = "transformer"
     last_layer = "proj_out"
     groups = GROUPS
+    doors = DOORS
+    text_scope: ClassVar[TextScope] = "text_projection"
 
     def with_network(self, network: nn.Module) -> "SD3Denoiser":
         """The same with another network."""

@@ -2,13 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers.attention import Side, TextAttention
-from diffusion.denoisers.protocol import GuidanceKind, ParameterGroups
+from diffusion.denoisers.protocol import Doors, GuidanceKind, ParameterGroups, TextScope
 
 
 def _is_linear_or_conv(module: nn.Module) -> bool:
@@ -34,6 +34,9 @@ GROUPS: ParameterGroups = {
     "full": lambda name, module: True,
 }
 
+DOORS: Doors = {"rows": GROUPS["xattn_kv"]}
+"""Every cross-attention reads the text anew."""
+
 
 @dataclass(frozen=True)
 class UNetDenoiser:
@@ -51,6 +54,8 @@ class UNetDenoiser:
     part = "unet"
     last_layer = "conv_out"
     groups = GROUPS
+    doors = DOORS
+    text_scope: ClassVar[TextScope] = "xattn_kv"
     largest = None
 
     def with_network(self, network: nn.Module) -> "UNetDenoiser":

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from pydantic import Field, model_validator
 from safetensors import safe_open
 from torch import nn
+from transformers import T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from diffusion.added_tokens import add_embeddings, read_embeddings
@@ -138,7 +139,7 @@ class ModelSource:
             )
         _require_finite_weights(pipeline, self.source)
         if self.device != "cpu" and torch.cuda.is_available():
-            pipeline.to("cuda")
+            place(pipeline, torch.device("cuda"), t5=not self.offload)
         if self.gradient_checkpointing:
             checkpoint_activations(pipeline.transformer if "transformer" in pipeline.components else pipeline.unet)
         return TextToImage(
@@ -163,6 +164,13 @@ def load_model(
 ) -> TextToImage:
     """Load a model; arguments and errors are those of :class:`ModelSource`."""
     return ModelSource(source, precision, device, scheduler, config, name).load()
+
+
+def place(pipeline: Pipeline, device: torch.device, *, t5: bool) -> None:
+    """Take a pipeline's networks to ``device``, a T5 only if ``t5``: the largest of them may never have to be there."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and (t5 or not isinstance(part, T5EncoderModel)):
+            part.to(device)
 
 
 def _load_pipeline(source: str, config: str | None, dtype: torch.dtype, *, t5: bool) -> Pipeline:

@@ -112,6 +112,10 @@ class RectifiedFlow:
         """The velocity."""
         return noise - pictures
 
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """1 - s, as noise is x_s + (1 - s) velocity."""
+        return (1 - timesteps / TIMES).reshape(-1, 1, 1, 1)
+
     def told(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
         """The network's own velocity."""
         return output

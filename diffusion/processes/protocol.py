@@ -37,6 +37,9 @@ class NoiseProcess(Protocol):
     def target(self, pictures: Tensor, noise: Tensor) -> Tensor:
         """What should be predicted of :meth:`noised` latents."""
 
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """What of a difference of predictions is a difference of noise: a number, or [n, 1, 1, 1]."""
+
     def told(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
         """What samplers are told where this is the network's output."""
 

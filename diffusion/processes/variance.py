@@ -87,6 +87,10 @@ class VarianceProcess:
         """The noise."""
         return noise
 
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """All of it."""
+        return 1.0
+
     def told(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
         """Velocity of a network that predicts it, else noise.
 

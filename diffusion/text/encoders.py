@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.text.tokenizer import CleaningTokenizer
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the tokens of one tokenizer are among a text's rows.
+
+    Attributes:
+        rows: Their rows.
+        ends: The end token of each prompt, counted from the first of them.
+    """
+
+    rows: slice
+    ends: list[int]
+
+
+Beside = Sequence[str] | Tensor
+"""What an encoder that reads text reads beside given embeddings: texts, or its own tokens' embeddings."""
 
 
 class TextEncoders(ABC):
@@ -118,31 +136,31 @@ class TextEncoders(ABC):
         ends = self.ends(ids)
         return self._join(self._outputs(self._padded(ids, ends)), ends)
 
-    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
         """Text of token embeddings float [n, tokens, width], whose padding becomes each encoder's own.
 
         Args:
             token_embeddings: Rows like those of :attr:`vocabulary`, no positions added.
             ends: int64 [n], where each sequence ends.
+            beside: For an encoder that reads text.
 
         Returns:
             float [n, rows, width].
         """
-        # The encoders take ids only; hooks on their tables hand them our rows and leave masks and positions to them.
-        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
-        ids.scatter_(1, ends[:, None], self.tokenizer.eos_token_id)
-        own = token_embeddings.split([table.weight.shape[1] for table in self._tables], dim=-1)
-        behind = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
-        with ExitStack() as standing:
-            standing.enter_context(_standing_in(self._tables[0], own[0]))
-            for rows, table, tokenizer in zip(own[1:], self._tables[1:], self.tokenizers[1:], strict=True):
-                padding = table.weight[tokenizer.pad_token_id].to(rows.dtype)
-                standing.enter_context(_standing_in(table, torch.where(behind[..., None], padding, rows)))
-            return self._join(self._outputs([ids] * len(self.encoders)), ends)
+        return self._join(self._outputs_of_embeddings(token_embeddings, ends), ends)
 
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows that are attended to, float [n, rows, width], and the pooled embedding, float [n, width], if any."""
         return text, None
+
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """Where the tokens of prompts are among their rows, by tokenizer.
+
+        Args:
+            ids: int64 [n, max_tokens].
+            texts: What they were made of.
+        """
+        return [Span(slice(0, self.max_tokens), self.ends(ids).tolist())]
 
     def readable(self, text: Tensor) -> Tensor:
         """Of text, the rows that belong to the tokens of the vocabulary, float [n, max_tokens, width]."""
@@ -159,6 +177,19 @@ class TextEncoders(ABC):
 
     def _outputs(self, ids: Sequence[Tensor]) -> list[Any]:
         return [encoder(own, output_hidden_states=True) for encoder, own in zip(self.encoders, ids, strict=True)]
+
+    def _outputs_of_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> list[Any]:
+        # The encoders take ids only; hooks on their tables hand them our rows and leave masks and positions to them.
+        ids = torch.zeros(token_embeddings.shape[:2], dtype=torch.int64, device=token_embeddings.device)
+        ids.scatter_(1, ends[:, None], self.tokenizer.eos_token_id)
+        own = token_embeddings.split([table.weight.shape[1] for table in self._tables], dim=-1)
+        behind = torch.arange(ids.shape[1], device=ids.device) > ends[:, None]
+        with ExitStack() as standing:
+            standing.enter_context(_standing_in(self._tables[0], own[0]))
+            for rows, table, tokenizer in zip(own[1:], self._tables[1:], self.tokenizers[1:], strict=True):
+                padding = table.weight[tokenizer.pad_token_id].to(rows.dtype)
+                standing.enter_context(_standing_in(table, torch.where(behind[..., None], padding, rows)))
+            return self._outputs([ids] * len(self.encoders))
 
     @abstractmethod
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:

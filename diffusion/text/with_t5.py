@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.memory import visiting
-from diffusion.text.encoders import TextEncoders
+from diffusion.text.encoders import Beside, Span, TextEncoders
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,89 @@ class T5:
     tokenizer: Any
     visits: torch.device | None = None
 
+    def ids(self, texts: Sequence[str], count: int) -> Tensor:
+        """Its tokens of ``texts``, cut and padded, int64 [n, count]."""
+        padded = self.tokenizer(
+            list(texts), padding="max_length", max_length=count, truncation=True, return_tensors="pt"
+        )
+        return padded.input_ids  # type: ignore[no-any-return]
+
     def read(self, texts: Sequence[str], count: int) -> Tensor:
         """The last hidden states of ``texts``, cut and padded to ``count`` tokens, float [n, count, width]."""
-        ids = self.tokenizer(
-            list(texts), padding="max_length", max_length=count, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = self.ids(texts, count)
         with nullcontext() if self.visits is None else visiting(self.encoder, self.visits):
             return self.encoder(ids.to(self.encoder.device)).last_hidden_state  # type: ignore[no-any-return]
 
+    @property
+    def table(self) -> Tensor:
+        """Its token embeddings, float [vocabulary, width]."""
+        return self.encoder.get_input_embeddings().weight  # type: ignore[no-any-return]
 
-class TripleTextEncoder(TextEncoders):
+    def read_embeddings(self, token_embeddings: Tensor) -> Tensor:
+        """The last hidden states of rows of :attr:`table`, float [n, count, width], differentiable in them.
+
+        One that only visits stays there from then on, as gradients must come back through it.
+        """
+        stays = self.visits is not None and torch.is_grad_enabled()
+        if stays:
+            self.encoder.to(self.visits)
+        with nullcontext() if stays or self.visits is None else visiting(self.encoder, self.visits):
+            return self.encoder(inputs_embeds=token_embeddings.to(self.table)).last_hidden_state  # type: ignore[no-any-return]
+
+    def read_either(self, beside: Beside | None, count: int) -> Tensor:
+        """The last hidden states of texts, or of token embeddings.
+
+        Raises:
+            ValueError: There are neither.
+        """
+        if beside is None:
+            raise ValueError(
+                "Embeddings of CLIP's tokens are no text for the model's T5; load the model with model.t5=false if it "
+                "can be without, or choose a method that says what T5 reads (attack=unlearndiff, p4d, pez, gcg or "
+                "embedding)."
+            )
+        return self.read_embeddings(beside) if isinstance(beside, Tensor) else self.read(beside, count)
+
+    def span(self, first: int, texts: Sequence[str], count: int) -> Span:
+        """Where the ``count`` rows of :meth:`read` are that start at row ``first``."""
+        ids = self.tokenizer(list(texts), max_length=count, truncation=True).input_ids
+        return Span(slice(first, first + count), [len(row) - 1 for row in ids])
+
+
+class TextEncodersWithT5(TextEncoders):
+    """CLIP encoders beside which there may be a T5.
+
+    Attributes:
+        t5: The T5, or None.
+        t5_tokens: Rows of T5.
+    """
+
+    t5: T5 | None
+    t5_tokens: int
+
+    @cached_property
+    def shared_words(self) -> Tensor:
+        """For every token of CLIP the token of T5 with the same text, int64 [vocabulary]; -1 where there is none.
+
+        Only a text that either tokenizer reads as one token, and that a space goes before, has both.
+        """
+        size = len(self.tokenizer)
+        found = torch.full((size,), -1)
+        if self.t5 is None:
+            return found
+        texts = self.tokenizer.batch_decode([[token] for token in range(size)], clean_up_tokenization_spaces=False)
+        words = [text.strip() for text in texts]
+        clip = self.tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+        other = self.t5.tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+        special = {*self.tokenizer.all_special_ids}
+        unknown = {*self.t5.tokenizer.all_special_ids}
+        for token, (word, own, theirs) in enumerate(zip(words, clip, other, strict=True)):
+            if word and own == [token] and token not in special and len(theirs) == 1 and theirs[0] not in unknown:
+                found[token] = theirs[0]
+        return found
+
+
+class TripleTextEncoder(TextEncodersWithT5):
     """The text encoders of Stable Diffusion 3 (Esser et al., ICML 2024), section 5.2.
 
     The rows are the penultimate hidden states of both CLIP encoders side by side, padded with zeros to the width of
@@ -103,22 +177,27 @@ class TripleTextEncoder(TextEncoders):
         texts = self.spelled(ids, ends) if texts is None else texts
         return self._stack(outputs, self.t5.read(texts, self.t5_tokens))
 
-    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
         """See :meth:`TextEncoders.read_embeddings`.
 
         Raises:
-            ValueError: There is a T5, which reads no embeddings of CLIP's tokens.
+            ValueError: There is a T5 and nothing for it to read.
         """
-        if self.t5 is not None:
-            raise ValueError(
-                "Embeddings of CLIP's tokens are no text for the model's T5; load the model with model.t5=false for "
-                "what searches in them, or choose an attack that gives texts (random, paraphrase, seed_search)."
-            )
-        return super().read_embeddings(token_embeddings, ends)
+        if self.t5 is None:
+            return super().read_embeddings(token_embeddings, ends)
+        below = self.t5.read_either(beside, self.t5_tokens)
+        return self._stack(self._outputs_of_embeddings(token_embeddings, ends), below)
 
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TextEncoders.split`."""
         return text[:, :-1], text[:, -1, : self.pooled_width]
+
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """See :meth:`TextEncoders.spans`; rows of a T5 that is not there are nobody's."""
+        clip = super().spans(ids, texts)
+        if self.t5 is None or not self.t5_tokens:
+            return clip
+        return [*clip, self.t5.span(self.max_tokens, texts, self.t5_tokens)]
 
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
         first = outputs[0].hidden_states[-2]
@@ -134,7 +213,7 @@ class TripleTextEncoder(TextEncoders):
         return functional.pad(rows, (0, self._width - rows.shape[-1]))
 
 
-class FluxTextEncoder(TextEncoders):
+class FluxTextEncoder(TextEncodersWithT5):
     """The text encoders of FLUX.1: the rows are T5's alone, and CLIP's gives the pooled embedding.
 
     Args:
@@ -146,6 +225,7 @@ class FluxTextEncoder(TextEncoders):
     """
 
     reads_text = True
+    t5: T5
 
     def __init__(self, encoder: Any, tokenizer: Any, *, t5: T5, t5_tokens: int, width: int) -> None:
         super().__init__((encoder,), (tokenizer,))
@@ -185,20 +265,22 @@ class FluxTextEncoder(TextEncoders):
         texts = self.spelled(ids, ends) if texts is None else texts
         return self._stack(self._outputs(self._padded(ids, ends)), self.t5.read(texts, self.t5_tokens))
 
-    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor) -> Tensor:
+    def read_embeddings(self, token_embeddings: Tensor, ends: Tensor, beside: Beside | None = None) -> Tensor:
         """See :meth:`TextEncoders.read_embeddings`.
 
         Raises:
-            ValueError: Always: T5 reads no embeddings of CLIP's tokens.
+            ValueError: There is nothing for T5 to read.
         """
-        raise ValueError(
-            "Embeddings of CLIP's tokens are no text for the model's T5; choose an attack that gives texts (random, "
-            "paraphrase, seed_search)."
-        )
+        rows = self.t5.read_either(beside, self.t5_tokens)
+        return self._stack(self._outputs_of_embeddings(token_embeddings, ends), rows)
 
     def split(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TextEncoders.split`."""
         return text[:, :-1], text[:, -1, : self.pooled_width]
+
+    def spans(self, ids: Tensor, texts: Sequence[str]) -> list[Span]:
+        """See :meth:`TextEncoders.spans`: T5's alone."""
+        return [self.t5.span(0, texts, self.t5_tokens)]
 
     def _join(self, outputs: Sequence[Any], ends: Tensor) -> Tensor:
         pooled = outputs[0].pooler_output

@@ -91,7 +91,7 @@ class SafetyGuard(Guard):
             noise = model.predict(latents.repeat(3, 1, 1, 1), timesteps.repeat(3), texts)
             # |phi| may be too large for half precision.
             plain, prompted, unsafe = noise.to(torch.promote_types(noise.dtype, torch.float32)).chunk(3)
-            difference = prompted - unsafe
+            difference = model.noise_share(timesteps) * (prompted - unsafe)
             size = (added.safety_scale * difference).abs()
             bounded = size.clamp(max=1) if added.scaling == "at_most_1" else size.clamp(min=1)
             weight = torch.where(difference < added.threshold, bounded, 0)

@@ -1,6 +1,6 @@
 """RECE: UCE, then the embeddings that still bring the concept back are found and erased in turn, in closed form."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -8,11 +8,10 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import CROSS_ATTENTION, Need
 from erasure.closed_form import (
     ClosedForm,
+    Door,
     Term,
-    key_value_weights,
     right_multiplication,
     solved,
     sum_of_squares,
@@ -25,7 +24,8 @@ from erasure.erasers.uce import UCE
 class RECE(ClosedForm):
     """Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
-    W T_0 are UCE's keys and values. Every epoch derives for each embedding c of the targets the adversarial one
+    W T_0 are UCE's keys and values, or the matrices that stand for them. Every epoch derives for each embedding c of
+    the targets the adversarial one
     c' = argmin sum_W || W T c' - W c ||^2 + mu ||c'||^2 = (mu I + T^T G T)^-1 T^T G c,  G = sum_W W^T W,
     which makes the edited W T do what the original W does on c, and erases it: T becomes T S, with S the map of
     :mod:`erasure.closed_form` that sends c' to the destination and holds what is preserved, all tokens of each.
@@ -53,26 +53,22 @@ class RECE(ClosedForm):
     preserve_scale: Annotated[float, Field(ge=0)] = 0.1
     empty_for_each_target: bool = False
 
-    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.uce.debias is not None:
             raise ValueError("uce.debias is set and RECE follows an erasure; set uce.debias=null or use eraser=uce.")
         return self
 
-    def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
+    def right_multiplication(self, model: TextToImage, concept: Concept, door: Door) -> Tensor:
         """See :class:`erasure.closed_form.ClosedForm`."""
-        gram = sum_of_squares(key_value_weights(model).values())
-        targets = model.encode_tokens(concept.target_prompts).flatten(0, 1).to("cpu", torch.float64)
+        gram = sum_of_squares(door.weights.values())
+        targets = door.rows(model, concept.target_prompts).to("cpu", torch.float64)
         count = len(concept.target_prompts)
         wanted = self.uce.anchored(concept).target_anchors if self.destination == "anchor" else [""] * count
-        destinations = model.encode_tokens(wanted).flatten(0, 1)
+        destinations = door.rows(model, wanted)
         empty = [""] * (count if self.empty_for_each_target else 1)
-        kept = Term.keeping(
-            model.encode_tokens([*empty, *concept.preserved_prompts]).flatten(0, 1), self.preserve_scale
-        )
-        right = self.uce.right_multiplication(model, concept)
+        kept = Term.keeping(door.rows(model, [*empty, *concept.preserved_prompts]), self.preserve_scale)
+        right = self.uce.right_multiplication(model, concept, door)
         for _ in range(self.epochs):
             adversarial = Term(targets @ self._attack(gram, right).T, destinations, self.erase_scale)
             right = right @ right_multiplication([adversarial, kept], self.ridge)

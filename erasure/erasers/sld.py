@@ -26,7 +26,8 @@ class SLD:
         mu = min(1, |phi|) where eps(z, c_p) - eps(z, c_S) < lambda, else 0,   phi = s_S (eps(z, c_p) - eps(z, c_S))
     with c_p the prompt, c_S the concept's targets in one phrase, mu and phi element by element. It costs three U-Net
     evaluations a step where guidance costs two. It acts at every guidance scale s_g, 1 included, where the authors'
-    code leaves it out.
+    code leaves it out. Where velocity is predicted, differences count as those of noise, which are (1 - s) times as
+    large: lambda and s_S are numbers for noise, which published ports to FLUX do not rescale.
 
     The predictions of a single prompt are those of the unedited model, so white-box attacks that look for tokens under
     them meet SLD only when their pictures are made, as in the published attacks on it.

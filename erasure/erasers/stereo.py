@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PlainValidator, model_validator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
+from diffusion.needs import NO_T5, Need
 from diffusion.parameters import substituted
 from diffusion.prompt_template import PromptTemplate
 from diffusion.streams import derived_seed, stream
@@ -118,6 +119,8 @@ class STEREO(Trained):
     published_offset: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.0
     sampling_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    needs: ClassVar[frozenset[Need]] = NO_T5
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,10 +1,10 @@
-"""UCE: keys and values of the concept become the anchor's, in closed form."""
+"""UCE: what the network reads of the concept becomes the anchor's, in closed form."""
 
 import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import CROSS_ATTENTION, Need
 from diffusion.streams import derived_seed
-from erasure.closed_form import ClosedForm, Term, key_value_weights, right_multiplication
+from erasure.closed_form import ClosedForm, Door, Term, multiplied, right_multiplication
 from erasure.concept import Concept
-from erasure.edit import Edit
 from erasure.pictures import Painting, paint
 
 log = logging.getLogger(__name__)
@@ -115,7 +113,8 @@ class Debias:
 class UCE(ClosedForm):
     """Unified Concept Editing (Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024).
 
-    For every key and value matrix W of cross-attention (their equation 7, solved in :mod:`erasure.closed_form`):
+    For every key and value matrix W of cross-attention (their equation 7, solved in :mod:`erasure.closed_form`), or for
+    the matrices that text enters by where there is none, as in their code for FLUX, whose biases count twice though:
     min sum_e s_e || W' c_e - W c_g ||^2 + sum_p s_p || W' c_p - W c_p ||^2 + lambda || W' - W ||^2
     with c_e the concept's targets in every template, c_g the anchor in the same template, c_p what is preserved. With
     ``debias``, attributes that are added to c_e take the anchor's place.
@@ -123,7 +122,8 @@ class UCE(ClosedForm):
     Attributes:
         tokens: Which embeddings of a phrase are the c: ``last``, that of its last token before the end token (the
             authors' code of 2025); or ``from_last``, that one and all after it, paired in order, with all tokens of
-            the preserved prompts and of the empty one (the authors' code of 2023).
+            the preserved prompts and of the empty one (the authors' code of 2023). A T5 beside CLIP has its own last
+            token, and pooled embeddings are one.
         ridge: lambda.
         erase_scale: s_e.
         preserve_scale: s_p; None for max(0.1, 1 / number of preserved prompts, the empty one included), as in the
@@ -140,31 +140,28 @@ class UCE(ClosedForm):
 
     debias: Debias | None = None
 
-    needs: ClassVar[frozenset[Need]] = CROSS_ATTENTION
-
-    def right_multiplication(self, model: TextToImage, concept: Concept) -> Tensor:
+    def right_multiplication(self, model: TextToImage, concept: Concept, door: Door) -> Tensor:
         """See :class:`erasure.closed_form.ClosedForm`."""
         if self.debias is None:
-            return self._solved(model, concept, self._erasing(model, concept))
+            return self._solved(model, concept, door, self._erasing(model, concept, door))
         if self.debias.strengths is None:
             raise ValueError("debias has no strengths, and finding them takes pictures; call erase, or give them.")
-        return self._debiased(model, concept, self.debias, [self.debias.strengths] * len(concept.parts))
+        return self._debiased(model, concept, door, self.debias, [self.debias.strengths] * len(concept.parts))
 
     def solution(
-        self, model: TextToImage, concept: Concept, *, seed: int, checkpoint: Path | None
-    ) -> tuple[Tensor, dict[str, Any], int]:
+        self, model: TextToImage, concept: Concept, doors: Sequence[Door], *, seed: int, checkpoint: Path | None
+    ) -> tuple[list[Tensor], dict[str, Any], int]:
         """See :class:`erasure.closed_form.ClosedForm`."""
         debias = self.debias
         if debias is None or debias.strengths is not None:
-            return super().solution(model, concept, seed=seed, checkpoint=checkpoint)
-        weights = key_value_weights(model)
+            return super().solution(model, concept, doors, seed=seed, checkpoint=checkpoint)
         strengths = torch.zeros(len(concept.parts), len(debias.attributes), dtype=torch.float64)
         shares = torch.zeros_like(strengths)
         unsettled = set(range(len(concept.parts)))
         total = 0
         for number in range(debias.rounds):
-            right = self._debiased(model, concept, debias, strengths.tolist())
-            with Edit.from_right_multiplication(right, weights).applied(model):
+            rights = [self._debiased(model, concept, door, debias, strengths.tolist()) for door in doors]
+            with multiplied(doors, rights).applied(model):
                 for place in sorted(unsettled):
                     shares[place], spent = debias.measured(
                         model,
@@ -181,50 +178,51 @@ class UCE(ClosedForm):
                 break
             for place in unsettled:
                 strengths[place] += debias.step * gaps[place]
-        return right, {"strengths": strengths.tolist(), "shares": shares.tolist()}, total
+        return rights, {"strengths": strengths.tolist(), "shares": shares.tolist()}, total
 
     def anchored(self, concept: Concept) -> Concept:
         """The concept with the anchor that it goes to."""
         return concept if self.anchor is None else concept.anchored(self.anchor)
 
-    def _solved(self, model: TextToImage, concept: Concept, changing: Term) -> Tensor:
-        return right_multiplication([changing, *self._keeping(model, concept)], self.ridge)
+    def _solved(self, model: TextToImage, concept: Concept, door: Door, changing: Term) -> Tensor:
+        return right_multiplication([changing, *self._keeping(model, concept, door)], self.ridge)
 
-    def _erasing(self, model: TextToImage, concept: Concept) -> Term:
+    def _erasing(self, model: TextToImage, concept: Concept, door: Door) -> Term:
         anchors = self.anchored(concept).target_anchors
-        sources, destinations = self._aligned(model, concept.target_prompts, anchors)
+        sources, destinations = self._aligned(model, door, concept.target_prompts, anchors)
         return Term(torch.cat(sources), torch.cat(destinations), self.erase_scale)
 
-    def _debiased(self, model: TextToImage, concept: Concept, debias: Debias, strengths: Strengths) -> Tensor:
+    def _debiased(
+        self, model: TextToImage, concept: Concept, door: Door, debias: Debias, strengths: Strengths
+    ) -> Tensor:
         """T that adds attributes to the targets' embeddings."""
         attributes = [debias.prompts(concept, attribute) for attribute in debias.attributes]
-        sources, *added = self._aligned(model, concept.target_prompts, *attributes)
+        sources, *added = self._aligned(model, door, concept.target_prompts, *attributes)
         counts = [len(part.target_prompts) for part in concept.parts]
         by_prompt = [row for row, count in zip(strengths, counts, strict=True) for _ in range(count)]
+        tokenizers = len(sources) // len(by_prompt)
         destinations = [
             source + sum(strength * text for strength, text in zip(row, texts, strict=True))
-            for source, row, *texts in zip(sources, by_prompt, *added, strict=True)
+            for source, row, *texts in zip(sources, by_prompt * tokenizers, *added, strict=True)
         ]
-        return self._solved(model, concept, Term(torch.cat(sources), torch.cat(destinations), self.erase_scale))
+        term = Term(torch.cat(sources), torch.cat(destinations), self.erase_scale)
+        return self._solved(model, concept, door, term)
 
-    def _aligned(self, model: TextToImage, *kinds: Sequence[str]) -> list[list[Tensor]]:
-        """Embeddings of prompts that belong together, one of each kind: of each, float [tokens, width] per prompt."""
-        embedded = [_from_last_subject_token(model, prompts) for prompts in kinds]
-        lengths = [1 if self.tokens == "last" else min(map(len, together)) for together in zip(*embedded, strict=True)]
+    def _aligned(self, model: TextToImage, door: Door, *kinds: Sequence[str]) -> list[list[Tensor]]:
+        """Embeddings of prompts that belong together, one of each kind: of each, float [tokens, width] per prompt.
+
+        They are those of the first tokenizer, and below them those of a second.
+        """
+        count = 1 if self.tokens == "last" else None
+        embedded = [door.from_last_subject_tokens(model, prompts, count) for prompts in kinds]
+        lengths = [min(map(len, together)) for together in zip(*embedded, strict=True)]
         return [[text[:length] for text, length in zip(texts, lengths, strict=True)] for texts in embedded]
 
-    def _keeping(self, model: TextToImage, concept: Concept) -> list[Term]:
+    def _keeping(self, model: TextToImage, concept: Concept, door: Door) -> list[Term]:
         prompts = concept.preserved_prompts
         scale = max(0.1, 1 / (1 + len(prompts))) if self.preserve_scale is None else self.preserve_scale
         if self.tokens == "from_last":
-            return [Term.keeping(model.encode_tokens(["", *prompts]).flatten(0, 1), scale)]
+            return [Term.keeping(door.rows(model, ["", *prompts]), scale)]
         if not prompts:
             return []
-        kept = [tokens[:1] for tokens in _from_last_subject_token(model, prompts)]
-        return [Term.keeping(torch.cat(kept), scale)]
-
-
-def _from_last_subject_token(model: TextToImage, prompts: Sequence[str]) -> list[Tensor]:
-    """Embeddings of each prompt from the token before its end on, float64 [any, width]; from the start if empty."""
-    ends = [ids.index(model.tokenizer.eos_token_id) for ids in model.tokenize(prompts).tolist()]
-    return [text[end - 1 :] for text, end in zip(model.encode_tokens(prompts).double(), ends, strict=True)]
+        return [Term.keeping(torch.cat(door.from_last_subject_tokens(model, prompts, 1)), scale)]

@@ -39,8 +39,12 @@ _FOREIGN = {
     r"(cond_stage_model|conditioner\.embedders\.\d)\.model\..*": (
         "a text encoder in OpenCLIP's names, which are not read; give a pipeline's folder, or the U-Net's weights"
     ),
-    r"(text_encoder_2\.|conditioner\.embedders\.1\.).*": (
-        "a second text encoder, whose changes cannot be taken over; give the U-Net's weights alone"
+    r"(text_encoder_[23]\.|conditioner\.embedders\.1\.).*": (
+        "a second text encoder, whose changes cannot be taken over; give the network's weights alone"
+    ),
+    r"((model\.diffusion_model\.)?|lora_unet_)((double|single)_blocks|joint_blocks)[._].*": (
+        "a transformer in its authors' names, which are not read; convert it with diffusers and give its transformer's "
+        "weights"
     ),
     r"control_model\..*|controlnet_.*": "a ControlNet, which steers a model and is none",
 }
@@ -77,7 +81,7 @@ def fit(weights: Mapping[str, Tensor], model: TextToImage) -> Fit:
         in_text_encoder = TEXT_ENCODER_PREFIX + _SINGULAR.sub("embeddings.", name)
         if in_text_encoder in parameters:
             name = in_text_encoder
-        elif name == _AC_ROWS and _is_of_added_tokens(tensor, parameters[TOKEN_TABLE]):
+        elif name == _AC_ROWS and TOKEN_TABLE in parameters and _is_of_added_tokens(tensor, parameters[TOKEN_TABLE]):
             found.added_tokens = len(tensor)
             continue
         elif name == _AC_ROWS:

@@ -52,7 +52,7 @@ _OTHERS = {
 }
 """Changes of other shapes, by the names of their tensors."""
 
-_SECOND_ENCODER = re.compile(r"(lora_te2_|text_encoder_2\.).*")
+_SECOND_ENCODER = re.compile(r"(lora_te[23]_|text_encoder_[23]\.).*")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def low_rank(path: Path, weights: Weights, header: Mapping[str, str], model: Tex
         weight = parameters.get(f"{name}.weight", torch.empty(0))
         if name and f"{name}.weight" not in factors and _fit_together(parts, weight):
             down = parts["down"].double().reshape(len(parts["down"]), *weight.shape[1:])
-            scale = _scale(parts, name, settings)
+            scale = _scale(parts, name, settings, model.denoiser.part)
             factors[f"{name}.weight"] = (scale * parts["up"].double().flatten(1), down)
         else:
             strange += [f"'{layer}.{part}' ({list(tensor.shape)})" for part, tensor in parts.items()]
@@ -179,13 +179,13 @@ def _places(model: TextToImage) -> dict[str, str]:
             spellings: Iterable[str] = (*dotted, *(f"text_encoder.{each}" for each in dotted))
             spellings = (*spellings, f"lora_te_{flat}", f"lora_te1_{flat}")
         else:
-            spellings = (name, f"unet.{name}", f"lora_unet_{name.replace('.', '_')}")
+            spellings = (name, f"{model.denoiser.part}.{name}", f"lora_{model.denoiser.part}_{name.replace('.', '_')}")
         places |= dict.fromkeys(spellings, name)
     return places
 
 
 def _settings(path: Path, weights: Weights, header: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings: those of diffusers' header begin with ``unet.`` and ``text_encoder.``.
+    """PEFT's settings: those of diffusers' header begin with ``unet.`` or ``transformer.``, and ``text_encoder.``.
 
     Raises:
         ValueError: They cannot be read, are of another kind than LoRA, or are lacking where PEFT has them in a file of
@@ -211,11 +211,12 @@ def _settings(path: Path, weights: Weights, header: Mapping[str, str]) -> dict[s
     return settings
 
 
-def _scale(parts: Weights, name: str, settings: Mapping[str, Any]) -> float:
+def _scale(parts: Weights, name: str, settings: Mapping[str, Any], network: str) -> float:
     rank = len(parts["down"])
     if "alpha" in parts:
         return float(parts["alpha"]) / rank
-    prefix = "" if "r" in settings else TEXT_ENCODER_PREFIX if name.startswith(TEXT_ENCODER_PREFIX) else "unet."
+    prefix = TEXT_ENCODER_PREFIX if name.startswith(TEXT_ENCODER_PREFIX) else f"{network}."
+    prefix = "" if "r" in settings else prefix
     alpha = settings.get(f"{prefix}lora_alpha", rank)
     patterns = settings.get(f"{prefix}alpha_pattern") or {}
     inner = name.removeprefix(TEXT_ENCODER_PREFIX)

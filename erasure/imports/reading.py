@@ -114,7 +114,8 @@ def _read_folder(folder: Path) -> Edit | Contents:
     if GUARDED_PIPELINE in (read_json(folder / "model_index.json").get("_class_name") or ""):
         return _read_file(folder / GUARDED_EDIT)
     if (folder / "text_encoder_2").is_dir():
-        raise ValueError(f"{folder} has two text encoders, whose changes cannot be taken over; give {folder / 'unet'}.")
+        network = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
+        raise ValueError(f"{folder} has several text encoders, whose changes cannot be taken over; give {network}.")
     parts = {part: _read_part(folder / part).tensors for part in ("unet", "text_encoder")}
     return Contents({f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()})
 

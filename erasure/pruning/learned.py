@@ -15,7 +15,8 @@ from diffusion.model import TextToImage
 from diffusion.parameters import substituted
 from diffusion.streams import stream
 from erasure.concept import Concept
-from erasure.edit import Edit, Fill
+from erasure.edit import Edit
+from erasure.entries import Fill
 from erasure.finetuning import FineTuning, fine_tune, minimise, require_trainable_precision
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure, Objective

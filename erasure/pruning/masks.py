@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from erasure.edit import Edit, Fill
+from erasure.edit import Edit
+from erasure.entries import Fill
 from erasure.parameters import UNetScope, scope_parameters
 from erasure.protocols import Erasure
 

@@ -11,7 +11,7 @@ from torch import nn
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from erasure.concept import Concept
-from erasure.edit import Fill
+from erasure.entries import Fill
 from erasure.parameters import UNetScope
 from erasure.protocols import Erasure, Objective
 from erasure.pruning.masks import Masks, Sparsity, maskable_parameters, pruned_by

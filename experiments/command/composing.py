@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments import CONFIG_FOLDER
 from experiments.command.arguments import tidy_arguments
@@ -25,7 +26,7 @@ def sweep_jobs(config: DictConfig, config_name: str) -> Iterator[DictConfig]:
     jobs = job_overrides(config)
     for number, overrides in enumerate(jobs, start=1):
         with told_apart(number, jobs):
-            yield compose(config_name, [*config.hydra.overrides.hydra, *overrides], return_hydra_config=True)
+            yield compose(config_name, [*typed(config.hydra.overrides.hydra), *overrides], return_hydra_config=True)
 
 
 def job_overrides(config: DictConfig) -> list[list[str]]:
@@ -35,7 +36,7 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
         CommandError: There is no job.
     """
     arguments = [f"{key}={values}" for key, values in swept_by_preset(config).items()]
-    arguments += config.hydra.overrides.task
+    arguments += typed(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides(spell_out(arguments))
     for override in overrides:
@@ -44,14 +45,21 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     return [list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
 
 
+def typed(overrides: Sequence[str]) -> list[str]:
+    """One of the lists of ``hydra.overrides`` as it was typed; taken item by item, ``${...}`` in it is resolved."""
+    told: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(told)
+
+
 def swept_by_preset(config: DictConfig) -> dict[str, str]:
     """What a preset sweeps over and the command line does not name, in Hydra's words.
 
     Hydra would sweep over both, and do jobs twice.
     """
-    named = {override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task}
+    told = typed(config.hydra.overrides.task)
+    named = {override.lstrip("+~").partition("=")[0] for override in told}
     params = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items() if key not in named}
-    return spell_out_params(params, config.hydra.overrides.task)
+    return spell_out_params(params, told)
 
 
 @contextmanager

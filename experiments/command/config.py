@@ -44,6 +44,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
         for group, choice in (choices or {}).items()
         if group in FITTED and (preset := OmegaConf.select(config, f"{group}.preset")) and choice in _plain_names(group)
     }
+    # Which family a Hub id is of is told by what is composed alone, and no job keeps it.
+    family = family_of(config.get("model"))
     plain = fitted(config)
     taken = plain.pop("taken", None)
     fields = {field.name for field in dataclasses.fields(Settings)}
@@ -63,7 +65,8 @@ def build(config: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     objects = {name: make_object(config, name) for name in OBJECTS}
     evaluators = objects.pop("evaluator")
     check_pair(objects["eraser"], objects["pruning"])
-    check_architecture({group: objects[group] for group in FITTED}, family_of(plain["model"]), choices or {})
+    model = {**plain["model"], "family": family}
+    check_architecture({group: objects[group] for group in FITTED}, model, choices or {})
     prompt_set, retained_set = (objects.pop(key) for key in PROMPT_SETS)
     job = Job(
         **objects,

@@ -58,8 +58,8 @@ class Joblib:
 
     def run(self, calls: Sequence[JobCall]) -> list[Ended]:
         """See :class:`Engine`."""
-        from joblib import Parallel, delayed, effective_n_jobs  # noqa: PLC0415
         import cloudpickle  # noqa: PLC0415
+        from joblib import Parallel, delayed, effective_n_jobs  # noqa: PLC0415
 
         gpus = _gpus() * self.jobs_per_gpu if self.jobs_per_gpu else []
         at_once = min(effective_n_jobs(self.n_jobs), len(gpus) or len(calls), len(calls))

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.command.composing import typed
 from experiments.command.config import build
 from experiments.command.errors import explain, one_sentence
 from experiments.command.records import Record
@@ -39,7 +40,7 @@ def launch(config: DictConfig) -> Path | None:
     folder = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
         return _run(config, hydra, folder)
-    number, overrides, sweep = int(hydra.job.num), list(hydra.overrides.task), Path(hydra.sweep.dir)
+    number, overrides, sweep = int(hydra.job.num), typed(hydra.overrides.task), Path(hydra.sweep.dir)
     try:
         summary = _run(config, hydra, folder)
     except Exception as error:

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from diffusion.plugins import PLUGINS_VARIABLE
 from diffusion.progress import report_in_lines
+from experiments.command.composing import typed
 from experiments.command.errors import CommandError, explain_validation
 from experiments.command.records import Record
 
@@ -72,7 +73,7 @@ class JobCall:
         except SystemExit as stopped:
             if not isinstance(stopped.code, str):
                 raise
-            overrides = list(self.config.hydra.overrides.task)
+            overrides = typed(self.config.hydra.overrides.task)
             Record(self.number, overrides, failure=stopped.code).write(Path(self.config.hydra.sweep.dir))
             return None
         value: str | None = done.return_value
@@ -167,9 +168,9 @@ class SideBySide(Launcher):
         returns = []
         for call, end in zip(calls, ends, strict=True):
             if end.died and not Record.exists(sweep, call.number):
-                overrides = list(call.config.hydra.overrides.task)
+                overrides = typed(call.config.hydra.overrides.task)
                 Record(call.number, overrides, failure=f"It ended without a word: {end.died}.").write(sweep)
-            returns.append(JobReturn(list(call.config.hydra.overrides.task), status=JobStatus.COMPLETED))
+            returns.append(JobReturn(typed(call.config.hydra.overrides.task), status=JobStatus.COMPLETED))
             returns[-1].return_value = end.value
         return returns
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.command.collect import as_composed_now, find_run, made_by_other_code
-from experiments.command.composing import plain_job
+from experiments.command.composing import plain_job, typed
 from experiments.fit import fitted
 from experiments.job.summary import read_summaries
 from experiments.results.screen import open_console
@@ -32,7 +32,7 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
         if done is not None and made_by_other_code(done):
             done = None
         cost = None if done else _similar(config, stores[store])
-        overrides = " ".join(job.hydra.overrides.task)
+        overrides = " ".join(typed(job.hydra.overrides.task))
         if done is not None:
             table.add_row(str(number), overrides, f"run {done['run']}", "0", "seconds")
         elif cost is None:

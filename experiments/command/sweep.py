@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart
+from experiments.command.composing import plain_job, sweep_jobs, swept_by_preset, told_apart, typed
 from experiments.command.early import check_early
 from experiments.command.errors import VisibleFormatter, one_sentence
 from experiments.command.launchers import check_launcher
@@ -98,7 +98,7 @@ def _check(jobs: Sequence[DictConfig]) -> list["Job"]:
     from experiments.command.config import build  # noqa: PLC0415
 
     built = []
-    named = [list(job.hydra.overrides.task) for job in jobs]
+    named = [typed(job.hydra.overrides.task) for job in jobs]
     for number, job in enumerate(jobs, start=1):
         with told_apart(number, named):
             built.append(build(*plain_job(job)))

@@ -14,7 +14,8 @@ from diffusion.files import replacing, write_atomically
 from diffusion.loading import quiet_off_a_terminal
 from diffusion.model import TextToImage
 from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
-from erasure.edit import Edit, export, require_plain
+from erasure.edit import Edit
+from erasure.export import export, require_plain
 from experiments.job.store import content_hash, write_json
 from experiments.results.eval_results import write_eval_results
 from experiments.results.guarded import CODE, export_guarded, require_exportable

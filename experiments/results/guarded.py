@@ -13,7 +13,8 @@ from diffusion.files import write_atomically
 from diffusion.loading.pipeline_kinds import GUARDED_PIPELINE
 from diffusion.model import TextToImage
 from erasure.addition import addition_class, stored_kind
-from erasure.edit import Edit, export
+from erasure.edit import Edit
+from erasure.export import export
 from experiments.results import guarded_pipeline
 
 CODE = "pipeline"

@@ -102,6 +102,10 @@ class GuardedModel:
         text = (self.guard or Guard()).condition(text, timesteps)
         return self._predict(latents.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[0]  # type: ignore[no-any-return]
 
+    def noise_share(self, timesteps: Tensor) -> Tensor | float:
+        """All of a difference of predictions, which are noise."""
+        return 1.0
+
     def guided(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, unconditional: Tensor, guidance: Tensor
     ) -> Tensor:

@@ -54,16 +54,22 @@ def check_attack(trial: Trial, folder: Path) -> Iterator[str]:
             outcomes = run_(model, cases, job.judge, sampling=job.settings.sampling)
             return list(one_for_each(outcomes, cases, attack))
 
-    before, counted = model.fingerprint(), model.unet_evaluations
+    counters = [model] if original is None else [model, original]
+    before, counted = model.fingerprint(), sum(each.unet_evaluations for each in counters)
     outcomes = run(cases)
-    spent = model.unet_evaluations - counted
+    spent = sum(each.unet_evaluations for each in counters) - counted
     for case in cases:
         _check_outcome(trial, case, next(each for each in outcomes if each.case_number == case.case_number), model)
     yield f"run yields an outcome of each of {len(cases)} cases, {sum(each.success for each in outcomes)} a success"
     require(model.fingerprint() == before, f"{trial.named}: run changes the model; it must leave it as it was.")
     yield "the model is left as it was"
     told = evaluations_paid([outcome.checks[-1] for outcome in outcomes])
-    yield f"the model counted {spent:,} U-Net evaluations, and its checks tell of {told:,}"
+    require(
+        told == spent,
+        f"{trial.named}: its checks tell of {told:,} U-Net evaluations and {spent:,} were made; give each proposal "
+        "what finding it took as unet_evaluations, and what serves all cases as shared_evaluations.",
+    )
+    yield f"its checks tell of the {spent:,} U-Net evaluations that were made"
     # One that the attack worked on, beside others.
     together = next((each for each in outcomes if not each.plain_success), outcomes[0])
     alone = run([case for case in cases if case.case_number == together.case_number])[0]
