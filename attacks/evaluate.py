@@ -238,6 +238,7 @@ def check(
         if trace.must_draw(proposal, last=trace.attempts + 1 == rounds):
             evaluations = model.evaluations_per_step(trace.case.guidance)
             groups[evaluations, proposal.variant if under else ""].append((trace, proposal))
+    steps = len(model.sampling_timesteps(sampling.steps)) if groups else 0
     for (evaluations, variant), group in groups.items():
         for start in range(0, len(group), sampling.batch_size):
             batch = group[start : start + sampling.batch_size]
@@ -248,7 +249,7 @@ def check(
                 batch, images, verdicts.present.tolist(), verdicts.score.tolist(), strict=True
             ):
                 trace.judge(trace.key(proposal), JudgedPicture(present, score, image.clone()))
-                trace.unet_evaluations += len(model.sampling_timesteps(sampling.steps)) * evaluations
+                trace.unet_evaluations += steps * evaluations
     for trace, proposal in zip(traces, proposals, strict=True):
         trace.unet_evaluations += proposal.unet_evaluations + proposal.shared_evaluations
         trace.shared_evaluations += proposal.shared_evaluations

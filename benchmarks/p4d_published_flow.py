@@ -5,13 +5,15 @@ prompt and asks the unedited model again, and compares every embedding with the 
 make the same draws, so the texts should agree as far as rounding allows.
 """
 
+from typing import get_args
+
 import torch
 from published_flow import PublishedFlow, Setting, Tried, compare, make_parser
 from torch import Tensor
 from torch.nn import functional
 
 from attacks.cases import PromptCase
-from attacks.p4d import P4D
+from attacks.p4d import P4D, Variant
 from attacks.prompt_search import candidate_tokens, middle_timestep, random_rows, target_latents
 from diffusion.streams import stream
 
@@ -65,7 +67,7 @@ class PublishedP4D:
         tried = [case.prompt]
         if flow.succeeds(case, case.prompt):
             return tried, True
-        first = stream(search.seed, "p4d/start", case.case_number, 0)
+        first = stream(search.seed, "p4d/start", case.case_number, get_args(Variant).index(search.variant))
         generator = stream(search.seed, "p4d/search", case.case_number)
         embeddings = random_rows(self.table, search.tokens, first).requires_grad_()
         optimizer = torch.optim.Adam([embeddings], lr=search.learning_rate, weight_decay=search.weight_decay)

@@ -6,12 +6,11 @@ tokens. A generation of ours has fewer new individuals the longer the search las
 """
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from published_flow import load_model, make_parser, read_rows
+from published_flow import Stopwatch, load_model, make_parser, ratios, read_rows
 from torch import Tensor
 
 from attacks.prompt_pairs import read_pairs
@@ -39,22 +38,22 @@ def main() -> None:
     )
     targets = model.encode_prompts(prompts) + search.eta * concept_vector(model, read_pairs(arguments.pairs))
 
-    started = time.perf_counter()
+    before, our_time = model.text_encodings, Stopwatch()
     ours = search.evolve(model, targets, [stream(0, "ringabell/evolution", case) for case in range(len(prompts))])
-    our_seconds = time.perf_counter() - started
-    started = time.perf_counter()
+    our_time.stop()
+    between, their_time = model.text_encodings, Stopwatch()
     theirs = [
         evolve_alone(model, search, target, stream(0, "ringabell/evolution", case))
         for case, target in enumerate(targets)
     ]
-    their_seconds = time.perf_counter() - started
+    their_time.stop()
     print(
         json.dumps(
             {
                 "benchmark": "ringabell_published_flow",
-                "ratio": their_seconds / our_seconds,
-                "seconds_published_flow": their_seconds,
-                "seconds_ours": our_seconds,
+                **ratios(our_time, their_time),
+                "texts_encoded": between - before,
+                "texts_encoded_published_flow": model.text_encodings - between,
                 "prompts": len(prompts),
                 "population": arguments.population,
                 "generations": arguments.generations,

@@ -106,6 +106,21 @@ def test_further_pictures_of_the_plain_prompt_are_its_own_successes(tiny_model64
     assert (outcome.plain_success, outcome.success, len(outcome.checks)) == (True, True, 2)
 
 
+def test_more_cases_need_no_more_samplers(tiny_model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    sampler = tiny_model.process.sampler
+
+    def counted(name: str, steps: int) -> object:
+        made.append(name)
+        return sampler(name, steps)
+
+    monkeypatch.setattr(tiny_model.process, "sampler", counted)
+    attack(tiny_model, ["x"])
+    alone = len(made)
+    attack(tiny_model, ["x"], count=SAMPLING.batch_size)
+    assert len(made) == 2 * alone
+
+
 def test_rounds_are_told_before_the_first_case_has_ended(tiny_model: TextToImage) -> None:
     told = []
     with progress_bar("attack", 3) as bar:
