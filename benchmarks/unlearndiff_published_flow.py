@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from attacks.cases import PromptCase
 from attacks.prompt_search import middle_timestep, target_latents
+from attacks.tables import space_of
 from attacks.unlearndiff import UnlearnDiffAtk
 from diffusion.streams import stream
 
@@ -49,7 +50,7 @@ class PublishedUnlearnDiffAtk:
 
     def __init__(self, setting: Setting, search: UnlearnDiffAtk) -> None:
         self.model, self.search, self.flow = setting.model, search, PublishedFlow(setting)
-        self.candidates = search.candidates(setting.model)
+        self.candidates = search.candidates(space_of(setting.model, search.tables))
         self.table = setting.model.vocabulary[self.candidates]
 
     def attack(self, case: PromptCase) -> Tried:

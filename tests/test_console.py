@@ -465,7 +465,7 @@ def test_explain_names_every_field_with_its_meaning(choice: str) -> None:
 
 def test_explain_reads_defaults_bounds_and_comments(typed) -> None:
     fields = {field.name: field for field in explain_choice("eraser=esd").fields}
-    assert fields["steps"].default == "1000 (diffusers: 200, canvas: 250)"
+    assert fields["steps"].default == "1000 (diffusers: 200, sd3: 1400, flux: 1400, canvas: 250)"
     assert fields["steps"].allowed == "a whole number, 1 or more"
     assert fields["reference"].allowed == "one of unconditional, anchor"
     assert fields["retain_weight"].source == "keeps other subjects; the paper has no retain term"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacks.prompt_search import PromptTemplate
 from diffusion.model import TextToImage
+from diffusion.prompt_template import PromptTemplate
 from erasure.addition import attached
 from erasure.additions import safree as addition
 from erasure.additions.safree import attenuated

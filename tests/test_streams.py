@@ -164,7 +164,7 @@ def test_every_place_writes_a_purpose_of_its_own():
 
 ELSEWHERE = {
     "diffusion/model_parts.py": "a picture's seed is torch's own seeding, as published prompt sets mean it",
-    "erasure/edit.py": "the file format says how resampled weights are drawn",
+    "erasure/entries.py": "the file format says how resampled weights are drawn",
     "diffusion/canvas/mmdit.py": "the first weights of a network come from torch's own stream, seeded by one of ours",
     "diffusion/canvas/tiny.py": "random weights to try methods on, from torch's own stream",
     "diffusion/canvas/plan.py": "the shipped weights were made so",
