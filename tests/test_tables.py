@@ -103,6 +103,17 @@ def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_siz
     assert collect.find_run({**job, "seed": 1}, [newest]) is None
 
 
+def test_a_run_of_before_a_field_was_there_did_what_the_field_says_by_default(table1: list[dict[str, Any]]) -> None:
+    job = next(job for job in table1 if "restarts" in job["attack"])
+    without = {key: value for key, value in job["attack"].items() if key != "restarts"}
+    older = {"run": "old", "config": {**job, "attack": without}}
+    assert job["attack"]["restarts"] == 0
+    assert collect.find_run(job, [older]) is older
+    assert collect.find_run({**job, "attack": {**job["attack"], "restarts": 1}}, [older]) is None
+    # What the class would not take by itself says what was done.
+    assert collect.find_run(job, [{"config": {**job, "attack": {**without, "tokens": 7}}}]) is None
+
+
 def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str, Any]], tmp_path: Path) -> None:
     esd = {"eraser": "esd", "pruning": "off", "attack": "unlearndiff"}
     van_gogh = next(job for job in table1 if job["concept"]["name"] == "van_gogh")

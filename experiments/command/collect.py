@@ -1,5 +1,7 @@
 """Which runs in the store are those of an experiment preset."""
 
+import functools
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -107,4 +109,31 @@ def _job_name(job: Mapping[str, Any]) -> str:
 
 
 def _numbers_config(config: Mapping[str, Any]) -> Any:
-    return matters({key: value for key, value in as_composed_now(config).items() if key not in _NOT_NUMBERS})
+    told = {key: value for key, value in as_composed_now(config).items() if key not in _NOT_NUMBERS}
+    return _without_defaults(matters(told))
+
+
+def _without_defaults(config: Any) -> Any:
+    """``config`` without what each class in it takes anyway: runs of before a class had a field do not name it."""
+    if isinstance(config, list):
+        return [_without_defaults(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    defaults = _defaults(str(config["_target_"])) if config.get("_target_") else {}
+    return {
+        key: _without_defaults(value) for key, value in config.items() if key not in defaults or defaults[key] != value
+    }
+
+
+@functools.cache
+def _defaults(target: str) -> Mapping[str, Any]:
+    """What the class or function called ``target`` takes where it is told nothing, as a config would say it."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except (ImportError, TypeError, ValueError):
+        return {}
+    return {
+        name: list(each.default) if isinstance(each.default, tuple) else each.default
+        for name, each in parameters.items()
+        if each.default is not each.empty
+    }
