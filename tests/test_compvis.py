@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion.canvas.plan import make_scheduler
+from diffusion.canvas.tiny import tiny_clip_config
 from diffusion.compvis import single_file_weights
 from diffusion.loading import load_model, model_source
 from diffusion.model import TextToImage
 from tests import test_loading
 from tests.conftest import make_tiny_pipeline
-from tests.test_sdxl import make_tiny_sdxl, text_config
+from tests.test_sdxl import make_tiny_sdxl
 
 
 def make_tiny_sd2(tokenizer_folder: Path) -> StableDiffusionPipeline:
@@ -43,7 +44,7 @@ def make_tiny_sd2(tokenizer_folder: Path) -> StableDiffusionPipeline:
     scheduler = type(make_scheduler()).from_config(make_scheduler().config, prediction_type="v_prediction")
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text_config(tokenizer, 32, "gelu")),
+        text_encoder=CLIPTextModel(tiny_clip_config(tokenizer, hidden_act="gelu", num_hidden_layers=3)),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,

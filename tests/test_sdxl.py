@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from attacks.protocols import is_given_original
 from diffusion.canvas.plan import make_scheduler
+from diffusion.canvas.tiny import tiny_clip_config, tiny_vae
 from diffusion.denoisers.unet import UNetDenoiser
 from diffusion.loading import load_model, model_source
 from diffusion.loading.model_source import SDXL_KEY, _is_sdxl_file
@@ -41,22 +42,6 @@ PROMPTS = ["a church", "a red fish in the snow", ""]
 TOKENS, WIDTH, POOLED = 24, 32 + 24, 24
 
 
-def text_config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        projection_dim=POOLED,
-        hidden_act=activation,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
 def make_tiny_sdxl(tokenizer_folder: Path, *, zeros: bool = True) -> StableDiffusionXLPipeline:
     """8x8 latents, 16x16 pictures, text of 24 tokens and width 32 + 24, a pooled embedding of width 24."""
     torch.manual_seed(0)
@@ -78,20 +63,11 @@ def make_tiny_sdxl(tokenizer_folder: Path, *, zeros: bool = True) -> StableDiffu
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + POOLED,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=16,
-        scaling_factor=0.13025,
-        force_upcast=True,
-    )
+    own = {"num_hidden_layers": 3, "projection_dim": POOLED}
     return StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config(first, 32, "quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(second, 24, "gelu")),
+        vae=tiny_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(tiny_clip_config(first, hidden_act="quick_gelu", **own)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_clip_config(second, 24, hidden_act="gelu", **own)),
         tokenizer=first,
         tokenizer_2=second,
         unet=unet,

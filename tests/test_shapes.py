@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from hydra.utils import instantiate
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from attacks.protocols import is_given_original
 from diffusion.canvas.plan import make_scheduler
+from diffusion.canvas.tiny import tiny_clip_config
 from diffusion.model import TextToImage
 from diffusion.sampling import Sampling
 from erasure.edit import Edit
@@ -42,19 +43,7 @@ def model(tokenizer_folder: Path) -> TextToImage:
     """A model of other sizes everywhere, which predicts velocity."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, model_max_length=TOKENS)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text_encoder = CLIPTextModel(tiny_clip_config(tokenizer, WIDTH, intermediate_size=64))
     unet = UNet2DConditionModel(
         sample_size=LATENTS,
         in_channels=CHANNELS,

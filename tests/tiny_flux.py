@@ -6,7 +6,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tests.tiny_sd3 import JOINT, clip_config, make_t5, make_vae
+from diffusion.canvas.tiny import tiny_clip_config
+from tests.tiny_sd3 import JOINT, make_t5, make_vae
 
 POOLED = 32
 
@@ -15,7 +16,7 @@ def make_tiny_flux(tokenizer_folder: Path, *, guided: bool) -> FluxPipeline:
     """Latents of 4 channels in squares of 2, two pixels each; with embedded guidance, or distilled to none."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    clip = CLIPTextModel(clip_config(tokenizer, POOLED))
+    clip = CLIPTextModel(tiny_clip_config(tokenizer, POOLED))
     t5, t5_tokenizer = make_t5()
     transformer = FluxTransformer2DModel(
         in_channels=16,

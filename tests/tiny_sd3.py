@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from diffusion.canvas.tiny import tiny_clip_config, tiny_vae
 
 TOKENS, WIDTHS, JOINT, T5_TOKENS = 24, (32, 24), 64, 6
 """Positions and widths of the CLIP encoders, width of a row, and the rows of T5 in tests."""
@@ -39,7 +40,7 @@ def make_tiny_sd3(
     first = CLIPTokenizer.from_pretrained(tokenizer_folder)
     second = CLIPTokenizer.from_pretrained(tokenizer_folder, pad_token=first.convert_ids_to_tokens(0))
     encoders = [
-        CLIPTextModelWithProjection(clip_config(tokenizer, width, projection_dim=width, hidden_act=activation))
+        CLIPTextModelWithProjection(tiny_clip_config(tokenizer, width, projection_dim=width, hidden_act=activation))
         for width, activation, tokenizer in zip(WIDTHS, ("quick_gelu", "gelu"), (first, second), strict=True)
     ]
     transformer = SD3Transformer2DModel(
@@ -72,36 +73,9 @@ def make_tiny_sd3(
     )
 
 
-def clip_config(tokenizer: CLIPTokenizer, width: int, **own: Any) -> CLIPTextConfig:
-    """Two layers of a CLIP text encoder that reads :data:`TOKENS` tokens; ``own`` settings beside."""
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **own,
-    )
-
-
 def make_vae(**own: Any) -> AutoencoderKL:
-    """8x8 latents of 4 channels for 16x16 pictures, without the layers that flow models' have not; ``own`` beside."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        **own,
-    )
+    """The tiny autoencoder without the layers that those of flow models have not; ``own`` are other settings."""
+    return tiny_vae(use_quant_conv=False, use_post_quant_conv=False, **own)
 
 
 def make_t5() -> tuple[T5EncoderModel, T5Tokenizer]:

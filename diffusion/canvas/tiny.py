@@ -4,7 +4,7 @@ New methods and the tests are tried on it: it says whether they do what their pr
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -25,19 +25,7 @@ def tiny_pipeline(tokenizer_folder: Path = CANVAS_FOLDER / "tokenizer", *, seed:
     """
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(seed)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text_encoder = CLIPTextModel(tiny_clip_config(tokenizer))
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -50,15 +38,7 @@ def tiny_pipeline(tokenizer_folder: Path = CANVAS_FOLDER / "tokenizer", *, seed:
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-    )
+    vae = tiny_vae()
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -68,6 +48,36 @@ def tiny_pipeline(tokenizer_folder: Path = CANVAS_FOLDER / "tokenizer", *, seed:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def tiny_clip_config(tokenizer: CLIPTokenizer, width: int = 32, **own: Any) -> CLIPTextConfig:
+    """Two layers of a CLIP text encoder for the tokens and the length of ``tokenizer``; ``own`` are other settings."""
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(**{**settings, **own})
+
+
+def tiny_vae(**own: Any) -> AutoencoderKL:
+    """An autoencoder with 8x8 latents of 4 channels for 16x16 pictures; ``own`` are other settings."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+        **own,
     )
 
 
