@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from diffusion.denoisers.protocol import Selector
 from diffusion.model import TextToImage
 
 TEXT_ENCODER_PREFIX = "text_encoder."
@@ -18,6 +19,15 @@ def named_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
     """The U-Net's parameters, and the text encoder's with their prefix."""
     text = {f"{TEXT_ENCODER_PREFIX}{name}": value for name, value in model.text_encoder.named_parameters()}
     return {**dict(model.network.named_parameters()), **text}
+
+
+def selected_parameters(model: TextToImage, selects: Selector) -> dict[str, nn.Parameter]:
+    """The network's parameters that a scope or a door selects, by name, in module order."""
+    return {
+        name: parameter
+        for name, parameter in model.network.named_parameters()
+        if selects(name, model.network.get_submodule(name.rpartition(".")[0]))
+    }
 
 
 def matching_parameters(model: TextToImage, pattern: str) -> dict[str, nn.Parameter]:

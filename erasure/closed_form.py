@@ -27,6 +27,7 @@ from torch import Tensor
 
 from diffusion.denoisers.protocol import Reads, Selector
 from diffusion.model import TextToImage
+from diffusion.parameters import selected_parameters
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.finetuning import prune_after
@@ -175,16 +176,12 @@ class Door:
 
 def doors_of(model: TextToImage) -> list[Door]:
     """Where text enters the network."""
-    parameters = dict(model.network.named_parameters())
 
-    def selected(selects: Selector) -> dict[str, Tensor]:
-        return {
-            name: weight.detach()
-            for name, weight in parameters.items()
-            if weight.ndim == 2 and selects(name, model.network.get_submodule(name.rpartition(".")[0]))
-        }
+    def matrices(selects: Selector) -> dict[str, Tensor]:
+        selected = selected_parameters(model, selects)
+        return {name: weight.detach() for name, weight in selected.items() if weight.ndim == 2}
 
-    return [Door(reads, selected(selects)) for reads, selects in model.denoiser.doors.items()]
+    return [Door(reads, matrices(selects)) for reads, selects in model.denoiser.doors.items()]
 
 
 def multiplied(doors: Sequence[Door], rights: Sequence[Tensor], metadata: Mapping[str, Any] | None = None) -> Edit:

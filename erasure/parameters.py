@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from diffusion.model import TextToImage
-from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters
+from diffusion.parameters import TEXT_ENCODER_PREFIX, named_parameters, selected_parameters
 
 UNetScope = Literal[
     "xattn",
@@ -79,11 +79,7 @@ def scope_parameters(model: TextToImage, scope: Scope) -> dict[str, nn.Parameter
             f"{', '.join(model.denoiser.groups)}."
         )
     else:
-        selected = {
-            name: parameter
-            for name, parameter in model.network.named_parameters()
-            if selects(name, model.network.get_submodule(name.rpartition(".")[0]))
-        }
+        selected = selected_parameters(model, selects)
     if not selected:
         raise ValueError(
             f"scope {scope!r} selects no parameter of {model.name!r}; choose another of "
