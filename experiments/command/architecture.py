@@ -7,13 +7,12 @@ from typing import Any
 from diffusion.loading.pipeline_kinds import T5_PARTS, present_parts
 from diffusion.needs import A_T5, CROSS_ATTENTION, NO_T5, NOTHING, ONE_TEXT_ENCODER, Need, needs_of
 from experiments.command.errors import CommandError
-from experiments.fit import family_of, read_object
+from experiments.fit import WITHIN, family_of, read_object
 
 LACKING: Mapping[str, frozenset[Need]] = {
     "sdxl": ONE_TEXT_ENCODER,
     "sd3": CROSS_ATTENTION | ONE_TEXT_ENCODER,
     "flux": CROSS_ATTENTION | ONE_TEXT_ENCODER,
-    "schnell": CROSS_ATTENTION | ONE_TEXT_ENCODER,
 }
 """What the models of a family have not, whether they have a T5 or none."""
 
@@ -46,7 +45,7 @@ def check_architecture(methods: Mapping[str, Any], model: Mapping[str, Any], cho
         CommandError: There is one; the sentence says what to choose in its place.
     """
     family = family_of(model)
-    lacking = LACKING.get(family, NOTHING) | (NO_T5 if has_t5(model) else A_T5)
+    lacking = LACKING.get(WITHIN.get(family, family), NOTHING) | (NO_T5 if has_t5(model) else A_T5)
     for group, method in methods.items():
         if unmet := sorted(needs_of(method) & lacking):
             instead = _OTHERWISE.get(unmet[0], f"{_INSTEAD[group]}, or a model of Stable Diffusion 1 or 2")
@@ -58,8 +57,9 @@ def check_architecture(methods: Mapping[str, Any], model: Mapping[str, Any], cho
 
 def has_t5(model: Mapping[str, Any]) -> bool:
     """Whether a T5 will read prompts, by what is composed and by the folder's index if there is one."""
-    match family_of(model):
-        case "flux" | "schnell":
+    family = family_of(model)
+    match WITHIN.get(family, family):
+        case "flux":
             return True
         case "sd3":
             index = Path(str(model.get("source"))).expanduser() / "model_index.json"
