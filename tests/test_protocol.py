@@ -456,13 +456,14 @@ def test_tables_without_protocols_are_as_they_were() -> None:
 def test_runs_older_than_protocols_are_found() -> None:
     job = collect.experiment_jobs("demo")[0]
     older = {key: value for key, value in job.items() if key not in {"protocol", "retained_sampling"}}
-    assert collect.find_run(job, [{"config": older}]) is not None
+    run = collect.StoredRun.of({"config": older})
+    assert collect.find_run(job, [run]) is not None
     oldest = {key: value for key, value in older.items() if key not in {"prompt_set", "retained_set", "processes"}}
     oldest["model"] = {key: value for key, value in job["model"].items() if key != "resolution"}
-    assert collect.find_run(job, [{"config": oldest}]) is not None
-    assert collect.find_run(job | {"retained_sampling": {"steps": 3}}, [{"config": older}]) is None
+    assert collect.find_run(job, [collect.StoredRun.of({"config": oldest})]) is not None
+    assert collect.find_run(job | {"retained_sampling": {"steps": 3}}, [run]) is None
     other = {**job["protocol"], "counting": "ideal"}
-    assert collect.find_run(job | {"protocol": other}, [{"config": older}]) is None
+    assert collect.find_run(job | {"protocol": other}, [run]) is None
 
 
 def test_every_published_number_belongs_to_a_preset_and_has_its_source() -> None:

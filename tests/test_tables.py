@@ -97,8 +97,8 @@ def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_siz
 ) -> None:
     job = table1[0]
     moved = {**job, "store": "elsewhere", "tracker": {}, "sampling": {**job["sampling"], "batch_size": 1}}
-    newest, older = ({"run": run, "config": moved} for run in ("new", "old"))
-    assert collect.find_run(job, [newest, older]) is newest
+    newest, older = (collect.StoredRun.of({"run": run, "config": moved}) for run in ("new", "old"))
+    assert collect.find_run(job, [newest, older]) is newest.summary
     assert collect.find_run(table1[1], [newest, older]) is None
     assert collect.find_run({**job, "seed": 1}, [newest]) is None
 
@@ -106,12 +106,13 @@ def test_a_cell_is_the_newest_run_of_its_config_whatever_the_store_and_batch_siz
 def test_a_run_of_before_a_field_was_there_did_what_the_field_says_by_default(table1: list[dict[str, Any]]) -> None:
     job = next(job for job in table1 if "restarts" in job["attack"])
     without = {key: value for key, value in job["attack"].items() if key != "restarts"}
-    older = {"run": "old", "config": {**job, "attack": without}}
+    older = collect.StoredRun.of({"run": "old", "config": {**job, "attack": without}})
     assert job["attack"]["restarts"] == 0
-    assert collect.find_run(job, [older]) is older
+    assert collect.find_run(job, [older]) is older.summary
     assert collect.find_run({**job, "attack": {**job["attack"], "restarts": 1}}, [older]) is None
     # What the class would not take by itself says what was done.
-    assert collect.find_run(job, [{"config": {**job, "attack": {**without, "tokens": 7}}}]) is None
+    other = collect.StoredRun.of({"config": {**job, "attack": {**without, "tokens": 7}}})
+    assert collect.find_run(job, [other]) is None
 
 
 def test_files_hold_intervals_and_the_way_back_to_each_run(table1: list[dict[str, Any]], tmp_path: Path) -> None:

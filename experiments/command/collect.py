@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -54,10 +55,34 @@ def as_composed_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return OmegaConf.to_container(completed, resolve=True)  # type: ignore[return-value]
 
 
-def find_run(job: Mapping[str, Any], summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The newest run with the config of ``job``."""
-    wanted = _numbers_config(job)
-    return next((summary for summary in summaries if _numbers_config(summary["config"]) == wanted), None)
+@dataclass(frozen=True)
+class StoredRun:
+    """A run, and what one is found by.
+
+    Attributes:
+        summary: Its summary, with the config as it would be composed now.
+        numbers: The part of that config that its numbers follow from.
+    """
+
+    summary: dict[str, Any]
+    numbers: Any
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> "StoredRun":
+        """A run by the summary that it left."""
+        config = as_composed_now(summary["config"])
+        return cls({**summary, "config": config}, _numbers_config(config))
+
+
+def read_runs(store: str) -> list[StoredRun]:
+    """The runs in a store, told as a command tells it, the newest first."""
+    return [StoredRun.of(summary) for summary in read_summaries(local_copy(place_of(store)))]
+
+
+def find_run(job: Mapping[str, Any], runs: Sequence[StoredRun]) -> dict[str, Any] | None:
+    """The summary of the first of the runs with the config of ``job``."""
+    wanted = _numbers_config(as_composed_now(job))
+    return next((run.summary for run in runs if run.numbers == wanted), None)
 
 
 def made_by_other_code(summary: Mapping[str, Any]) -> list[str]:
@@ -84,10 +109,8 @@ def collect_runs(experiment: str, overrides: Sequence[str] = ()) -> tuple[list[d
         CommandError: None was run.
     """
     jobs = experiment_jobs(experiment, overrides)
-    # Once, and not again for every job.
-    store = local_copy(place_of(jobs[0]["store"]))
-    summaries = [{**found, "config": as_composed_now(found["config"])} for found in read_summaries(store)]
-    runs = [find_run(job, summaries) for job in jobs]
+    stored = read_runs(jobs[0]["store"])
+    runs = [find_run(job, stored) for job in jobs]
     found = [run for run in runs if run is not None]
     if not found:
         raise CommandError(
@@ -109,8 +132,7 @@ def _job_name(job: Mapping[str, Any]) -> str:
 
 
 def _numbers_config(config: Mapping[str, Any]) -> Any:
-    told = {key: value for key, value in as_composed_now(config).items() if key not in _NOT_NUMBERS}
-    return _without_defaults(matters(told))
+    return _without_defaults(matters({key: value for key, value in config.items() if key not in _NOT_NUMBERS}))
 
 
 def _without_defaults(config: Any) -> Any:

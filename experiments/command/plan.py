@@ -7,12 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.command.collect import as_composed_now, find_run, made_by_other_code
+from experiments.command.collect import StoredRun, find_run, made_by_other_code, read_runs
 from experiments.command.composing import plain_job, typed
 from experiments.fit import fitted
-from experiments.job.remote import place_of
-from experiments.job.remote_store import local_copy
-from experiments.job.summary import read_summaries
 from experiments.results.screen import open_console
 
 _GROUPS = ("model", "eraser", "pruning", "attack")
@@ -23,13 +20,12 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
     table = Table(title=f"{len(jobs)} jobs, none of which was run", title_justify="left")
     for heading in ("job", "overrides", "in the store", "U-Net evaluations", "time"):
         table.add_column(heading)
-    unknown, seconds, stores = 0, 0.0, dict[str, list[dict[str, Any]]]()
+    unknown, seconds, stores = 0, 0.0, dict[str, list[StoredRun]]()
     for number, job in enumerate(jobs, start=1):
         config = fitted(plain_job(job)[0])
         store = str(config["store"])
         if store not in stores:
-            found = read_summaries(local_copy(place_of(store)))
-            stores[store] = [{**s, "config": as_composed_now(s["config"])} for s in found]
+            stores[store] = read_runs(store)
         done = None if config["fresh"] else find_run(config, stores[store])
         if done is not None and made_by_other_code(done):
             done = None
@@ -49,14 +45,14 @@ def show_plan(jobs: Sequence[DictConfig]) -> None:
     console.print(f"About {seconds / 60:.0f} minutes in all{untold}; stages that jobs share are counted once for each.")
 
 
-def _similar(config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+def _similar(config: Mapping[str, Any], runs: Sequence[StoredRun]) -> tuple[float, float] | None:
     """Evaluations and seconds of runs of the same classes, for as many prompts; None if there are none."""
 
     def classes(of: Mapping[str, Any]) -> list[Any]:
         return [of[group].get("_target_") for group in _GROUPS]
 
     costs = []
-    for summary in summaries:
+    for summary in (run.summary for run in runs):
         if classes(summary["config"]) == classes(config):
             scale = config["prompts"] / summary["n"]
             stages = {stage: scale if stage == "attack" else 1.0 for stage in summary["costs"]}
