@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.command.draw_command import ARTIFACTS, StoreFolder
 from experiments.command.errors import CommandError
+from experiments.command.options import ARTIFACTS, StoreFolder
 
 BATTERY = ("paraphrase", "random", "unlearndiff", "p4d", "ringabell", "embedding", "relearn")
 """From those that know nothing of the model to those that train it."""

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.command.draw_command import ARTIFACTS, StoreFolder
 from experiments.command.errors import CommandError
+from experiments.command.options import ARTIFACTS, StoreFolder
 
 PagesFolder = Annotated[Path, typer.Option(help="Where the page goes.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.command.draw_command import ARTIFACTS, StoreFolder
+from experiments.command.options import ARTIFACTS, StoreFolder
 
 Experiment = Annotated[str, typer.Argument(help="A preset of conf/experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="The overrides that its sweep was run with.")]

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.command.draw_command import ARTIFACTS, StoreFolder
 from experiments.command.errors import CommandError
+from experiments.command.options import ARTIFACTS, StoreFolder
 
 
 def register(app: typer.Typer) -> None:
