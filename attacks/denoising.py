@@ -22,10 +22,9 @@ from attacks.prompt_search import (
     require_timesteps,
     target_latents,
 )
-from attacks.tables import Space, Tables, Template, needs_of_tables, space_of
+from attacks.tables import SearchesTables, Space, Tables, Template, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import Need
 from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from evaluation.verdicts import Judge
@@ -60,7 +59,7 @@ class DenoisingSearch:
 
 
 @checked
-class DenoisingAttack(ABC):
+class DenoisingAttack(SearchesTables, ABC):
     """UnlearnDiffAtk's objective, schedule and checks; what is optimised is the attack's.
 
         minimise   E_{t, eps} || eps - eps_erased(x_t, t, text(prompt with k embeddings inserted)) ||^2
@@ -104,11 +103,6 @@ class DenoisingAttack(ABC):
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See :mod:`diffusion.needs`."""
-        return needs_of_tables(self.tables)
 
     @abstractmethod
     def candidates(self, space: Space) -> Tensor:

@@ -23,10 +23,9 @@ from attacks.prompt_search import (
     summed_errors,
     target_latents,
 )
-from attacks.tables import Space, Tables, Template, needs_of_tables, proposals_of, space_of
+from attacks.tables import SearchesTables, Space, Tables, Template, proposals_of, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import Need
 from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -68,7 +67,7 @@ class Draws:
 
 
 @checked
-class GCG:
+class GCG(SearchesTables):
     """Greedy Coordinate Gradient (Zou et al., arXiv 2307.15043) with UnlearnDiffAtk's objective.
 
         minimise over k tokens s   L(s) = mean over draws of || eps - eps_erased(x_t, t, text(prompt with s)) ||^2
@@ -126,11 +125,6 @@ class GCG:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See :mod:`diffusion.needs`."""
-        return needs_of_tables(self.tables)
 
     def run(
         self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING

@@ -21,10 +21,9 @@ from attacks.prompt_search import (
     require_targets,
     target_latents,
 )
-from attacks.tables import Space, Tables, Template, needs_of_tables, space_of
+from attacks.tables import SearchesTables, Space, Tables, Template, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import Need
 from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -61,7 +60,7 @@ class CaseSearch:
 
 
 @checked(arbitrary_types_allowed=True)
-class P4D:
+class P4D(SearchesTables):
     """Prompting4Debugging (Chin et al., ICML 2024, arXiv 2309.06135).
 
     Free tokens are sought that make the erased model predict what the unedited one predicts for the plain prompt:
@@ -134,11 +133,6 @@ class P4D:
 
     threat_model: ClassVar[ThreatModel] = "white_box"
     needs_original: ClassVar[Literal[True]] = True
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See :mod:`diffusion.needs`."""
-        return needs_of_tables(self.tables)
 
     @model_validator(mode="after")
     def _is_one_rule(self) -> "P4D":

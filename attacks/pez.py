@@ -21,10 +21,9 @@ from attacks.prompt_search import (
     require_timesteps,
     target_latents,
 )
-from attacks.tables import Space, Tables, needs_of_tables, space_of
+from attacks.tables import SearchesTables, Space, Tables, space_of
 from diffusion.checked import checked
 from diffusion.model import TextToImage
-from diffusion.needs import Need
 from diffusion.prompt_template import Insertion
 from diffusion.sampling import DEFAULT_SAMPLING, Sampling
 from diffusion.streams import stream
@@ -47,7 +46,7 @@ class EmbeddingSearch:
 
 
 @checked
-class PEZ:
+class PEZ(SearchesTables):
     """PEZ (Wen et al., Hard Prompts Made Easy, NeurIPS 2023, arXiv 2302.03668) with UnlearnDiffAtk's objective.
 
         minimise over e   E_{t, eps} || eps - eps_erased(x_t, t, text(prompt with proj(e) inserted)) ||^2
@@ -93,11 +92,6 @@ class PEZ:
     seed: int = 0
 
     threat_model: ClassVar[ThreatModel] = "white_box"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See :mod:`diffusion.needs`."""
-        return needs_of_tables(self.tables)
 
     def run(
         self, model: TextToImage, cases: Sequence[PromptCase], judge: Judge, *, sampling: Sampling = DEFAULT_SAMPLING

@@ -365,6 +365,17 @@ def needs_of_tables(tables: Tables) -> frozenset[Need]:
     return A_T5 if tables in {"words", "t5"} else NOTHING
 
 
+class SearchesTables:
+    """An attack with the field ``tables``."""
+
+    tables: Tables
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See :mod:`diffusion.needs`."""
+        return needs_of_tables(self.tables)
+
+
 def proposals_of(model: TextToImage, template: Template, tokens: Tensor) -> list[Proposal]:
     """What to draw of tokens int64 [n, k] in the slots, without loss and cost."""
     if isinstance(template, JointTemplate):
