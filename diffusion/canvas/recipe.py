@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -43,6 +43,9 @@ from diffusion.canvas.vocabulary import train_tokenizer
 from diffusion.canvas.world import IMAGE_SIZE
 from diffusion.training import save_atomically
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
 
 STAGES = ("clip", "vae", "classifier", "unet")
@@ -59,15 +62,18 @@ class Stage(Protocol):
 Saved = TypeVar("Saved", bound=Stage)
 
 
-class Build:
-    """Runs the stages of a recipe in a folder; a finished stage is read back instead of run again.
+class Stages:
+    """Trains the stages of a recipe in a folder; a finished stage is read back instead of trained again.
+
+    Args:
+        recipe: A dataclass that holds every number of the training.
+        folder: Where stages and checkpoints are kept.
 
     Raises:
         ValueError: The folder was begun with another recipe.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: "DataclassInstance", folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         recorded = folder / "recipe.json"
@@ -75,6 +81,26 @@ class Build:
         if recorded.exists() and recorded.read_text() != described:
             raise ValueError(f"{folder} was begun with another recipe; name another folder or remove it.")
         recorded.write_text(described)
+
+    def stage(self, name: str, make: Callable[[Path], Saved], load: Callable[[Path], Saved]) -> Saved:
+        """Read the stage ``name`` from its folder; if it is not there, ``make(checkpoint)`` it and save it there."""
+        folder = self.folder / name
+        if not folder.exists():
+            log.info("training %s", name)
+            start = time.monotonic()
+            partial = self.folder / f"{name}.partial"
+            make(self.folder / f"{name}.checkpoint").save_pretrained(partial)
+            (partial / "seconds.txt").write_text(f"{time.monotonic() - start:.0f}\n")
+            partial.rename(folder)
+        return load(folder)
+
+
+class Build(Stages):
+    """The stages of the canvas; see :class:`Stages`."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        super().__init__(recipe, folder)
+        self.recipe = recipe
 
     def drawings(self) -> Drawings:
         """The training pictures."""
@@ -100,18 +126,6 @@ class Build:
             texts = (text for texts in drawings.captions for text in texts)
             train_tokenizer(texts, folder, size=self.recipe.vocabulary, max_length=TOKENS)
         return CLIPTokenizer.from_pretrained(folder)  # type: ignore[no-any-return]
-
-    def stage(self, name: str, make: Callable[[Path], Saved], load: Callable[[Path], Saved]) -> Saved:
-        """Read the stage ``name`` from its folder; if it is not there, ``make(checkpoint)`` it and save it there."""
-        folder = self.folder / name
-        if not folder.exists():
-            log.info("training %s", name)
-            start = time.monotonic()
-            partial = self.folder / f"{name}.partial"
-            make(self.folder / f"{name}.checkpoint").save_pretrained(partial)
-            (partial / "seconds.txt").write_text(f"{time.monotonic() - start:.0f}\n")
-            partial.rename(folder)
-        return load(folder)
 
     def run(self, stages: Collection[str] = STAGES) -> None:
         """Run the wanted stages in order; each reads what the earlier ones have left in the folder."""

@@ -82,8 +82,12 @@ def embed_captions(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts:
     return embedded
 
 
-def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> AutoencoderKL:
-    """Train the autoencoder: L1 + L2 + differences of neighbouring pixels (texture), and a slight KL term."""
+def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path, *, shifted: bool = False) -> AutoencoderKL:
+    """Train the autoencoder: L1 + L2 + differences of neighbouring pixels (texture), and a slight KL term.
+
+    Latents become of unit variance by its scaling factor; as Stable Diffusion 3's, a ``shifted`` one also names their
+    mean, and has no convolutions around them.
+    """
     torch.manual_seed(recipe.seed + 1)
     blocks = len(recipe.vae_channels)
     vae = AutoencoderKL(
@@ -96,6 +100,8 @@ def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> Autoencod
         latent_channels=recipe.latent_channels,
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
+        use_quant_conv=not shifted,
+        use_post_quant_conv=not shifted,
     ).to(memory_format=torch.channels_last)
     parameters = list(vae.parameters())
 
@@ -122,7 +128,8 @@ def train_vae(recipe: Recipe, drawings: Drawings, checkpoint: Path) -> Autoencod
     )
     with torch.no_grad():
         sample = encode_latents(vae, drawings.images[:2000])
-    vae.register_to_config(scaling_factor=float(1 / sample.std()))
+    shift = float(sample.mean()) if shifted else None
+    vae.register_to_config(scaling_factor=float(1 / sample.std()), shift_factor=shift)
     return vae.eval()
 
 
