@@ -1,23 +1,26 @@
 """Whether a score tells models that know something from models that do not."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 
 from diffusion.streams import numpy_stream
 from evaluation.statistics import CONFIDENCE
 
 ALL_LABELLINGS = 200_000
-"""Up to so many ways to say which models know, the permutation test goes through all."""
-
+"""Up to so many ways to say which models of a stratum know, the permutation test goes through all."""
 
 NEAR_CHANCE = 0.1
 """An AUC so near to 0.5, or below, is about that of chance."""
+
+Stratum = tuple[Sequence[float], Sequence[float]]
+"""Scores of models that know one thing, and of models that do not."""
 
 
 def auc(knowing: Sequence[float], ignorant: Sequence[float]) -> float:
@@ -37,24 +40,35 @@ def auc(knowing: Sequence[float], ignorant: Sequence[float]) -> float:
     return float(((above > 0) + 0.5 * (above == 0)).mean())
 
 
-def permutation_p_value(knowing: Sequence[float], ignorant: Sequence[float], *, seed: int = 0) -> float:
-    """One-sided p: how often labels at random give an AUC as large, over all labellings.
+def permutation_p_value(strata: Sequence[Stratum], *, seed: int = 0) -> float:
+    """One-sided p: how often labels at random within every stratum give an AUC as large, over all labellings.
 
-    Where these are more than :data:`ALL_LABELLINGS`, so many are drawn, and the true one is counted with them.
+    Where these are more than :data:`ALL_LABELLINGS` in a stratum, so many are drawn of all strata together, and the
+    true one is counted with them.
     """
-    scores = np.asarray([*knowing, *ignorant], dtype=np.float64)
-    size, count = len(knowing), len(scores)
-    # The AUC grows with the sum of the knowing models' ranks.
-    ranks = np.asarray([(scores < score).sum() + ((scores == score).sum() + 1) / 2 for score in scores])
-    seen = float(ranks[:size].sum()) - 1e-9
-    if math.comb(count, size) <= ALL_LABELLINGS:
-        sums: NDArray[np.float64] = np.asarray(
-            [ranks[list(chosen)].sum() for chosen in combinations(range(count), size)]
-        )
-        return float((sums >= seen).mean())
+    # Pairs won grow with the sum of the knowing models' ranks. Twice a rank is a whole number, so sums are exact.
+    ranks = [_doubled_ranks([*knowing, *ignorant]) for knowing, ignorant in strata]
+    sizes = [len(knowing) for knowing, _ in strata]
+    seen = sum(int(of[:size].sum()) for of, size in zip(ranks, sizes, strict=True))
+    if all(math.comb(len(of), size) <= ALL_LABELLINGS for of, size in zip(ranks, sizes, strict=True)):
+        ways = Counter({0: 1})
+        for of, size in zip(ranks, sizes, strict=True):
+            own = Counter(sum(chosen) for chosen in combinations(of.tolist(), size))
+            sums: Counter[int] = Counter()
+            for (one, count), (other, times) in product(ways.items(), own.items()):
+                sums[one + other] += count * times
+            ways = sums
+        return sum(count for total, count in ways.items() if total >= seen) / ways.total()
     generator = numpy_stream(seed, "probes/labellings")
-    drawn = np.asarray([generator.permutation(ranks)[:size].sum() for _ in range(ALL_LABELLINGS)])
+    drawn = np.zeros(ALL_LABELLINGS, dtype=np.int64)
+    for of, size in zip(ranks, sizes, strict=True):
+        drawn += [generator.permutation(of)[:size].sum() for _ in range(ALL_LABELLINGS)]
     return float((1 + (drawn >= seen).sum()) / (1 + len(drawn)))
+
+
+def _doubled_ranks(scores: Sequence[float]) -> NDArray[np.int64]:
+    """Twice the rank of each score, ties sharing theirs."""
+    return (2 * rankdata(scores)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -79,24 +93,40 @@ class Separation:
 
     @classmethod
     def of(cls, knowing: Sequence[float], ignorant: Sequence[float]) -> "Separation":
-        """The separation of two groups of models by their scores, with the interval of Hanley and McNeil (1982).
+        """The separation of two groups of models by their scores; see :meth:`within`."""
+        return cls.within([(knowing, ignorant)])
 
-        The variance is [A(1 - A) + (K+ - 1)(A / (2 - A) - A^2) + (K- - 1)(2A^2 / (1 + A) - A^2)] / (K+ K-), with A no
-        nearer to 0 or 1 than half a pair, so that no interval is without width.
+    @classmethod
+    def within(cls, strata: Sequence[Stratum]) -> "Separation":
+        """The separation of models within each of several strata, such as concepts, with one AUC A for all pairs.
+
+        A stratum's AUC has the variance of Hanley and McNeil (1982) at A, [A(1 - A) + (K+ - 1)(A / (2 - A) - A^2) +
+        (K- - 1)(2A^2 / (1 + A) - A^2)] / (K+ K-), with A no nearer to 0 or 1 than half a pair, so that no interval is
+        without width; strata weigh as their pairs.
 
         Raises:
-            ValueError: There is no model of a kind.
+            ValueError: There is no model of a kind in a stratum.
         """
-        found = auc(knowing, ignorant)
-        positive, negative = len(knowing), len(ignorant)
-        pairs = positive * negative
-        area = min(max(found, 0.5 / pairs), 1 - 0.5 / pairs)
-        variance = area * (1 - area)
-        variance += (positive - 1) * (area / (2 - area) - area**2)
-        variance += (negative - 1) * (2 * area**2 / (1 + area) - area**2)
-        margin = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance / pairs)
-        p_value = permutation_p_value(knowing, ignorant)
-        return cls(found, max(found - margin, 0.0), min(found + margin, 1.0), p_value, positive, negative)
+        pairs = [len(knowing) * len(ignorant) for knowing, ignorant in strata]
+        total = sum(pairs)
+        won = sum(auc(*stratum) * count for stratum, count in zip(strata, pairs, strict=True))
+        found = won / total
+        area = min(max(found, 0.5 / total), 1 - 0.5 / total)
+        variance = 0.0
+        for (knowing, ignorant), count in zip(strata, pairs, strict=True):
+            own = area * (1 - area)
+            own += (len(knowing) - 1) * (area / (2 - area) - area**2)
+            own += (len(ignorant) - 1) * (2 * area**2 / (1 + area) - area**2)
+            variance += own / count * (count / total) ** 2
+        margin = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+        return cls(
+            found,
+            max(found - margin, 0.0),
+            min(found + margin, 1.0),
+            permutation_p_value(strata),
+            sum(len(knowing) for knowing, _ in strata),
+            sum(len(ignorant) for _, ignorant in strata),
+        )
 
     @property
     def is_probe(self) -> bool:

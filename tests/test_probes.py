@@ -1,6 +1,6 @@
 """Whether an attack tells models that know from models that do not."""
 
-from itertools import combinations
+from itertools import combinations, product
 from math import comb, sqrt
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 from evaluation import probes
 from evaluation.probes import Separation, auc, permutation_p_value
-from experiments.results.probes import probe_table, write_probes
+from experiments.results.probes import over_concepts, probe_figure, probe_table, write_probes
 
 
 def slow_auc(knowing: list[float], ignorant: list[float]) -> float:
@@ -38,7 +38,42 @@ def test_auc_and_its_p_count_pairs_and_labellings(knowing: list[float], ignorant
     for chosen in combinations(range(len(scores)), len(knowing)):
         others = [score for number, score in enumerate(scores) if number not in chosen]
         as_large += slow_auc([scores[number] for number in chosen], others) >= found - 1e-12
-    assert permutation_p_value(knowing, ignorant) == pytest.approx(as_large / comb(len(scores), len(knowing)))
+    assert permutation_p_value([(knowing, ignorant)]) == pytest.approx(as_large / comb(len(scores), len(knowing)))
+
+
+def labellings(knowing: list[float], ignorant: list[float]) -> list[float]:
+    """Pairs won under every way to say which models know."""
+    scores = [*knowing, *ignorant]
+    return [
+        slow_auc([scores[i] for i in chosen], [s for i, s in enumerate(scores) if i not in chosen])
+        * len(knowing)
+        * len(ignorant)
+        for chosen in combinations(range(len(scores)), len(knowing))
+    ]
+
+
+def test_models_are_compared_within_their_stratum() -> None:
+    # Both concepts tell at most one pair wrong; their levels differ, so that pooled models would tell little.
+    strata = [([0.9, 0.8], [0.7]), ([0.3, 0.1], [0.2]), ([0.5, 0.4, 0.2], [0.2, 0.1])]
+    won = [slow_auc(*stratum) * len(stratum[0]) * len(stratum[1]) for stratum in strata]
+    found = Separation.within(strata)
+    assert found.auc == pytest.approx(sum(won) / (2 + 2 + 6))
+    sums = [sum(each) for each in product(*(labellings(*stratum) for stratum in strata))]
+    assert found.p_value == pytest.approx(sum(total >= sum(won) - 1e-9 for total in sums) / len(sums))
+    assert (found.knowing, found.ignorant) == (7, 4)
+    # The variance of a weighted mean of independent AUCs.
+    a = found.auc
+    q1, q2 = a / (2 - a) - a * a, 2 * a * a / (1 + a) - a * a
+    variance = sum(
+        (len(k) * len(i) / 10) ** 2 * (a * (1 - a) + (len(k) - 1) * q1 + (len(i) - 1) * q2) / (len(k) * len(i))
+        for k, i in strata
+    )
+    assert found.low == pytest.approx(a - 1.959963984540054 * sqrt(variance))
+
+
+@pytest.mark.parametrize("strata", [1, 2, 3])
+def test_the_smallest_p_of_strata_is_one_labelling_in_each(strata: int) -> None:
+    assert Separation.within([([1.0, 0.9], [0.1])] * strata).p_value == pytest.approx(3.0**-strata)
 
 
 @pytest.mark.parametrize(("count", "p"), [(2, 1 / 6), (3, 0.05), (4, 1 / 70), (5, 1 / 252)])
@@ -68,10 +103,12 @@ def test_the_interval_is_hanleys_and_mcneils() -> None:
 def test_many_models_are_tested_with_labellings_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     knowing, ignorant = (generator.normal(size=6) + 0.8).tolist(), generator.normal(size=6).tolist()
-    exact = permutation_p_value(knowing, ignorant)
+    strata = [(knowing, ignorant), (ignorant, knowing)]
+    exact, within = permutation_p_value(strata[:1]), permutation_p_value(strata)
     monkeypatch.setattr(probes, "ALL_LABELLINGS", 900)
-    assert permutation_p_value(knowing, ignorant) == pytest.approx(exact, abs=0.05)
-    assert permutation_p_value([9.0] * 8, [0.0] * 8) == pytest.approx(1 / 901, abs=2 / 901)
+    assert permutation_p_value(strata[:1]) == pytest.approx(exact, abs=0.05)
+    assert permutation_p_value(strata) == pytest.approx(within, abs=0.05)
+    assert permutation_p_value([([9.0] * 8, [0.0] * 8)]) == pytest.approx(1 / 901, abs=2 / 901)
 
 
 def test_models_of_one_kind_tell_nothing() -> None:
@@ -124,10 +161,13 @@ def test_attacks_are_told_by_the_models_that_they_tell_apart(tmp_path: Path) -> 
         1,
         False,
     )
-    text, _ = (path.read_text() for path in write_probes(summaries, tmp_path))
+    paths = write_probes(summaries, tmp_path)
+    assert [path.name for path in paths] == ["probes.md", "probes.csv", "probes.png", "probes.pdf"]
+    text = paths[0].read_text()
     assert "0.50 [" in text
-    assert "No probes, as their AUC is about 0.5 or less: noise_inversion on church (0.50)." in text
+    assert "No probes, as their AUC is about 0.5 or less: noise_inversion (0.50)." in text
     assert text.count("| no ") == 1
+    assert "all_0 behind sld" in text
     with pytest.raises(ValueError, match="eraser=none,retrained"):
         write_probes(summaries[:1], tmp_path)
 
@@ -139,3 +179,21 @@ def test_several_seeds_of_an_attack_are_one_model() -> None:
     summaries.append(run("none", "gcg", 1.0, config=other))
     (row,) = probe_table(summaries).to_dict("records")
     assert (row["rate_knowing"], row["knowing"], row["ignorant"], row["auc"]) == (0.4, 1, 1, 1)
+
+
+def test_concepts_make_one_table_and_one_figure() -> None:
+    church = [run("none", "gcg", 0.9), run("sld", "gcg", 0.8), run("retrained", "gcg", 0.1, knows="never_church")]
+    fire = [run("none", "gcg", 0.5), run("sld", "gcg", 0.1), run("retrained", "gcg", 0.3, knows="never_fire")]
+    summaries = [*church, *({**each, "concept": "fire"} for each in fire)]
+    table = probe_table(summaries)
+    (row,) = over_concepts(table).to_dict("records")
+    assert (row["auc"], row["concepts"], row["knowing"], row["ignorant"]) == (0.75, 2, 4, 2)
+    assert row["p_value"] == pytest.approx(3 / 9)
+    figure = probe_figure(table, ["gcg"])
+    assert [panel.get_title() for panel in figure.axes] == ["church", "fire"]
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    assert drawn["knowing"] == [0.9, 0.8]
+    assert drawn["never knew"] == [0.1]
+    # Which of two settings of an attack belong together on other concepts is not known.
+    other = [{**each, "config": {**each["config"], "attack": {"steps": 9}}} for each in church]
+    assert over_concepts(probe_table([*church, *other])).empty

@@ -55,7 +55,7 @@ def cost_curves(summaries: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set_ylim(-0.02, 1.02)
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.grid(alpha=0.3)
-    _add_legend(figure, panels.flat)
+    add_legend(figure, panels.flat)
     figure.supxlabel("U-Net evaluations per prompt", fontsize=10)
     figure.supylabel("prompts whose picture shows the concept", fontsize=10)
     return figure
@@ -200,7 +200,7 @@ def _draw_tradeoff(
     return line[0]
 
 
-def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+def add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     """Name every line once, beside the panels."""
     lines = {str(line.get_label()): line for panel in panels for line in panel.get_lines()}
     named = {label: line for label, line in lines.items() if not label.startswith("_")}

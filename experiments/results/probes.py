@@ -6,11 +6,14 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from diffusion.canvas.knowledge import FORGOTTEN
 from diffusion.files import write_atomically
 from evaluation.probes import Separation
 from experiments.job.store import content_hash
+from experiments.results.figures import COLORS, add_legend, save_figure
 from experiments.results.floors import without_seeds
 from experiments.results.writing import markdown_table, write_csv
 
@@ -52,19 +55,38 @@ def probe_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             scores.setdefault(key, {}).setdefault(model, []).append(summary["rates"]["attacked"]["rate"])
     rows = []
     for (concept, attack, n, _), rates in sorted(scores.items()):
-        kinds: dict[bool, list[float]] = {True: [], False: []}
-        for (knows, _, _), several in rates.items():
-            kinds[concept not in FORGOTTEN[knows]].append(fmean(several))
+        kinds: dict[str, dict[str, float]] = {"knowing": {}, "never_knew": {}}
+        for (knows, training, surface), several in rates.items():
+            name = f"{knows}_{training}" if surface == "none" else f"{knows}_{training} behind {surface}"
+            kinds["never_knew" if concept in FORGOTTEN[knows] else "knowing"][name] = fmean(several)
         if all(kinds.values()):
-            row = {"concept": concept, "attack": attack, "prompts": n}
-            row |= {"rate_knowing": fmean(kinds[True]), "rate_never_knew": fmean(kinds[False])}
-            found = Separation.of(kinds[True], kinds[False])
-            rows.append(row | found.as_dict() | {"probe": found.is_probe, "tells_nothing": found.tells_nothing})
+            row: dict[str, Any] = {"concept": concept, "attack": attack, "prompts": n}
+            for kind, own in kinds.items():
+                values = list(own.values())
+                row |= {f"rate_{kind}": fmean(values), f"scores_{kind}": values, f"models_{kind}": list(own)}
+            rows.append(row | _told(Separation.of(row["scores_knowing"], row["scores_never_knew"])))
     return pd.DataFrame(rows)
 
 
+def over_concepts(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per attack of a :func:`probe_table`: its AUC over all models, each compared within its concept.
+
+    An attack that ran with several settings on a concept is left out: which belong together is not known.
+    """
+    rows = []
+    for (attack, prompts), own in table.groupby(["attack", "prompts"], sort=False):
+        if own["concept"].is_unique:
+            found = Separation.within(list(zip(own["scores_knowing"], own["scores_never_knew"], strict=True)))
+            rows.append({"attack": attack, "prompts": prompts, "concepts": len(own)} | _told(found))
+    return pd.DataFrame(sorted(rows, key=lambda row: (-row["auc"], row["attack"])))
+
+
+def _told(found: Separation) -> dict[str, Any]:
+    return found.as_dict() | {"probe": found.is_probe, "tells_nothing": found.tells_nothing}
+
+
 def write_probes(summaries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write ``probes.md`` and ``probes.csv`` into ``folder``.
+    """Write ``probes.md``, ``probes.csv`` and the figure ``probes.png`` and ``.pdf`` into ``folder``.
 
     Raises:
         ValueError: No attack met models of both kinds.
@@ -75,32 +97,81 @@ def write_probes(summaries: Sequence[Mapping[str, Any]], folder: Path) -> list[P
             "The store has no attack that was run on models that know a concept and on models that never knew it; "
             "make such runs with `python run.py -m eraser=none,retrained attack=...`."
         )
-    told = table.to_dict("records")
-    rows = [
-        {
-            "concept": row["concept"],
-            "attack": row["attack"],
-            "n": row["prompts"],
-            "knowing": f"{100 * row['rate_knowing']:.0f} % of {row['knowing']}",
-            "never knew": f"{100 * row['rate_never_knew']:.0f} % of {row['ignorant']}",
-            "AUC": f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-            "p": f"{row['p_value']:.3f}",
-            "a probe": "no" if row["tells_nothing"] else "yes" if row["probe"] else "not shown",
-        }
-        for row in told
-    ]
+    together = over_concepts(table)
     parts = [
         "# probes",
-        markdown_table(pd.DataFrame(rows), disable_numparse=True),
-        "Knowing, never knew: mean rate under attack over so many models. AUC: how often a model that knows the "
-        "concept scores above one that never knew it, ties counting half, with Hanley and McNeil's 95 % interval over "
-        "models; p: exact, one-sided, over all ways to say which models know. An attack whose interval includes 0.5 is "
-        "not shown to be a probe, however high its rate; one with an AUC about 0.5 or less (up to 0.6) is none.",
+        markdown_table(pd.DataFrame([_in_words(row, table) for row in _records(together)]), disable_numparse=True),
+        "A concept's cell: the mean rate under attack over models that never knew it, and over models that do; n: "
+        "prompts each. AUC: how often a model that knows the concept scores above one that never knew it, within each "
+        "concept, ties counting half, with Hanley and McNeil's 95 % interval over models; p: exact, one-sided, over "
+        "all ways to say which models of a concept know. An attack whose interval includes 0.5 is not shown to be a "
+        "probe, however high its rate; one with an AUC about 0.5 or less (up to 0.6) is none.",
+        _models_sentence(table),
     ]
-    if blind := [f"{row['attack']} on {row['concept']} ({row['auc']:.2f})" for row in told if row["tells_nothing"]]:
+    if blind := [f"{row['attack']} ({row['auc']:.2f})" for row in _records(together) if row["tells_nothing"]]:
         parts.append(f"No probes, as their AUC is about 0.5 or less: {', '.join(blind)}.")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "probes.md", folder / "probes.csv"]
     write_atomically(paths[0], "\n\n".join(parts) + "\n")
     write_csv(table, paths[1])
-    return paths
+    return [*paths, *save_figure(probe_figure(table, list(dict.fromkeys(together["attack"]))), folder / "probes")]
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _in_words(row: Mapping[str, Any], table: pd.DataFrame) -> dict[str, str]:
+    """A row over concepts with each concept's rates, for a reader."""
+    own = table[(table["attack"] == row["attack"]) & (table["prompts"] == row["prompts"])].set_index("concept")
+    cells = {
+        concept: f"{100 * own['rate_never_knew'][concept]:.0f} → {100 * own['rate_knowing'][concept]:.0f} %"
+        if concept in own.index
+        else ""
+        for concept in dict.fromkeys(table["concept"])
+    }
+    return {
+        "attack": row["attack"],
+        "n": str(row["prompts"]),
+        **cells,
+        "models": f"{row['knowing']} know, {row['ignorant']} never",
+        "AUC": f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        "p": f"{row['p_value']:.3f}",
+        "a probe": "no" if row["tells_nothing"] else "yes" if row["probe"] else "not shown",
+    }
+
+
+def _models_sentence(table: pd.DataFrame) -> str:
+    """Which models took part, of each kind."""
+    kinds = {"know": "models_knowing", "never knew": "models_never_knew"}
+    told = [
+        f"{kind}: {', '.join(sorted({name for names in table[column] for name in names}))}"
+        for kind, column in kinds.items()
+    ]
+    return f"Models that {'; that '.join(told)}."
+
+
+def probe_figure(table: pd.DataFrame, attacks: Sequence[str]) -> Figure:
+    """Draw every model's rate under each of the ``attacks``, top to bottom: a panel per concept.
+
+    A line leads from the mean over models that never knew the concept (circles) to the mean over those that do (dots).
+    """
+    concepts = list(dict.fromkeys(table["concept"]))
+    figure = Figure(figsize=(3.4 * len(concepts) + 1.8, 0.3 * len(attacks) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(concepts), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, concept in zip(panels, concepts, strict=True):
+        panel.set_title(concept, fontsize=10)
+        for row in _records(table[table["concept"] == concept]):
+            height = attacks.index(row["attack"])
+            panel.plot([row["rate_never_knew"], row["rate_knowing"]], [height, height], color="0.75", linewidth=2)
+            for kind, color, filled in (("never_knew", COLORS[1], "none"), ("knowing", COLORS[0], "full")):
+                scores = row[f"scores_{kind}"]
+                label = kind.replace("_", " ")
+                panel.plot(scores, [height] * len(scores), "o", color=color, fillstyle=filled, label=label)
+        panel.xaxis.set_major_formatter(PercentFormatter(1))
+        panel.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(attacks)), attacks)
+    panels[0].invert_yaxis()
+    add_legend(figure, panels)
+    figure.supxlabel("prompts whose picture shows the concept under attack", fontsize=10)
+    return figure
