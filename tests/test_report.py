@@ -15,7 +15,7 @@ from experiments.command.errors import CommandError
 from experiments.command.stored_runs import find_runs
 from experiments.job.picture_list import FILE_NAME
 from experiments.job.store import read_json
-from experiments.results.floors import short_standing, standing_texts
+from experiments.results.floors import floor_table, short_standing, standing_texts
 from experiments.results.report.comparison import compare_runs, holm
 from experiments.results.report.drawing import attack_curve, tradeoffs
 from experiments.results.report.facts import gather
@@ -112,7 +112,7 @@ def test_floor_and_ceiling_have_a_place(tmp_path: Path) -> None:
         ("0" * 40, "1" * 20 + "0" * 20, "holds", "below the floor"),
         ("1" * 5 + "0" * 35, "1" * 2 + "0" * 38, "undecided", "undecided"),
         # Without room between floor and ceiling the attack says little of any model.
-        ("1" * 12 + "0" * 20, "1" * 27 + "0" * 5, "undecided", "below the floor"),
+        ("1" * 12 + "0" * 20, "1" * 27 + "0" * 5, "undecided", "but no room to tell"),
     ],
 )
 def test_with_a_floor_the_verdict_above_it_decides(
@@ -120,10 +120,13 @@ def test_with_a_floor_the_verdict_above_it_decides(
 ) -> None:
     summary = make_run(tmp_path, erased="0" * len(attacked), attacked=attacked, floor=floor)
     assert holds(summary) == expected
-    assert words in summary["floor"]["verdict"]
     told = verdict(summary)
     assert told.holds == expected
-    assert f"Verdict: {summary['floor']['verdict']}." in " ".join(told.sentences)
+    # The page, the screen and the tables say it in the same words.
+    above = standing_texts(summary)["verdict"]
+    assert words in above
+    assert f"Verdict: {above}." in " ".join(told.sentences)
+    assert floor_table([summary])["verdict"].tolist() == [above]
     assert "95 % interval" not in " ".join(told.sentences)
 
 

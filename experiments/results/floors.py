@@ -85,7 +85,7 @@ def standing_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"excess over the {_name(floor)}": f"{_points(floor)} points",
         "calibrated success": _calibrated(floor),
-        "verdict": floor["verdict"],
+        "verdict": verdict_text(floor),
         **_savings_texts(floor.get("savings")),
     }
 
@@ -107,6 +107,14 @@ def _savings_texts(found: Mapping[str, Any] | None) -> dict[str, str]:
         floor = "none" if cosines["floor"] is None else f"{cosines['floor']:+.3f}"
         texts["cosine of the first step and the way back"] = f"{cosines['attacked']:+.3f}; floor {floor}"
     return texts
+
+
+def verdict_text(floor: Mapping[str, Any]) -> str:
+    """The verdict on a run's floor, with what it is worth where the attack tells floor and ceiling hardly apart."""
+    calibrates = floor["calibrated"] or floor.get("control")
+    if floor["kind"] in {"at_floor", "below_floor"} and not calibrates:
+        return f"{floor['verdict']}, but {NO_ROOM} to tell"
+    return str(floor["verdict"])
 
 
 def floor_rate(summary: Mapping[str, Any], name: str) -> Rate | None:
@@ -134,7 +142,7 @@ def floor_sentence(summary: Mapping[str, Any]) -> str:
         )
     rate = Rate(**floor["floor"])
     return (
-        f"Verdict: {floor['verdict']}. The {_name(floor)}, {_of(floor)}, shows it for {rate.successes} of {rate.n} "
+        f"Verdict: {verdict_text(floor)}. The {_name(floor)}, {_of(floor)}, shows it for {rate.successes} of {rate.n} "
         f"prompts under the same attack: the excess is {_points(floor)} points, and "
         + (
             f"calibrated success is {_calibrated(floor)}."
@@ -231,7 +239,7 @@ def _cells(rate: float, floor: Mapping[str, Any]) -> dict[str, str]:
         "floor": f"{100 * floor['floor']['rate']:.0f} %",
         "excess": _points(floor),
         "calibrated": _calibrated(floor),
-        "verdict": floor["verdict"],
+        "verdict": verdict_text(floor),
     }
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from diffusion.checked import checked
 from evaluation.statistics import Rate
 from experiments.job.store import content_hash, write_json
-from experiments.results.floors import short_standing
+from experiments.results.floors import short_standing, verdict_text
 from experiments.results.names import method_name
 from experiments.results.published import published_numbers
 from experiments.results.report.page import leaderboard_page, write_page
@@ -246,7 +246,8 @@ def _record(method: str, concept: str, base: str, runs: Sequence[Mapping[str, An
 
 def _found(run: Mapping[str, Any], name: str) -> Found:
     rate = Rate(**run["rates"][name])
-    above = {"standing": short_standing(run), "verdict": (run.get("floor") or {}).get("verdict", "")}
+    floor = run.get("floor")
+    above = {"standing": short_standing(run), "verdict": verdict_text(floor) if floor else ""}
     return Found(
         rate=rate.rate,
         n=rate.n,
