@@ -256,6 +256,11 @@ class TwoWay:
         among = float(columns.var(ddof=1)) if len(columns) > 1 else 0.0
         return cls(len(rows), len(columns), float(rows.var(ddof=1)), among, spare)
 
+    def margin(self) -> float:
+        """Half of the mean's 95 % interval."""
+        variance, degrees = self.of_mean()
+        return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(variance)
+
     def of_mean(self, trainings: float | None = None) -> tuple[float, float]:
         """The variance of the mean and its degrees of freedom, as they would be with other ``trainings``.
 

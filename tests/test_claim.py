@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
+from evaluation.floors import TwoWay
 from experiments.command import console
 from experiments.command.collect import experiment_jobs
 from experiments.job.store import SCHEMA_VERSION, checked, write_json
@@ -63,7 +66,11 @@ def test_a_prompt_counts_once_with_its_mean_over_the_seeds() -> None:
     assert found.unpruned.mean == pytest.approx((100 + 100 + 100 + 50) / 4)
     assert found.pruned.mean == pytest.approx((0 + 50 + 100 + 0) / 4)
     assert found.lower_by.mean == pytest.approx((100 + 50 + 0 + 50) / 4)
-    assert found.lower_by.low < found.lower_by.mean < found.lower_by.high
+    # The erasure is the unit: with two of them an interval over prompts alone would be too narrow.
+    by_seed = np.array([[100, 100, 0, 0], [100, 0, 0, 100]])
+    variance, degrees = TwoWay.of(by_seed).of_mean()
+    assert found.lower_by.high - found.lower_by.mean == pytest.approx(t.ppf(0.975, degrees) * variance**0.5)
+    assert found.lower_by.mean - found.lower_by.low == pytest.approx(found.lower_by.high - found.lower_by.mean)
 
 
 def test_prompts_of_several_concepts_are_apart() -> None:
@@ -72,6 +79,9 @@ def test_prompts_of_several_concepts_are_apart() -> None:
         (run([True], pruning="on", concept="fire"), run([True], concept="fire")),
     ]
     assert claim.Comparison.of(pairs).lower_by.n == 2
+    other = (run([True, False], pruning="on", seed=1), run([True, False], seed=1))
+    with pytest.raises(ValueError, match="Seed 0 was not attacked on the prompts of the others"):
+        claim.Comparison.of([pairs[0], other])
 
 
 def test_shortfalls_are_named() -> None:
@@ -96,9 +106,15 @@ def test_a_row_per_concept_and_one_over_all() -> None:
         ]
     )
     assert list(table["concept"]) == ["church", "fire", "all"]
-    assert list(table["runs"]) == [1, 1, 2]
+    assert list(table["erasures"]) == [1, 1, 1]
+    assert list(table["prompts"]) == [20, 20, 40]
     assert list(table["falls short in"]) == ["nothing", "FID", "FID"]
     assert table["lower by"][2] == "100 [100, 100]"
+    # Concepts that were erased with other seeds make no row together.
+    more = [run([True] * 20, seed=1), run([False] * 20, pruning="on", seed=1)]
+    fire = [run([True] * 20, concept="fire"), run([False] * 20, pruning="on", concept="fire")]
+    table = claim.claim_table([run([True] * 20), run([False] * 20, pruning="on"), *more, *fire])
+    assert list(zip(table["concept"], table["erasures"], strict=True)) == [("church", 2), ("fire", 1)]
 
 
 def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,5 +131,5 @@ def test_the_command_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["eraselab", "claim", "claim", *overrides, "--folder", str(tmp_path / "results")])
     console.main()
     text = (tmp_path / "results" / "claim_concept=church_seed=0_comparison.md").read_text()
-    assert "| esd      | finetuned | church    | 1" in text
+    assert "| esd, pruning finetuned | church    | 1" in text
     assert "runs are missing" in text

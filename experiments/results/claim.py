@@ -6,11 +6,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from diffusion.files import write_atomically
+from evaluation.floors import TwoWay
 from evaluation.statistics import Mean
 from experiments.job.result import warnings_of
+from experiments.results.floors import floor_decides
 from experiments.results.screen import doubts
 from experiments.results.writing import markdown_table
 
@@ -52,9 +56,10 @@ def _cell(summary: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One pruned method against its eraser alone, over tasks and seeds.
+    """One pruned method against its eraser alone, over tasks and seeds of erasure.
 
-    Rates are in percent. A prompt's value is its mean over the seeds, and intervals are the bootstrap's over prompts.
+    Rates are in percent. The unit is the erasure: over several seeds intervals are two-way, over seeds and prompts
+    (:class:`evaluation.floors.TwoWay`); of one seed they are the bootstrap's over prompts, and hold for these models.
 
     Attributes:
         unpruned: Rate under attack without pruning.
@@ -76,13 +81,17 @@ class Comparison:
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> "Comparison":
-        """Compare over ``pairs``, one or more, with the same prompts wherever the concept is the same."""
-        pruned, unpruned = (_rate_by_prompt(runs) for runs in zip(*pairs, strict=True))
+        """Compare over ``pairs``, one or more.
+
+        Raises:
+            ValueError: Seeds differ in their concepts or prompts.
+        """
+        pruned, unpruned = (_by_seed(runs) for runs in zip(*pairs, strict=True))
         first, second = (_retained(runs) for runs in zip(*pairs, strict=True))
         return cls(
-            unpruned=Mean.bootstrapped(list(unpruned.values()), seed=0),
-            pruned=Mean.bootstrapped(list(pruned.values()), seed=0),
-            lower_by=Mean.bootstrapped([unpruned[prompt] - rate for prompt, rate in pruned.items()], seed=0),
+            unpruned=_mean(unpruned),
+            pruned=_mean(pruned),
+            lower_by=_mean(unpruned - pruned),
             style=100 * (first["accuracy_style"] - second["accuracy_style"]),
             subject=100 * (first["accuracy_subject"] - second["accuracy_subject"]),
             clip=100 * (first["clip_score"] / second["clip_score"] - 1),
@@ -104,44 +113,58 @@ class Comparison:
 
 
 def claim_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per pruned method and concept, and one over all its concepts."""
-    groups: dict[tuple[str, str, str], list[Pair]] = {}
+    """One row per pruned method and concept, and one over its concepts if all have several and the same seeds."""
+    groups: dict[tuple[str, str], dict[str, list[Pair]]] = {}
     for pair in method_pairs(summaries):
         choices = pair[0]["choices"]
-        for concept in (pair[0]["concept"], EVERY):
-            groups.setdefault((choices["eraser"], choices["pruning"], concept), []).append(pair)
+        concepts = groups.setdefault((choices["eraser"], choices["pruning"]), {})
+        concepts.setdefault(pair[0]["concept"], []).append(pair)
     rows = []
-    for (eraser, pruning, concept), pairs in sorted(
-        groups.items(), key=lambda group: (*group[0][:2], group[0][2] == EVERY)
-    ):
-        found = Comparison.of(pairs)
-        rows.append(
-            {
-                "eraser": eraser,
-                "pruning": pruning,
-                "concept": concept,
-                "runs": len(pairs),
-                "prompts": found.lower_by.n,
-                "without": _interval(found.unpruned),
-                "with": _interval(found.pruned),
-                "lower by": _interval(found.lower_by),
-                "style": f"{found.style:+.1f}",
-                "subject": f"{found.subject:+.1f}",
-                "CLIP score": f"{found.clip:+.1f} %",
-                "FID": f"{found.fid:+.0f} %",
-                "falls short in": ", ".join(found.shortfalls) or "nothing",
-            }
-        )
+    for (eraser, pruning), concepts in sorted(groups.items()):
+        seeds = {tuple(sorted(pruned["seed"] for pruned, _ in pairs)) for pairs in concepts.values()}
+        if len(concepts) > 1 and len(seeds) == 1:
+            concepts[EVERY] = [pair for pairs in concepts.values() for pair in pairs]
+        for concept, pairs in concepts.items():
+            found = Comparison.of(pairs)
+            floors = {pruned["floor"]["floor"]["rate"] for pruned, _ in pairs if floor_decides(pruned)}
+            rows.append(
+                {
+                    "method": f"{eraser}, pruning {pruning}",
+                    "concept": concept,
+                    "erasures": len({pruned["seed"] for pruned, _ in pairs}),
+                    "prompts": found.lower_by.n,
+                    "floor": f"{100 * floors.pop():.0f}" if len(floors) == 1 else "",
+                    "without": _interval(found.unpruned),
+                    "with": _interval(found.pruned),
+                    "lower by": _interval(found.lower_by),
+                    "style": f"{found.style:+.1f}",
+                    "subject": f"{found.subject:+.1f}",
+                    "CLIP score": f"{found.clip:+.1f} %",
+                    "FID": f"{found.fid:+.0f} %",
+                    "falls short in": ", ".join(found.shortfalls) or "nothing",
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def _rate_by_prompt(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
-    """Percent of the runs under which each prompt's concept was brought back, by concept and prompt."""
-    found: dict[tuple[str, int], list[float]] = {}
+def _by_seed(runs: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Whether each prompt's concept was brought back, 0 or 100, [seeds, prompts of all concepts]."""
+    found: dict[int, dict[tuple[str, int], float]] = {}
     for run in runs:
-        for case in run["cases"]:
-            found.setdefault((run["concept"], case["case_number"]), []).append(100.0 * case["attacked"])
-    return {prompt: fmean(values) for prompt, values in found.items()}
+        own = found.setdefault(run["seed"], {})
+        own |= {(run["concept"], case["case_number"]): 100.0 * case["attacked"] for case in run["cases"]}
+    prompts = sorted({prompt for own in found.values() for prompt in own})
+    if lacking := [seed for seed, own in found.items() if len(own) < len(prompts)]:
+        raise ValueError(f"Seed {lacking[0]} was not attacked on the prompts of the others; compare equal ones.")
+    return np.array([[own[prompt] for prompt in prompts] for own in found.values()])
+
+
+def _mean(values: NDArray[np.float64]) -> Mean:
+    """The mean of ``values`` [seeds, prompts]; see :class:`Comparison`."""
+    if len(values) == 1:
+        return Mean.bootstrapped(values[0].tolist(), seed=0)
+    mean, margin = float(values.mean()), TwoWay.of(values).margin()
+    return Mean(values.shape[1], mean, mean - margin, mean + margin)
 
 
 def _retained(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -161,12 +184,19 @@ def _interval(mean: Mean) -> str:
 
 def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path, *, missing: Sequence[str]) -> Path:
     """Write ``<name>_comparison.md`` into ``folder``; ``missing`` names the runs that were not made yet."""
+    table = claim_table(summaries)
+    keys = ["method", "concept"]
+    kept = ["style", "subject", "CLIP score", "FID", "falls short in"]
     text = [
         "# Pruned methods against their erasers alone",
-        markdown_table(claim_table(summaries), disable_numparse=True),
-        "Without, with: percent of prompts whose picture shows the concept under attack, a prompt's value being "
-        "its mean over the seeds; lower by: their difference, prompt by prompt; 95 % bootstrap intervals over "
-        "prompts. Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "
+        "## Under attack",
+        markdown_table(table.drop(columns=kept, errors="ignore"), disable_numparse=True),
+        "Without, with: percent of prompts whose picture shows the concept under attack, without and with pruning; "
+        "lower by: their difference, prompt by prompt; floor: the same attack on a model that never knew the concept. "
+        "95 % intervals: two-way over seeds of erasure and prompts; of one erasure the bootstrap's over prompts.",
+        "## What pruning costs",
+        markdown_table(table[[*keys, *kept]] if len(table) else table, disable_numparse=True),
+        "Style, subject: points of retained accuracy gained by pruning, CLIP score and FID in percent. "
         f"The claim: lower by {LOWER_BY:g} points or more and intervals apart, with at most {ACCURACY_WITHIN:g} "
         f"points of accuracy, {CLIP_WITHIN:g} % of CLIP score and {FID_WITHIN:g} % of FID lost.",
     ]

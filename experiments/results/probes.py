@@ -73,12 +73,13 @@ def over_concepts(table: pd.DataFrame) -> pd.DataFrame:
 
     An attack that ran with several settings on a concept is left out: which belong together is not known.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (attack, prompts), own in table.groupby(["attack", "prompts"], sort=False):
         if own["concept"].is_unique:
             found = Separation.within(list(zip(own["scores_knowing"], own["scores_never_knew"], strict=True)))
             rows.append({"attack": attack, "prompts": prompts, "concepts": len(own)} | _told(found))
-    return pd.DataFrame(sorted(rows, key=lambda row: (-row["auc"], row["attack"])))
+    rows.sort(key=lambda row: (-row["auc"], row["attack"]))
+    return pd.DataFrame(rows)
 
 
 def _told(found: Separation) -> dict[str, Any]:
