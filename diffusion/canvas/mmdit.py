@@ -37,7 +37,7 @@ class TransformerRecipe:
     layers: int = 4
     patch: int = 1
     positions: int = 16
-    steps: int = 7000
+    steps: int = 4500
     batch: int = 64
     learning_rate: float = 1e-3
     caption_dropout: float = 0.1
