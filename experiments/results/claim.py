@@ -126,14 +126,14 @@ def claim_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             concepts[EVERY] = [pair for pairs in concepts.values() for pair in pairs]
         for concept, pairs in concepts.items():
             found = Comparison.of(pairs)
-            floors = {pruned["floor"]["floor"]["rate"] for pruned, _ in pairs if floor_decides(pruned)}
+            floors = [pruned["floor"]["floor"]["rate"] for pruned, _ in pairs if floor_decides(pruned)]
             rows.append(
                 {
                     "method": f"{eraser}, pruning {pruning}",
                     "concept": concept,
                     "erasures": len({pruned["seed"] for pruned, _ in pairs}),
                     "prompts": found.lower_by.n,
-                    "floor": f"{100 * floors.pop():.0f}" if len(floors) == 1 else "",
+                    "floor": f"{100 * fmean(floors):.0f}" if floors else "",
                     "without": _interval(found.unpruned),
                     "with": _interval(found.pruned),
                     "lower by": _interval(found.lower_by),

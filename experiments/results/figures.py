@@ -95,7 +95,7 @@ def tradeoffs(summaries: Sequence[Mapping[str, Any]]) -> Figure:
             panel.set_title(concept, fontsize=10)
             panel.set_xlabel(label, fontsize=9)
             panel.set_ylim(-0.5 if above else -0.02, 1.02)
-            panel.margins(x=0.2)
+            panel.margins(x=0.3)
             panel.xaxis.set_major_locator(MaxNLocator(6))
             panel.yaxis.set_major_formatter(PercentFormatter(1, symbol="" if above else "%"))
             panel.grid(alpha=0.3)
