@@ -128,6 +128,7 @@ def run(
         "concept": "church",
         "choices": choices,
         "n": 8,
+        "seed": 0,
         "config": config,
         "rates": {"attacked": {"rate": rate}},
     } | others

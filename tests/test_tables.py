@@ -376,6 +376,8 @@ def test_tables_say_that_runs_of_different_machines_threads_or_revisions_are_mix
     here = {"device": "cpu", "cpu": "A", "capability": "AVX2", "threads": 1, "git": {"revision": "a" * 40}}
     runs = [summary(table1[0], esd, run=run, attacked=[True]) | here | {"origins": {"edit": [here]}} for run in "ab"]
     assert mixtures(runs) == []
+    alike = tables.write_tables(runs, "alike", tmp_path)[0].read_text()
+    assert "Made at revision aaaaaaaaaaaa on cpu, A (AVX2), 1 thread; seeds 0." in alike
     other_edit = {**runs[1], "origins": {"edit": [{**here, "threads": 2}]}}
     (sentence,) = mixtures([runs[0], other_edit])
     assert "cpu, A (AVX2), 1 thread; cpu, A (AVX2), 2 threads" in sentence

@@ -15,7 +15,7 @@ from evaluation.floors import TwoWay
 from evaluation.statistics import Mean
 from experiments.job.result import warnings_of
 from experiments.results.floors import floor_decides
-from experiments.results.screen import doubts
+from experiments.results.screen import doubts, made_sentence
 from experiments.results.writing import markdown_table
 
 LOWER_BY = 25.0
@@ -200,6 +200,7 @@ def write_claim(summaries: Sequence[Mapping[str, Any]], name: str, folder: Path,
         f"The claim: lower by {LOWER_BY:g} points or more and intervals apart, with at most {ACCURACY_WITHIN:g} "
         f"points of accuracy, {CLIP_WITHIN:g} % of CLIP score and {FID_WITHIN:g} % of FID lost.",
     ]
+    text += [made_sentence(summaries)] if summaries else []
     if left_out := doubts(summaries):
         text += ["Left out, as they support no claim:", *(f"- {sentence}" for sentence in left_out)]
     text += [f"{len(missing)} runs are missing: {'; '.join(missing)}."] if missing else []

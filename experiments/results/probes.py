@@ -15,6 +15,7 @@ from evaluation.probes import Separation
 from experiments.job.store import content_hash
 from experiments.results.figures import COLORS, add_legend, save_figure
 from experiments.results.floors import without_seeds
+from experiments.results.screen import made_sentence
 from experiments.results.writing import markdown_table, write_csv
 
 SURFACE = frozenset({"none", "sld", "safree", "foreign_prompt"})
@@ -111,6 +112,7 @@ def write_probes(summaries: Sequence[Mapping[str, Any]], folder: Path) -> list[P
     ]
     if blind := [f"{row['attack']} ({row['auc']:.2f})" for row in _records(together) if row["tells_nothing"]]:
         parts.append(f"No probes, as their AUC is about 0.5 or less: {', '.join(blind)}.")
+    parts.append(made_sentence([summary for summary in summaries if model_of(summary) is not None]))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "probes.md", folder / "probes.csv"]
     write_atomically(paths[0], "\n\n".join(parts) + "\n")

@@ -132,12 +132,7 @@ def _print_floors(summaries: Sequence[Mapping[str, Any]], console: Console) -> N
 
 def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each way in which runs, or the artefacts that they stand on, are not alike made."""
-    origins = [
-        origin
-        for summary in summaries
-        for origin in [summary, *(made for stage in summary.get("origins", {}).values() for made in stage)]
-        if origin
-    ]
+    origins = _origins(summaries)
     sentences = []
     if len(found := machines(origins)) > 1:
         sentences.append(
@@ -147,6 +142,22 @@ def mixtures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(found := revisions(origins)) > 1:
         sentences.append(f"These runs mix revisions of the code: {', '.join(found)}.")
     return sentences
+
+
+def made_sentence(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """By which code, on what and with which seeds runs, and the artefacts that they stand on, were made."""
+    origins = _origins(summaries)
+    seeds = ", ".join(map(str, sorted({summary["seed"] for summary in summaries})))
+    return f"Made at revision {', '.join(revisions(origins))} on {'; '.join(machines(origins))}; seeds {seeds}."
+
+
+def _origins(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [
+        origin
+        for summary in summaries
+        for origin in [summary, *(made for stage in summary.get("origins", {}).values() for made in stage)]
+        if origin
+    ]
 
 
 def doubt(summary: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from experiments.results.screen import (
     doubt,
     doubts,
     holding_texts,
+    made_sentence,
     measure_text,
     mixtures,
     noise_numbers,
@@ -274,6 +275,7 @@ def write_tables(
             *map(markdown_table, narrow(seeds, [*seeds.columns[:5]])),
             "Over the seeds of erasure and attack: mean, standard deviation, lowest and highest; the prompts stay.",
         ]
+    parts += [made_sentence(summaries)]
     for sentence in mixtures(summaries):
         log.warning(sentence)
         parts += [f"**{sentence}**"]
