@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.canvas.canvases import WEIGHTS_FILE, canvas_folder, canvas_of, network_folder
 from diffusion.canvas.knowledge import Knowledge, Twin
@@ -18,16 +18,18 @@ from diffusion.sources import CANVAS
 from diffusion.weight_files import LOADING_ERRORS
 
 
-def read_network(folder: Path) -> dict[str, Tensor]:
-    """The weights of the network in ``folder``, by name.
+def read_weights(folder: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The weights in ``folder``, by name, without what ``network`` has and does not learn, as a table of positions.
 
     Raises:
         ValueError: They are damaged.
     """
     try:
-        return load_file(folder / WEIGHTS_FILE)
+        stored = load_file(folder / WEIGHTS_FILE)
     except LOADING_ERRORS as error:
         raise ValueError(f"The network in {folder} cannot be read; restore its files: {in_short(error)}.") from error
+    constants = dict(network.named_buffers())
+    return {name: value for name, value in stored.items() if name not in constants}
 
 
 @checked
@@ -86,9 +88,10 @@ class CanvasSource(ModelSource):
         model = super(CanvasSource, replace(self, source=str(canvas_folder(self.source)), name=name)).load()
         if self.twin == Twin():
             return model
-        folder = self.network_folder()
+        folder, constants = self.network_folder(), dict(model.network.named_buffers())
+        kept = {name: value for name, value in model.network.state_dict().items() if name in constants}
         try:
-            model.network.load_state_dict(read_network(folder))
+            model.network.load_state_dict(read_weights(folder, model.network) | kept)
         except RuntimeError as error:
             raise ValueError(f"The network in {folder} is no twin of {self.source}: {in_short(error)}.") from error
         if self.name is None:

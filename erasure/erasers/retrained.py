@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.canvas.canvases import WEIGHTS_FILE, canvas_of, network_folder
 from diffusion.canvas.knowledge import FORGOTTEN, Twin
-from diffusion.canvas.source import read_network
+from diffusion.canvas.source import read_weights
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS
@@ -72,19 +72,17 @@ class Retrained:
             ValueError: ``model`` is not the one that knows all, or the twin does not fit it.
         """
         before: dict[str, Tensor] = dict(model.network.named_parameters())
-        # What is no parameter, as a transformer's table of positions, is the same in both.
-        stored: dict[str, Tensor] = model.network.state_dict()
         base, canvas = Twin("all", self.training_seed), canvas_of(self.source)
-        if not _same(read_network(self._folder(base)), stored):
+        if not _same(read_weights(self._folder(base), model.network), before):
             raise ValueError(
                 f"eraser=retrained leads from the canvas that knows all with training seed {self.training_seed} to its "
                 f"twin, and the network of {model.name!r} is another; take model={canvas.name} model.knows=all "
                 f"model.training_seed={self.training_seed}."
             )
-        twin = read_network(self.weights.parent)
-        if {name: value.shape for name, value in twin.items()} != {name: value.shape for name, value in stored.items()}:
+        twin = read_weights(self.weights.parent, model.network)
+        if {name: value.shape for name, value in twin.items()} != {name: value.shape for name, value in before.items()}:
             raise ValueError(f"The network in {self.weights} has other tensors than that of {model.name!r}.")
-        after = {name: value.to(before[name]) for name, value in twin.items() if name in before}
+        after = {name: value.to(before[name]) for name, value in twin.items()}
         erasure = Erasure(Edit.from_weights(before, after), [], 0)
         return prune_after(erasure, self, pruning, model, concept, scope=self.scope, seed=seed, checkpoint=checkpoint)
 
