@@ -180,7 +180,7 @@ def sheet(
     return page
 
 
-def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Path) -> dict[str, Any]:
+def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Path | None = None) -> dict[str, Any]:
     """Measure the canvas in ``folder``, write its picture sheets, and return all numbers.
 
     Args:
@@ -188,7 +188,7 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
         output: Where the sheets go; made when missing.
         pictures: Generated pictures for each of the three groups of prompts.
         drawn: Newly drawn pictures for the judge, the autoencoder and CLIP.
-        build: The recipe's build folder, for the training times.
+        build: The recipe's build folder, for the training times; None for the one that ``make`` takes.
     """
     output.mkdir(parents=True, exist_ok=True)
     canvas = canvas_of(str(folder))
@@ -232,7 +232,7 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
         "clip": {
             name: rate.as_dict() for name, rate in retrieval_accuracy(in_folder(folder, "clip"), drawings).items()
         },
-        "parts": part_sizes(folder, build),
+        "parts": part_sizes(folder, build or Path("build") / canvas.name),
         "bytes": sum(file.stat().st_size for file in folder.glob("*/*")),
         "fingerprint": model.fingerprint(),
     }
@@ -331,8 +331,7 @@ def main() -> None:
     # What is shipped is written to when it is named, not by a look at it.
     output = arguments.output or arguments.folder or Path("build/canvas_card")
     folder = arguments.folder or CANVAS_FOLDER
-    build = arguments.build or Path("build") / canvas_of(str(folder)).name
-    metrics = measure(folder, output, pictures=arguments.pictures, drawn=arguments.drawn, build=build)
+    metrics = measure(folder, output, pictures=arguments.pictures, drawn=arguments.drawn, build=arguments.build)
     write_atomically(output / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_atomically(output / "model_card.md", render(metrics))
     print(render(metrics))
