@@ -3,7 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TWINS ?= build/canvas_twins
+# The canvas whose twins are made: canvas, or canvas_mmdit, whose files lie in weights_mmdit and twins_mmdit.
+CANVAS ?= canvas
+TWINS ?= build/$(CANVAS)_twins
+SHIPPED_TWINS = $(CANVAS:canvas%=diffusion/canvas/twins%)
 
 # make table1 concept=church LAUNCHER=joblib: fields that are named are the sweep's overrides, and its results get a name
 # of their own. PRESET=gpu_each takes one of conf/launcher_presets.
@@ -16,7 +19,7 @@ NEEDED = $(INSTALLED) $(if $(filter ray%,$(LAUNCHER) $(PRESET)),$(VENV)/.ray) $(
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow lint types canvas canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks docs clean
+.PHONY: demo test slow lint types canvas canvas-mmdit canvas-twins ship-twin table1 attacks erasers claim paper probes figure-neurons calibrate benchmarks docs clean
 
 demo: $(NEEDED)
 	$(SWEEP) +experiment=demo $(OVERRIDES)
@@ -40,14 +43,20 @@ canvas: $(INSTALLED)
 	$(BIN)/python -m diffusion.canvas.recipe --build build/canvas --ship diffusion/canvas/weights
 	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights
 
-# U-Nets of other training seeds and such that never saw a concept; what is finished is found again, and killed runs go on.
+# The same world by a transformer, Stable Diffusion 3's architecture; it needs the canvas.
+canvas-mmdit: $(INSTALLED)
+	$(BIN)/python -m diffusion.canvas.mmdit_recipe --build build/canvas_mmdit --ship diffusion/canvas/weights_mmdit
+	$(BIN)/python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights_mmdit
+
+# Networks of other training seeds and such that never saw a concept, make canvas-twins CANVAS=canvas_mmdit: transformers;
+# what is finished is found again, and killed runs go on.
 canvas-twins: $(INSTALLED)
-	$(BIN)/python -m diffusion.canvas.retraining --build $(TWINS)
+	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --base $(CANVAS) --build $(TWINS)
 
 # Puts a finished one beside the canvas, with its card: make ship-twin TWIN=never_fire_0
 ship-twin: $(INSTALLED)
-	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --build $(TWINS) --ship diffusion/canvas/twins
-	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --build $(TWINS)
+	$(BIN)/python -m diffusion.canvas.retraining $(TWIN) --base $(CANVAS) --build $(TWINS) --ship $(SHIPPED_TWINS)
+	$(BIN)/python -m experiments.instruments.twin_card $(TWIN) --source $(CANVAS) --build $(TWINS)
 
 table1: $(NEEDED)
 	$(SWEEP) +experiment=table1 $(OVERRIDES)

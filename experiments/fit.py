@@ -17,11 +17,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-FAMILIES = ("canvas", "sd", "sdxl", "sd3", "flux", "schnell")
+FAMILIES = ("canvas", "sd", "sdxl", "sd3", "flux", "schnell", "canvas_mmdit")
 """Families of models. ``sd``, Stable Diffusion 1 and 2, is what papers publish settings for."""
 
-WITHIN = {"schnell": "flux"}
-"""Families that take what another one does, where nothing is said of them: a FLUX that is distilled to few steps."""
+WITHIN = {"schnell": ("flux",), "canvas_mmdit": ("sd3", "canvas")}
+"""Families that take what others do, where nothing is said of them: a FLUX that is distilled to few steps, and the
+canvas with Stable Diffusion 3's architecture."""
+
+PUBLISHED = {"canvas": "sd", "canvas_mmdit": "sd3"}
+"""Whose published settings a preset takes on the canvases."""
 
 KINDS = ("style", "object", "unsafe")
 """Kinds of concepts; see :class:`erasure.concept.Concept`."""
@@ -56,11 +60,16 @@ def words_of(root: DictConfig, preset: str | None) -> frozenset[str]:
     """
     own = frozenset(str(preset).split()) if preset is not None else frozenset()
     family = family_of(OmegaConf.select(root, "model"))
-    if preset is not None and family == "canvas":
-        family = "sd"
+    if preset is not None:
+        family = PUBLISHED.get(family, family)
     kind = None if own & set(KINDS) else OmegaConf.select(root, "concept.kind")
     name = OmegaConf.select(root, "concept.name")
-    return own | {str(word) for word in (WITHIN.get(family), family, kind, name) if word is not None}
+    return own | within(family) | {str(word) for word in (kind, name) if word is not None}
+
+
+def within(family: str) -> frozenset[str]:
+    """A family, and those whose settings it takes where nothing is said of it."""
+    return frozenset({family, *WITHIN.get(family, ())})
 
 
 def fitted(composed: DictConfig) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _methods(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 def _taken(path: str, method: DictConfig, root: DictConfig, family: str) -> str:
     preset = _preset_above(method)
-    if preset is None and family == "canvas":
+    if preset is None and "canvas" in within(family):
         return "the canvas's settings"
     allowed = list(dict.fromkeys([PAPER, *KINDS, *map(str, method.presets or {})]))
     words = str(preset or PAPER).split()
@@ -131,8 +140,9 @@ def family_of(model: DictConfig | Mapping[str, Any] | None) -> str:
 @cache
 def family_at(source: str) -> str:
     """The family of a model by its name or by the configuration in its folder; ``sd`` if nothing says otherwise."""
-    if source == "canvas":
-        return "canvas"
+    if "canvas" in within(source):
+        # The canvases are called as their families are.
+        return source
     folder = Path(source).expanduser()
     pipeline = str(read_object(folder / "model_index.json").get("_class_name", ""))
     for part, family in (("StableDiffusionXL", "sdxl"), ("StableDiffusion3", "sd3"), ("Flux", "flux")):

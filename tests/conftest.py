@@ -118,6 +118,30 @@ def twins(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once_for_all(tmp_path_factory, "twins", build)
 
 
+@pytest.fixture(scope="session")
+def mmdit_canvas(canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny transformer of that canvas, as its recipe ships it; nobody writes there."""
+    from diffusion.canvas.mmdit_recipe import QUICK_MMDIT, MMDiTBuild
+
+    def build(folder: Path) -> None:
+        made = MMDiTBuild(QUICK_MMDIT, folder / "build", canvas)
+        made.run()
+        made.ship(folder / "shipped")
+
+    return once_for_all(tmp_path_factory, "mmdit", build) / "shipped"
+
+
+@pytest.fixture(scope="session")
+def mmdit_twins(mmdit_canvas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the twin of that transformer that never knew a church; nobody writes."""
+    from diffusion.canvas.knowledge import Twin
+    from diffusion.canvas.retraining import TwinBuild
+
+    return once_for_all(
+        tmp_path_factory, "mmdit_twins", lambda folder: TwinBuild(mmdit_canvas, folder).train(Twin("never_church"))
+    )
+
+
 def once_for_all(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder of that name that ``make`` fills, once for all workers of pytest-xdist, which only read it."""
     own = temporary.getbasetemp()

@@ -17,13 +17,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion.canvas import pictures, retraining, stages
+from diffusion.canvas.canvases import UNET, WEIGHTS_FILE
 from diffusion.canvas.classifier import HEADS
-from diffusion.canvas.knowledge import FORGOTTEN, TWINS_FOLDER, Twin
+from diffusion.canvas.knowledge import FORGOTTEN, Twin
 from diffusion.canvas.phrases import FIRE_EXPLICIT, FIRE_IMPLICIT, STYLE_PHRASES, SUBJECT_PHRASES
 from diffusion.canvas.pictures import Drawings, draw_pictures, draw_twins, showing
 from diffusion.canvas.plan import QUICK, Recipe, step_generator, unet_seed
 from diffusion.canvas.retraining import TwinBuild
-from diffusion.canvas.source import UNET_FILE, CanvasSource
+from diffusion.canvas.source import CanvasSource
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene
 from diffusion.sources import CANVAS_FOLDER
 from erasure.concept import Concept
@@ -175,7 +176,7 @@ def test_twins_share_rows_timesteps_and_noise_and_differ_in_the_captions_of_the_
 def test_a_killed_training_ends_as_an_undisturbed_one(canvas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     longer = tmp_path / "canvas"
     longer.mkdir()
-    for part in ("vae", "text_encoder", "tokenizer"):
+    for part in ("vae", "text_encoder", "tokenizer", "unet"):
         (longer / part).symlink_to(canvas / part)
     recipe = json.loads((canvas / "recipe.json").read_text())
     (longer / "recipe.json").write_text(
@@ -210,7 +211,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(canvas: Path, tmp_path: Pa
 
 def test_the_base_retrained_by_its_twins_path_is_the_base(canvas: Path, tmp_path: Path):
     again = TwinBuild(canvas, tmp_path).train(Twin()).state_dict()
-    shipped = load_file(canvas / "unet" / UNET_FILE)
+    shipped = load_file(canvas / "unet" / WEIGHTS_FILE)
     # The canvas was trained beside its parts in float32, and is shipped in float16.
     for name, value in shipped.items():
         torch.testing.assert_close(again[name], value.float(), rtol=2e-2, atol=2e-3)
@@ -226,8 +227,8 @@ def test_pictures_of_a_twin_are_encoded_only_where_they_were_replaced(twins: Pat
 def test_command_trains_and_ships(canvas: Path, twins: Path, tmp_path: Path):
     command = ["never_church_0", "--base", str(canvas), "--build", str(twins), "--ship", str(tmp_path)]
     retraining.main(command)
-    shipped = load_file(tmp_path / "never_church_0" / UNET_FILE)
-    trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
+    shipped = load_file(tmp_path / "never_church_0" / WEIGHTS_FILE)
+    trained = load_file(twins / "never_church_0" / "unet" / WEIGHTS_FILE)
     for name, value in trained.items():
         assert torch.equal(shipped[name], value.half())
 
@@ -235,7 +236,7 @@ def test_command_trains_and_ships(canvas: Path, twins: Path, tmp_path: Path):
 def test_model_choice_loads_the_twin(canvas: Path, twins: Path):
     chosen = CanvasSource(str(canvas), knows="never_church", build=str(twins)).load()
     base = CanvasSource(str(canvas), build=str(twins), name="mine").load()
-    trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
+    trained = load_file(twins / "never_church_0" / "unet" / WEIGHTS_FILE)
     assert all(torch.equal(chosen.network.state_dict()[name], value) for name, value in trained.items())
     for part in ("text_encoder", "vae"):
         same = zip(getattr(chosen, part).parameters(), getattr(base, part).parameters(), strict=True)
@@ -261,11 +262,11 @@ def test_damaged_and_foreign_unets_are_told(canvas: Path, twins: Path, tmp_path:
     (made / "unet").mkdir(parents=True)
     (made / "recipe.json").write_text((canvas / "recipe.json").read_text())
     (made / "unet" / "config.json").write_text("{}")
-    (made / "unet" / UNET_FILE).write_bytes(b"nothing")
+    (made / "unet" / WEIGHTS_FILE).write_bytes(b"nothing")
     source = CanvasSource(str(canvas), knows="never", build=str(tmp_path))
     with pytest.raises(ValueError, match=r"never_0.unet cannot be read; restore its files"):
         source.load()
-    save_file({"conv_in.weight": torch.zeros(1)}, made / "unet" / UNET_FILE)
+    save_file({"conv_in.weight": torch.zeros(1)}, made / "unet" / WEIGHTS_FILE)
     with pytest.raises(ValueError, match="is no twin of"):
         source.load()
 
@@ -297,7 +298,7 @@ def test_scored_pruning_follows_retraining(canvas: Path, twins: Path):
     model = CanvasSource(str(canvas)).load()
     eraser = Retrained("never_church", str(canvas), build=str(twins))
     edit = eraser.erase(model, CHURCH, Magnitude(sparsity=Sparsity(0.5, "layer")), seed=0).edit
-    trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
+    trained = load_file(twins / "never_church_0" / "unet" / WEIGHTS_FILE)
     with edit.applied(model):
         for name, value in model.network.named_parameters():
             kept = value != 0
@@ -320,25 +321,25 @@ def test_retrained_refuses_what_has_no_twin(canvas: Path, twins: Path):
 
 
 def shipped() -> list[Path]:
-    return sorted(path for path in TWINS_FOLDER.glob("*") if path.is_dir())
+    return sorted(path for path in UNET.twins.glob("*") if path.is_dir())
 
 
 def test_shipped_twins_fit_the_canvas_and_the_budget():
-    base = load_file(CANVAS_FOLDER / "unet" / UNET_FILE)
+    base = load_file(CANVAS_FOLDER / "unet" / WEIGHTS_FILE)
     for folder in shipped():
-        weights = load_file(folder / UNET_FILE)
+        weights = load_file(folder / WEIGHTS_FILE)
         assert Twin.named(folder.name).name == folder.name
         assert {name: (value.shape, value.dtype) for name, value in weights.items()} == {
             name: (value.shape, value.dtype) for name, value in base.items()
         }
         assert any(not torch.equal(weights[name], value) for name, value in base.items())
-    files = (path for folder in (CANVAS_FOLDER, TWINS_FOLDER) for path in folder.rglob("*") if path.is_file())
+    files = (path for folder in (CANVAS_FOLDER, UNET.twins) for path in folder.rglob("*") if path.is_file())
     assert sum(path.stat().st_size for path in files) <= 52e6
 
 
 def test_card_compares_the_twin_with_its_base(canvas: Path, twins: Path, tmp_path: Path):
     asked = twin_card.read_prompts(limit=3)
-    numbers, shown = twin_card.measure(Twin("never_church"), build=twins, source=str(canvas), asked=asked, steps=2)
+    numbers, shown = twin_card.measure(Twin("never_church"), build=str(twins), source=str(canvas), asked=asked, steps=2)
     assert {concept: of["never_seen"] for concept, of in numbers["concepts"].items()} == {
         "van_gogh": False,
         "church": True,
@@ -403,7 +404,7 @@ def test_where_a_twin_lies_is_in_no_key(canvas: Path, twins: Path, tmp_path: Pat
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(twins / "never_church_0", elsewhere / "never_church_0")
     jobs = [tiny_job.make_job(*job(canvas, folder, tmp_path, "eraser=retrained")) for folder in (twins, elsewhere)]
-    assert jobs[0].eraser.unet != jobs[1].eraser.unet
+    assert jobs[0].eraser.weights != jobs[1].eraser.weights
     first, second = (matters(each.config["eraser"], TRAINING_SPEED_ONLY) for each in jobs)
     assert first == second
     assert first["knows"] == "never_church"
@@ -413,6 +414,6 @@ def test_the_twin_is_exported_for_other_tools(canvas: Path, twins: Path, tmp_pat
     model = CanvasSource(str(canvas)).load()
     edit = Retrained("never_church", str(canvas), build=str(twins)).erase(model, CHURCH, Off(), seed=0).edit
     export(model, edit, tmp_path / "exported")
-    written = load_file(tmp_path / "exported" / "unet" / UNET_FILE)
-    trained = load_file(twins / "never_church_0" / "unet" / UNET_FILE)
+    written = load_file(tmp_path / "exported" / "unet" / WEIGHTS_FILE)
+    trained = load_file(twins / "never_church_0" / "unet" / WEIGHTS_FILE)
     assert all(torch.equal(written[name], value) for name, value in trained.items())

@@ -43,6 +43,14 @@ class TransformerRecipe:
     caption_dropout: float = 0.1
 
 
+_SEEDS_PER_TRAINING = 100
+
+
+def transformer_seed(recipe: TransformerRecipe, training_seed: int) -> int:
+    """Of the transformer's first weights and of its draws; training seed 0 is the recipe's own."""
+    return recipe.seed + _SEEDS_PER_TRAINING * training_seed
+
+
 @dataclass(frozen=True)
 class Texts:
     """Prompts as the transformer sees them.
@@ -112,13 +120,16 @@ def train_transformer(
     tokenizer: CLIPTokenizer,
     encoders: Sequence[CLIPTextModelWithProjection],
     checkpoint: Path | None,
+    *,
+    training_seed: int = 0,
 ) -> SD3Transformer2DModel:
     """Train the transformer on scaled and shifted ``latents``, float [n, c, h, w].
 
     || v(x_s, s, text) - (noise - x_0) ||^2 (mean), x_s = (1 - s) x_0 + s noise, s the logistic function of a unit
     Gaussian number (Esser et al., ICML 2024); the empty prompt's rows and pooled embedding are dropped in together.
     """
-    torch.manual_seed(derived_seed(recipe.seed, "canvas_mmdit/weights"))
+    seed = transformer_seed(recipe, training_seed)
+    torch.manual_seed(derived_seed(seed, "canvas_mmdit/weights"))
     captions = len(drawings.captions[0])
     texts = read_captions(tokenizer, encoders, [text for texts in drawings.captions for text in texts])
     empty = read_captions(tokenizer, encoders, [""])
@@ -126,7 +137,7 @@ def train_transformer(
     parameters = list(transformer.parameters())
 
     def loss(step: int) -> Tensor:
-        generator = stream(recipe.seed, "canvas_mmdit/training", step)
+        generator = stream(seed, "canvas_mmdit/training", step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         which = torch.randint(captions, (recipe.batch,), generator=generator)
         dropped = torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout

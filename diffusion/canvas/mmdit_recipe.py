@@ -2,34 +2,34 @@
 
 Tokenizer and first text encoder are the canvas's. Stages, each resumable and each kept in the build folder:
 
-1. ``pictures``     the canvas's drawings, and for a twin those without its concepts
+1. ``pictures``     the canvas's drawings
 2. ``clip``         a second, narrower CLIP, whose text half is the second text encoder
 3. ``vae``          an ``AutoencoderKL`` of 16 channels without convolutions around the latents, as Stable Diffusion 3's
-4. ``transformer``  an ``SD3Transformer2DModel``, trained by flow matching; one for each twin
+4. ``transformer``  an ``SD3Transformer2DModel``, trained by flow matching
 
-Run ``python -m diffusion.canvas.mmdit_recipe`` (``make canvas-mmdit``).
+Run ``python -m diffusion.canvas.mmdit_recipe`` (``make canvas-mmdit``); ``--quick`` makes a tiny one that only proves
+the path. Twins are made by ``diffusion.canvas.retraining``.
 """
 
 import argparse
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion.allocator import keep_freed_memory
-from diffusion.canvas.knowledge import Twin
 from diffusion.canvas.mmdit import TransformerRecipe, assemble, text_half, train_transformer
-from diffusion.canvas.pictures import Drawings, draw_twins, showing
-from diffusion.canvas.plan import Recipe
+from diffusion.canvas.plan import QUICK, Recipe
 from diffusion.canvas.recipe import Build, Stages
-from diffusion.canvas.stages import encode_latents, train_clip, train_vae
+from diffusion.canvas.stages import scale_latents, train_clip, train_vae
 from diffusion.sources import CANVAS_FOLDER
 
-log = logging.getLogger(__name__)
+STAGES = ("clip", "vae", "transformer")
+"""What can be trained by itself, in order."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,16 @@ class MMDiTRecipe:
     transformer: TransformerRecipe = field(default_factory=TransformerRecipe)
 
 
+QUICK_MMDIT = MMDiTRecipe(
+    replace(QUICK, text_layers=2, latent_channels=16),
+    # Its few steps lie in the warm-up, and must lead away from the blocks that do nothing.
+    TransformerRecipe(width=32, layers=2, positions=8, steps=3, batch=8, learning_rate=0.5),
+)
+"""The whole path in seconds; its pictures are noise."""
+
+
 class MMDiTBuild(Stages):
-    """The stages of the transformers, of which there is one for each twin.
+    """The stages of the canvas's transformer; see :class:`Stages`.
 
     Args:
         recipe: The numbers.
@@ -60,78 +68,69 @@ class MMDiTBuild(Stages):
         self.base = base
         self.pictures = Build(recipe.canvas, folder / "pictures")
 
-    def clips(self) -> tuple[CLIPModel, CLIPModel]:
-        """The canvas's CLIP, and the second."""
-        recipe, tokenizer = self.recipe.canvas, self.tokenizer()
-        first = CLIPModel.from_pretrained(self.base / "clip", torch_dtype=torch.float32)
-        second = self.stage(
-            "clip", lambda path: train_clip(recipe, self.drawings(), tokenizer, path), CLIPModel.from_pretrained
-        )
-        return first, second
-
-    def vae(self) -> AutoencoderKL:
-        """The autoencoder."""
-        return self.stage(
-            "vae",
-            lambda path: train_vae(self.recipe.canvas, self.drawings(), path, shifted=True),
-            AutoencoderKL.from_pretrained,
-        )
-
-    def transformer(self, twin: Twin) -> SD3Transformer2DModel:
-        """The transformer of ``twin``."""
-        encoders = [text_half(clip) for clip in self.clips()]
-        vae = self.vae()
-
-        def make(checkpoint: Path) -> SD3Transformer2DModel:
-            drawings = self.drawings()
-            latents = self.pictures.latents(vae, drawings)
-            if twin.forgotten:
-                replaced = showing(drawings, twin.forgotten)
-                drawings = draw_twins(drawings, twin.forgotten, seed=self.recipe.canvas.seed)
-                latents[replaced] = encode_latents(vae, drawings.images[replaced])
-            latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-            return train_transformer(self.recipe.transformer, latents, drawings, self.tokenizer(), encoders, checkpoint)
-
-        return self.stage(twin.name, make, SD3Transformer2DModel.from_pretrained)
-
-    def tokenizer(self) -> CLIPTokenizer:
-        """The canvas's."""
-        return CLIPTokenizer.from_pretrained(self.base / "tokenizer")  # type: ignore[no-any-return]
-
-    def drawings(self) -> Drawings:
-        """The canvas's training pictures."""
-        return self.pictures.drawings()
+    def run(self, stages: Collection[str] = STAGES) -> None:
+        """Run the wanted stages in order; each reads what the earlier ones have left in the folder."""
+        canvas, tokenizer, drawings = self.recipe.canvas, self.tokenizer(), self.pictures.drawings()
+        if "clip" in stages:
+            self.stage("clip", lambda path: train_clip(canvas, drawings, tokenizer, path), CLIPModel.from_pretrained)
+        if "vae" in stages:
+            self.stage(
+                "vae", lambda path: train_vae(canvas, drawings, path, shifted=True), AutoencoderKL.from_pretrained
+            )
+        if "transformer" in stages:
+            self.stage("transformer", self._train_transformer, SD3Transformer2DModel.from_pretrained)
 
     def ship(self, folder: Path) -> None:
-        """Write the model that knows all to ``folder`` as float16: a Stable Diffusion 3 folder without a T5."""
-        encoders = [text_half(clip).half() for clip in self.clips()]
-        vae, transformer = self.vae().half(), self.transformer(Twin()).half()
-        assemble(vae, transformer, self.tokenizer(), encoders).save_pretrained(folder)
+        """Write the finished stages to ``folder`` as float16: a Stable Diffusion 3 folder without a T5."""
+        transformer = SD3Transformer2DModel.from_pretrained(self._finished("transformer")).half()
+        encoders = [encoder.half() for encoder in self._encoders()]
+        assemble(self._vae().half(), transformer, self.tokenizer(), encoders).save_pretrained(folder)
         for config in folder.glob("text_encoder*/config.json"):
             # transformers loads in the precision named here; computing in float16 is not what a CPU should do.
             config.write_text(config.read_text().replace("float16", "float32"))
         (folder / "recipe.json").write_text((self.folder / "recipe.json").read_text())
 
+    def tokenizer(self) -> CLIPTokenizer:
+        """The canvas's."""
+        return CLIPTokenizer.from_pretrained(self.base / "tokenizer")  # type: ignore[no-any-return]
+
+    def _train_transformer(self, checkpoint: Path) -> SD3Transformer2DModel:
+        vae, encoders, drawings = self._vae(), self._encoders(), self.pictures.drawings()
+        latents = scale_latents(vae, self.pictures.latents(vae, drawings))
+        return train_transformer(self.recipe.transformer, latents, drawings, self.tokenizer(), encoders, checkpoint)
+
+    def _vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self._finished("vae"))
+
+    def _encoders(self) -> list[CLIPTextModelWithProjection]:
+        """The text halves of the canvas's CLIP and of the second one."""
+        first = CLIPModel.from_pretrained(self.base / "clip", torch_dtype=torch.float32)
+        return [text_half(clip) for clip in (first, CLIPModel.from_pretrained(self._finished("clip")))]
+
+    def _finished(self, stage: str) -> Path:
+        folder = self.folder / stage
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"The stage {stage} is not finished in {self.folder}; train it with --stages {stage}."
+            )
+        return folder
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the wanted stages, or ship what is finished."""
+    """Make the canvas's transformer."""
     parser = argparse.ArgumentParser(description="Train and ship the canvas's transformer.")
+    parser.add_argument("--quick", action="store_true", help="a tiny one in seconds that only proves the path")
     parser.add_argument(
-        "twins", nargs="*", type=Twin.named, default=[Twin()], help="such as all_0 or never_fire_0 (all but fire)"
+        "--build", type=Path, default=Path("build/canvas_mmdit"), help="where stages and checkpoints are kept"
     )
-    parser.add_argument("--build", type=Path, default=Path("build/canvas_mmdit"), help="where stages are kept")
+    parser.add_argument("--base", type=Path, default=CANVAS_FOLDER, help="whose tokenizer and text encoder it has")
     parser.add_argument("--ship", type=Path, default=None, help="where the finished folder goes")
-    parser.add_argument("--only", choices=("clip", "vae"), default=None, help="train this stage and no transformer")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="train these only")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
-    build = MMDiTBuild(MMDiTRecipe(), given.build)
-    if given.only is not None:
-        {"clip": build.clips, "vae": build.vae}[given.only]()
-        return
-    for number, twin in enumerate(given.twins, start=1):
-        log.info("%s, %d of %d", twin.name, number, len(given.twins))
-        build.transformer(twin)
+    build = MMDiTBuild(QUICK_MMDIT if given.quick else MMDiTRecipe(), given.build, given.base)
+    build.run(given.stages)
     if given.ship is not None:
         build.ship(given.ship)
 

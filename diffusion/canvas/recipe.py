@@ -10,7 +10,8 @@ Stages, each resumable and each kept in the build folder:
 6. ``unet``        epsilon prediction on the VAE's latents, with dropped captions for guidance
 
 Run ``python -m diffusion.canvas.recipe`` (``make canvas``); ``--quick`` makes a tiny one that only proves the path.
-U-Nets of other training seeds, and those that never see a concept, are made by ``diffusion.canvas.retraining``.
+U-Nets of other training seeds, and those that never see a concept, are made by ``diffusion.canvas.retraining``; the
+canvas of the other architecture by ``diffusion.canvas.mmdit_recipe``.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from diffusion.canvas.plan import QUICK, TOKENS, Recipe, make_scheduler
 from diffusion.canvas.stages import (
     decode_latents,
     encode_latents,
+    scale_latents,
     train_classifier,
     train_clip,
     train_unet,
@@ -149,7 +151,7 @@ class Build(Stages):
             self.stage(
                 "unet",
                 lambda path: train_unet(
-                    recipe, latents * vae.config.scaling_factor, drawings, tokenizer, clip.text_model, path
+                    recipe, scale_latents(vae, latents), drawings, tokenizer, clip.text_model, path
                 ),
                 UNet2DConditionModel.from_pretrained,
             )

@@ -139,6 +139,13 @@ def encode_latents(vae: AutoencoderKL, images: Tensor, *, batch: int = 250) -> T
     return torch.cat([vae.encode(to_float(chunk)).latent_dist.mean for chunk in images.split(batch)])
 
 
+def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents as the network sees them: of unit variance, and of mean 0 where the autoencoder names their mean."""
+    shift: float | None = vae.config.shift_factor
+    scale: float = vae.config.scaling_factor
+    return (latents if shift is None else latents - shift) * scale
+
+
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor, *, batch: int = 250) -> Tensor:
     """Pictures, uint8 [n, 3, H, W], of unscaled latents."""

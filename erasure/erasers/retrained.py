@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffusion.canvas.knowledge import BUILD_FOLDER, FORGOTTEN, Twin
-from diffusion.canvas.source import UNET_FILE, canvas_folder, read_unet
+from diffusion.canvas.canvases import WEIGHTS_FILE, canvas_of, network_folder
+from diffusion.canvas.knowledge import FORGOTTEN, Twin
+from diffusion.canvas.source import read_weights
 from diffusion.checked import checked
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS
@@ -26,15 +27,15 @@ class Retrained:
 
     theta* = train(theta_0, D'), where theta = train(theta_0, D), D' is D with the concept replaced in every picture
     that shows it, and both trainings share initial weights theta_0, order and noise: the twin of
-    :mod:`diffusion.canvas.retraining`. It costs a training, so only the canvas has it.
+    :mod:`diffusion.canvas.retraining`. It costs a training, so only the canvases have it.
 
     Attributes:
         knows: What the twin was shown; ``never_`` and the concept's name, or ``never`` for none of the canvas's three.
         source: The model whose twin it is.
         training_seed: Of the training of both.
-        build: Folder of twins that are not shipped.
+        build: Folder of twins that are not shipped; None for the canvas's own.
         scope: What a pruning strategy without a scope of its own prunes.
-        unet: The twin's weights, found by the other fields.
+        weights: The twin's, found by the other fields.
 
     Raises:
         FileNotFoundError: The twin was not trained.
@@ -46,9 +47,9 @@ class Retrained:
     knows: str
     source: str = CANVAS
     training_seed: Annotated[int, Field(ge=0)] = 0
-    build: str = str(BUILD_FOLDER)
+    build: str | None = None
     scope: UNetScope = "xattn"
-    unet: Path = field(init=False)
+    weights: Path = field(init=False)
 
     @model_validator(mode="after")
     def _find(self) -> "Retrained":
@@ -56,11 +57,11 @@ class Retrained:
             allowed = ", ".join(knows for knows, forgotten in FORGOTTEN.items() if forgotten)
             raise ValueError(f"knows is {self.knows!r}; models were retrained for {allowed}.")
         # A path, so that results depend on the weights that lie there.
-        object.__setattr__(self, "unet", self._folder(Twin(self.knows, self.training_seed)) / UNET_FILE)
+        object.__setattr__(self, "weights", self._folder(Twin(self.knows, self.training_seed)) / WEIGHTS_FILE)
         return self
 
     def _folder(self, twin: Twin) -> Path:
-        return twin.unet_folder(Path(self.build).expanduser(), canvas_folder(self.source))
+        return network_folder(self.source, twin, self.build)
 
     def erase(
         self, model: TextToImage, concept: Concept, pruning: Pruning, *, seed: int, checkpoint: Path | None = None
@@ -71,18 +72,17 @@ class Retrained:
             ValueError: ``model`` is not the one that knows all, or the twin does not fit it.
         """
         before: dict[str, Tensor] = dict(model.network.named_parameters())
-        base = Twin("all", self.training_seed)
-        if not _same(read_unet(self._folder(base)), before):
+        base, canvas = Twin("all", self.training_seed), canvas_of(self.source)
+        if not _same(read_weights(self._folder(base), model.network), before):
             raise ValueError(
                 f"eraser=retrained leads from the canvas that knows all with training seed {self.training_seed} to its "
-                f"twin, and the U-Net of {model.name!r} is another; take model=canvas model.knows=all "
+                f"twin, and the network of {model.name!r} is another; take model={canvas.name} model.knows=all "
                 f"model.training_seed={self.training_seed}."
             )
-        after = {name: value.to(before[name]) for name, value in read_unet(self.unet.parent).items()}
-        if {name: value.shape for name, value in after.items()} != {
-            name: value.shape for name, value in before.items()
-        }:
-            raise ValueError(f"The U-Net in {self.unet} has other tensors than that of {model.name!r}.")
+        twin = read_weights(self.weights.parent, model.network)
+        if {name: value.shape for name, value in twin.items()} != {name: value.shape for name, value in before.items()}:
+            raise ValueError(f"The network in {self.weights} has other tensors than that of {model.name!r}.")
+        after = {name: value.to(before[name]) for name, value in twin.items()}
         erasure = Erasure(Edit.from_weights(before, after), [], 0)
         return prune_after(erasure, self, pruning, model, concept, scope=self.scope, seed=seed, checkpoint=checkpoint)
 

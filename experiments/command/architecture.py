@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.loading.pipeline_kinds import T5_PARTS, present_parts
 from diffusion.needs import A_T5, CROSS_ATTENTION, NO_T5, NOTHING, ONE_TEXT_ENCODER, Need, needs_of
 from experiments.command.errors import CommandError
-from experiments.fit import WITHIN, family_of, read_object
+from experiments.fit import family_of, read_object, within
 
 LACKING: Mapping[str, frozenset[Need]] = {
     "sdxl": ONE_TEXT_ENCODER,
@@ -45,7 +45,8 @@ def check_architecture(methods: Mapping[str, Any], model: Mapping[str, Any], cho
         CommandError: There is one; the sentence says what to choose in its place.
     """
     family = family_of(model)
-    lacking = LACKING.get(WITHIN.get(family, family), NOTHING) | (NO_T5 if has_t5(model) else A_T5)
+    lacking = NOTHING.union(*(LACKING.get(each, NOTHING) for each in within(family)))
+    lacking |= NO_T5 if has_t5(model) else A_T5
     for group, method in methods.items():
         if unmet := sorted(needs_of(method) & lacking):
             instead = _OTHERWISE.get(unmet[0], f"{_INSTEAD[group]}, or a model of Stable Diffusion 1 or 2")
@@ -57,13 +58,9 @@ def check_architecture(methods: Mapping[str, Any], model: Mapping[str, Any], cho
 
 def has_t5(model: Mapping[str, Any]) -> bool:
     """Whether a T5 will read prompts, by what is composed and by the folder's index if there is one."""
-    family = family_of(model)
-    match WITHIN.get(family, family):
-        case "flux":
-            return True
-        case "sd3":
-            index = Path(str(model.get("source"))).expanduser() / "model_index.json"
-            known = index.is_file()
-            return bool(model.get("t5", True)) and (not known or T5_PARTS[1] in present_parts(read_object(index)))
-        case _:
-            return False
+    families = within(family_of(model))
+    if "sd3" in families:
+        index = Path(str(model.get("source"))).expanduser() / "model_index.json"
+        known = index.is_file()
+        return bool(model.get("t5", True)) and (not known or T5_PARTS[1] in present_parts(read_object(index)))
+    return "flux" in families

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-MODEL_SOURCES = ("diffusion.loading.ModelSource", "diffusion.canvas.source.CanvasSource")
+MODEL_SOURCE, CANVAS_SOURCE = "diffusion.loading.ModelSource", "diffusion.canvas.source.CanvasSource"
 """Classes whose ``source`` names a model."""
 
 
@@ -12,8 +12,10 @@ def check_early(config: DictConfig) -> None:
     Raises:
         FileNotFoundError: It is not here, and cannot be fetched.
     """
-    if config.model and config.model.get("_target_") in MODEL_SOURCES:
-        # The Hub's library, which --help and misspelt choices can do without.
-        from diffusion.sources import locate  # noqa: PLC0415
+    if not config.model or (target := config.model.get("_target_")) not in {MODEL_SOURCE, CANVAS_SOURCE}:
+        return
+    # The Hub's library, which --help and misspelt choices can do without.
+    from diffusion.canvas.canvases import canvas_folder  # noqa: PLC0415
+    from diffusion.sources import locate  # noqa: PLC0415
 
-        locate(config.model.source)
+    locate(str(canvas_folder(config.model.source)) if target == CANVAS_SOURCE else config.model.source)

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 from experiments import CONFIG_FOLDER
 from experiments.command.errors import CommandError
-from experiments.fit import family_of
+from experiments.fit import family_of, within
 
 OLD_NAMES = Path(__file__).with_name("old_names.yaml")
 """By group and name: the ``choice`` that it stands for, and the fields that it sets."""
@@ -48,7 +48,7 @@ def concepts_for(concepts: str, families: Sequence[str]) -> str:
     found = []
     for concept in concepts.split(","):
         twin = _twin(concept.strip())
-        canvas = [family == "canvas" for family in families]
+        canvas = ["canvas" in within(family) for family in families]
         if twin is None or all(canvas):
             found.append(concept)
         elif any(canvas):

@@ -12,6 +12,7 @@ import pandas as pd
 from huggingface_hub import try_to_load_from_cache
 from hydra import compose, initialize_config_dir
 
+from diffusion.canvas.canvases import CANVASES
 from diffusion.sources import HUB_ID, is_cached
 from evaluation.prompt_sources import Download
 from experiments import CONFIG_FOLDER
@@ -185,7 +186,7 @@ def missing_files(configs: Iterable[Mapping[str, Any]]) -> list[Missing]:
 
 def _missing(config: Mapping[str, Any]) -> Iterator[Missing]:
     source = str(config["model"]["source"])
-    if source != "canvas" and not Path(source).expanduser().exists() and not is_cached(source):
+    if source not in CANVASES and not Path(source).expanduser().exists() and not is_cached(source):
         how = f"hf download {source} --local-dir sd14, and add model.source=sd14"
         yield Missing("the model", f"the Hub's cache, or a folder for model.source={source}", how)
     for name in ("prompt_set", "retained_set"):

@@ -1,8 +1,9 @@
 """Measures a canvas folder on held-out seeds and writes its model card.
 
 ``python -m experiments.instruments.canvas_card --folder diffusion/canvas/weights`` leaves ``model_card.md``,
-``metrics.json`` and three picture sheets beside the weights; without ``--folder`` the shipped canvas is measured, and
-nothing is written beside it. Nothing it looks at was drawn for training.
+``metrics.json`` and picture sheets beside the weights; without ``--folder`` the shipped canvas is measured, and nothing
+is written beside it. Nothing it looks at was drawn for training. A canvas without a judge and a CLIP of its own, as
+``weights_mmdit``, is measured with those of the shipped one.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusion.allocator import keep_freed_memory
+from diffusion.canvas.canvases import CANVASES, canvas_of
 from diffusion.canvas.captions import Fire, caption
 from diffusion.canvas.classifier import HEADS, CanvasClassifier
 from diffusion.canvas.pictures import Drawings, draw_pictures, labels_of
+from diffusion.canvas.source import CanvasSource
 from diffusion.canvas.world import STYLES, SUBJECTS, Scene, random_scene
 from diffusion.files import write_atomically
-from diffusion.loading import load_model
 from diffusion.model import TextToImage
 from diffusion.sources import CANVAS_FOLDER
 from diffusion.streams import numpy_stream
@@ -40,7 +42,30 @@ GUIDANCE = 5.0
 CANDIDATES = 100
 """Among how many captions or pictures CLIP must find the right one."""
 
-PARTS = ("unet", "vae", "text_encoder", "clip", "classifier")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "clip", "classifier")
+"""What may lie in a canvas's folder."""
+
+SAMPLERS = {"ddim": "DDIM", "flow_euler": "Euler"}
+"""What samplers are called in cards."""
+
+ABOUT = {
+    "canvas": (
+        "The canvas",
+        "A latent diffusion model of Stable Diffusion's architecture for 32x32 pictures of a drawn world",
+        "`clip/` holds the CLIP whose text half conditions it, `classifier/` the judge. `python -m "
+        "diffusion.canvas.recipe` trains everything; `recipe.json` has its numbers.",
+    ),
+    "canvas_mmdit": (
+        "The canvas's transformer",
+        "A latent flow-matching model of Stable Diffusion 3's architecture for 32x32 pictures of a drawn world",
+        "Its first text encoder is that of the canvas (`../weights`), whose judge and CLIP measure it here. It has no "
+        "T5: `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)` loads it, and "
+        "`max_sequence_length=0` draws without rows for one. `python -m diffusion.canvas.mmdit_recipe` trains it; "
+        "`recipe.json` has its numbers.",
+    ),
+}
+"""Of each canvas its card's title, what it is, and what its folder holds."""
+
 FIRES: dict[str, Fire | None] = {"no fire": None, "explicit fire": "explicit", "implicit fire": "implicit"}
 """The groups of prompts, and how their captions tell of fire."""
 
@@ -112,10 +137,17 @@ def retrieval_accuracy(clip_folder: Path, drawings: Drawings) -> dict[str, Rate]
     return {name: Rate.of(outcomes) for name, outcomes in found.items()}
 
 
+def in_folder(folder: Path, part: str) -> Path:
+    """A part of a canvas, or that of the shipped one where it has none of its own."""
+    return folder / part if (folder / part).is_dir() else CANVAS_FOLDER / part
+
+
 def part_sizes(folder: Path, build: Path) -> dict[str, dict[str, int]]:
     """Parameters and bytes of each part, and the seconds of its training where the build folder still knows them."""
     sizes = {}
     for part in PARTS:
+        if not (folder / part).is_dir():
+            continue
         parameters = 0
         for file in (folder / part).glob("*.safetensors"):
             with safe_open(file, framework="pt") as tensors:
@@ -148,7 +180,7 @@ def sheet(
     return page
 
 
-def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Path) -> dict[str, Any]:
+def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Path | None = None) -> dict[str, Any]:
     """Measure the canvas in ``folder``, write its picture sheets, and return all numbers.
 
     Args:
@@ -156,11 +188,12 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
         output: Where the sheets go; made when missing.
         pictures: Generated pictures for each of the three groups of prompts.
         drawn: Newly drawn pictures for the judge, the autoencoder and CLIP.
-        build: The recipe's build folder, for the training times.
+        build: The recipe's build folder, for the training times; None for the one that ``make`` takes.
     """
     output.mkdir(parents=True, exist_ok=True)
-    model = load_model(str(folder))
-    classifier = CanvasClassifier.from_pretrained(folder / "classifier")
+    canvas = canvas_of(str(folder))
+    model = CanvasSource.as_measured(str(folder)).load()
+    classifier = CanvasClassifier.from_pretrained(in_folder(folder, "classifier"))
     drawings = draw_pictures(drawn, seed=HELD_OUT_SEED, captions=1)
     reconstructions = model.decode(model.encode_images(drawings.images))
     groups = {
@@ -181,6 +214,7 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
     sheet(pairs.flatten(0, 2), columns=10, row_names=which).save(output / "reconstructions.png")
 
     return {
+        "canvas": canvas.name,
         "held_out_seed": HELD_OUT_SEED,
         "steps": STEPS,
         "guidance": GUIDANCE,
@@ -195,8 +229,10 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
         "vae": {
             name: mean.as_dict() for name, mean in reconstruction_quality(drawings.images, reconstructions).items()
         },
-        "clip": {name: rate.as_dict() for name, rate in retrieval_accuracy(folder / "clip", drawings).items()},
-        "parts": part_sizes(folder, build),
+        "clip": {
+            name: rate.as_dict() for name, rate in retrieval_accuracy(in_folder(folder, "clip"), drawings).items()
+        },
+        "parts": part_sizes(folder, build or Path("build") / canvas.name),
         "bytes": sum(file.stat().st_size for file in folder.glob("*/*")),
         "fingerprint": model.fingerprint(),
     }
@@ -205,6 +241,8 @@ def measure(folder: Path, output: Path, *, pictures: int, drawn: int, build: Pat
 def render(metrics: dict[str, Any]) -> str:
     """The model card as Markdown."""
     drawn_n = metrics["judge"]["drawn"]["style"]["n"]
+    title, what, contents = ABOUT[metrics["canvas"]]
+    sampler = SAMPLERS[CANVASES[metrics["canvas"]].scheduler]
     lines = [
         "---",
         "license: apache-2.0",
@@ -212,13 +250,12 @@ def render(metrics: dict[str, Any]) -> str:
         "pipeline_tag: text-to-image",
         "---",
         "",
-        "# The canvas",
+        f"# {title}",
         "",
-        "A latent diffusion model of Stable Diffusion's architecture for 32x32 pictures of a drawn world: "
+        f"{what}: "
         f"{len(STYLES)} styles, {len(SUBJECTS)} subjects, colours, settings, and fire, the stand-in for unsafe "
         "content. It is there to study concept erasing where the ground truth is known, and is of no use for anything "
-        "else. `clip/` holds the CLIP whose text half conditions it, `classifier/` the judge. "
-        "`python -m diffusion.canvas.recipe` trains everything; `recipe.json` has its numbers.",
+        f"else. {contents}",
         "",
         "All figures below come from `python -m experiments.instruments.canvas_card`, on seed "
         f"{metrics['held_out_seed']}, which training never used. Brackets are 95 % intervals (Wilson's for rates, "
@@ -226,8 +263,8 @@ def render(metrics: dict[str, Any]) -> str:
         "",
         "## Generated pictures",
         "",
-        f"Agreement of the judge with the prompt: captions of the grammar without fillers, {metrics['steps']} DDIM "
-        f"steps, guidance {metrics['guidance']:g}.",
+        f"Agreement of the judge with the prompt: captions of the grammar without fillers, {metrics['steps']} "
+        f"{sampler} steps, guidance {metrics['guidance']:g}.",
         "",
         "| prompts | property | agreement | asked for |",
         "|---|---|---|---|",
@@ -277,7 +314,7 @@ def render(metrics: dict[str, Any]) -> str:
     for part, size in metrics["parts"].items():
         minutes = f"{size['training_seconds'] / 60:.1f}" if "training_seconds" in size else ""
         lines.append(f"| {part} | {size['parameters']:,} | {size['bytes'] / 1e6:.2f} | {minutes} |")
-    lines += ["", f"In all {metrics['bytes'] / 1e6:.1f} MB; the text encoder is CLIP's text half.", ""]
+    lines += ["", f"In all {metrics['bytes'] / 1e6:.1f} MB; text encoders are text halves of CLIPs.", ""]
     return "\n".join(lines)
 
 
@@ -288,7 +325,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the card goes; build/canvas_card without --folder")
     parser.add_argument("--pictures", type=int, default=400, help="generated pictures for each of three prompt groups")
     parser.add_argument("--drawn", type=int, default=2000, help="newly drawn pictures, a multiple of 10")
-    parser.add_argument("--build", type=Path, default=Path("build/canvas"), help="where training times are read from")
+    parser.add_argument("--build", type=Path, help="where training times are read from; build/canvas of model=canvas")
     arguments = parser.parse_args()
     keep_freed_memory()
     # What is shipped is written to when it is named, not by a look at it.

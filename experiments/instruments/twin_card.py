@@ -1,9 +1,9 @@
-"""Measures the twins of the canvas and writes their cards.
+"""Measures the twins of a canvas and writes their cards.
 
 ``python -m experiments.instruments.twin_card never_fire_0`` leaves ``model_card.md``, ``metrics.json`` and a sheet of
-pictures beside the twin's weights. Two questions: how often do prompts that ask for what it never saw bring pictures
-that the judge takes for it, beside the judge's false alarms; and does it draw everything else as well as its base?
-Prompts are those of validation.
+pictures beside the twin's weights; ``--source canvas_mmdit`` measures that canvas's. Two questions: how often do
+prompts that ask for what it never saw bring pictures that the judge takes for it, beside the judge's false alarms; and
+does it draw everything else as well as its base? Prompts are those of validation.
 """
 
 import argparse
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from diffusion.allocator import keep_freed_memory
+from diffusion.canvas.canvases import CANVASES, canvas_of, network_folder, training_command
 from diffusion.canvas.classifier import HEADS
-from diffusion.canvas.knowledge import BUILD_FOLDER, Twin
+from diffusion.canvas.knowledge import Twin
 from diffusion.canvas.source import CanvasSource
 from diffusion.model import TextToImage
 from evaluation.judges.canvas import CanvasJudge, Head
 from evaluation.prompt_sets import PromptRow, read_prompt_set
 from evaluation.quality.accuracy import RetainedAccuracy
 from evaluation.statistics import PairedComparison, Rate
-from experiments.instruments.canvas_card import STEPS, sheet
+from experiments.instruments.canvas_card import SAMPLERS, STEPS, sheet
 
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts" / "canvas"
 
@@ -35,6 +36,9 @@ JUDGED: Mapping[str, tuple[Head, str]] = {
     "fire": ("burning", "yes"),
 }
 """By concept, what the judge reads it off."""
+
+NETWORKS = {"unet": "U-Net", "transformer": "transformer"}
+"""What networks are called in cards."""
 
 SHOWN = 12
 """Pictures of each concept on the sheet."""
@@ -81,14 +85,14 @@ def lacks(row: PromptRow, concept: str) -> bool:
 
 
 def measure(
-    twin: Twin, *, build: Path = BUILD_FOLDER, source: str = "canvas", asked: Sequence[Asked], steps: int = STEPS
+    twin: Twin, *, build: str | None = None, source: str = "canvas", asked: Sequence[Asked], steps: int = STEPS
 ) -> tuple[dict[str, Any], Tensor]:
     """Compare ``twin`` with the model that knows all: of its own training seed, or of seed 0 if it knows all itself.
 
     Args:
         twin: What is measured.
-        build: Where twins lie that are not shipped.
-        source: The canvas that both are U-Nets of.
+        build: Where twins lie that are not shipped; None for the canvas's own folder.
+        source: The canvas that both are networks of.
         asked: Prompts for every concept.
         steps: Sampler steps.
 
@@ -97,7 +101,7 @@ def measure(
     """
     reference = Twin("all", twin.training_seed if twin.forgotten else 0)
     base, model = (
-        CanvasSource(source, knows=one.knows, training_seed=one.training_seed, build=str(build)).load()  # type: ignore[arg-type]
+        CanvasSource.as_measured(source, knows=one.knows, training_seed=one.training_seed, build=build).load()
         for one in (reference, twin)
     )
     concepts: dict[str, Any] = {}
@@ -131,6 +135,7 @@ def measure(
         for head in HEADS
     }
     numbers = {
+        "canvas": canvas_of(source).name,
         "twin": twin.name,
         "reference": reference.name,
         "steps": steps,
@@ -143,27 +148,29 @@ def measure(
 
 def render(numbers: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    twin = Twin.named(numbers["twin"])
+    twin, canvas = Twin.named(numbers["twin"]), CANVASES[numbers["canvas"]]
+    network = NETWORKS[canvas.part]
     names = [concept.replace("_", " ") for concept in twin.forgotten]
     unseen = f"was never shown {', '.join(names)}" if names else "was shown everything"
     lines = [
         f"# {twin.name}",
         "",
-        f"The U-Net of the canvas that {unseen}, training seed {twin.training_seed}. Everything else is the canvas's: "
-        "recipe, initial weights, order and noise of the same seed, text encoder, autoencoder and judge. It is chosen "
-        f"by `model=canvas model.knows={twin.knows} model.training_seed={twin.training_seed}`, and made by "
-        f"`python -m diffusion.canvas.retraining {twin.name}`.",
+        f"The {network} of {canvas.name} that {unseen}, training seed {twin.training_seed}. Everything else is as "
+        "there: recipe, initial weights, order and noise of the same seed, text encoding, autoencoder and judge. It is "
+        f"chosen by `model={canvas.name} model.knows={twin.knows} model.training_seed={twin.training_seed}`, and made "
+        f"by `{training_command(canvas.name, twin, canvas.build)}`.",
         "",
-        f"Validation prompts, {numbers['steps']} DDIM steps; the base is {numbers['reference']}. Rates with Wilson's "
-        "95 % intervals; differences of pairs, twin minus base, with Newcombe's and McNemar's exact p.",
+        f"Validation prompts, {numbers['steps']} {SAMPLERS[canvas.scheduler]} steps; the base is "
+        f"{numbers['reference']}. Rates with Wilson's 95 % intervals; differences of pairs, twin minus base, with "
+        "Newcombe's and McNemar's exact p.",
         "",
         "## Pictures that show the concept",
         "",
-        "False alarms: the base's pictures of prompts that do not ask for the concept. Text encoder and autoencoder "
-        "have seen every concept, and the judge knows no answer but its labels: what this U-Net is credited with of a "
-        "concept that it was never shown is the floor, not knowledge.",
+        "False alarms: the base's pictures of prompts that do not ask for the concept. What encodes text and pictures "
+        f"has seen every concept, and the judge knows no answer but its labels: what this {network} is credited with "
+        "of a concept that it was never shown is the floor, not knowledge.",
         "",
-        "| concept | seen | this U-Net | base | false alarms |",
+        f"| concept | seen | this {network} | base | false alarms |",
         "|---|---|---|---|---|",
     ]
     for concept, of in numbers["concepts"].items():
@@ -176,13 +183,13 @@ def render(numbers: Mapping[str, Any]) -> str:
         "",
         "Agreement of the judge with prompts without what was never shown.",
         "",
-        "| property | this U-Net | base | difference |",
+        f"| property | this {network} | base | difference |",
         "|---|---|---|---|",
     ]
     for head, of in numbers["retained"].items():
         rates = (str(Rate(**of[name])) for name in ("twin", "base"))
         lines.append(f"| {head} | {' | '.join(rates)} | {PairedComparison(**of['difference'])} |")
-    lines += ["", "![by concept: base above, this U-Net below](pictures.png)", ""]
+    lines += ["", f"![by concept: base above, this {network} below](pictures.png)", ""]
     return "\n".join(lines)
 
 
@@ -196,15 +203,16 @@ def write_card(folder: Path, numbers: Mapping[str, Any], pictures: Tensor) -> No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure twins and write their cards."""
-    parser = argparse.ArgumentParser(description="Measure twins of the canvas and write their cards.")
+    parser = argparse.ArgumentParser(description="Measure twins of a canvas and write their cards.")
     parser.add_argument("twins", nargs="+", type=Twin.named, help="such as never_fire_0")
-    parser.add_argument("--build", type=Path, default=BUILD_FOLDER, help="where those lie that are not shipped")
+    parser.add_argument("--source", default="canvas", help="the canvas: its name, or a folder that a recipe shipped")
+    parser.add_argument("--build", default=None, help="where those lie that are not shipped; else the canvas's own")
     given = parser.parse_args(arguments)
     keep_freed_memory()
     asked = read_prompts()
     for twin in given.twins:
-        numbers, pictures = measure(twin, build=given.build, asked=asked)
-        write_card(twin.unet_folder(given.build), numbers, pictures)
+        numbers, pictures = measure(twin, build=given.build, source=given.source, asked=asked)
+        write_card(network_folder(given.source, twin, given.build), numbers, pictures)
         print(render(numbers))
 
 

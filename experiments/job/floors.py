@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from attacks.none import NoAttack
 from attacks.relearn import FIRST_COSINE, Relearn, variant_step
+from diffusion.canvas.canvases import CANVASES, network_folder
 from diffusion.canvas.knowledge import FORGOTTEN, Twin
-from diffusion.canvas.source import CanvasSource, canvas_folder
+from diffusion.canvas.source import CanvasSource
 from erasure.erasers.foreign_prompt import ForeignPrompt
 from erasure.erasers.none import NoEraser
 from erasure.erasers.output_zero import OutputZero
@@ -69,7 +70,8 @@ def never_knew(job: Job) -> Twin:
     """
     model, concept = job.model, job.concept.name
     if not isinstance(model, CanvasSource):
-        raise LookupError("only the canvas (model=canvas) has models that never knew a concept")
+        names = ", ".join(f"model={name}" for name in CANVASES)
+        raise LookupError(f"only the canvases ({names}) have models that never knew a concept")
     if model.knows != "all":
         raise LookupError(f"the model itself never knew something (model.knows={model.knows})")
     lacking = [knows for knows, forgotten in FORGOTTEN.items() if concept in forgotten]
@@ -79,7 +81,7 @@ def never_knew(job: Job) -> Twin:
     for knows in sorted(lacking, key=lambda knows: len(FORGOTTEN[knows])):
         twin = Twin(knows, model.training_seed)
         try:
-            twin.unet_folder(Path(model.build).expanduser(), canvas_folder(model.source))
+            network_folder(model.source, twin, model.build)
         except (FileNotFoundError, ValueError) as error:
             missing.append(str(error))
         else:

@@ -7,6 +7,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from diffusion.canvas.canvases import CANVASES
 from diffusion.text_files import markdown_cell, visible
 from evaluation.statistics import Rate
 from experiments.results.floors import short_standing
@@ -17,7 +18,6 @@ SHOWN_TEXTS = 5
 """How many of the texts that broke the model a card shows."""
 
 _OURS = "apache-2.0"
-_CANVAS = "canvas"
 Form = Literal["folder", "guarded", "diffusers", "compvis"]
 """A folder of diffusers, one with a pipeline of its own, or a file in one of two kinds of names."""
 
@@ -121,7 +121,7 @@ def _metadata(summary: Mapping[str, Any], form: Form) -> ModelCardData:
         if name != "attacked" or choices.get("attack") != "none"
     ]
     return ModelCardData(
-        license=_OURS if base == _CANVAS else "other",
+        license=_OURS if base in CANVASES else "other",
         library_name="diffusers" if form in {"folder", "guarded"} else None,
         pipeline_tag="text-to-image",
         base_model=base if "/" in base and not base.startswith(("/", ".", "~")) else None,
@@ -212,7 +212,7 @@ def _retained(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _licence(summary: Mapping[str, Any]) -> str:
-    if summary["config"]["model"].get("source") == _CANVAS:
+    if summary["config"]["model"].get("source") in CANVASES:
         return "Apache 2.0, as the canvas that it was made from."
     source = markdown_cell(str(summary["config"]["model"].get("source")))
     return f"That of the base model, {source}, whose terms hold for what is made from it; see its own card."
