@@ -12,7 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-CANVAS = ROOT / "diffusion" / "canvas" / "weights"
+CANVASES = {"canvas": "weights", "canvas_mmdit": "weights_mmdit"}
+"""Folder of the site, and where the pictures of a canvas lie in diffusion/canvas."""
 
 INTRODUCTION = """# Every field
 
@@ -43,7 +44,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for path, text in generated_pages():
         files.append(File.generated(config, path, content=text))
-    lying = {"results": [*RESULTS.glob("*.md"), *RESULTS.glob("*.png")], "canvas": CANVAS.glob("*.png")}
+    lying = {"results": [*RESULTS.glob("*.md"), *RESULTS.glob("*.png")]}
+    lying |= {name: [*(ROOT / "diffusion" / "canvas" / folder).glob("*.png")] for name, folder in CANVASES.items()}
     for folder, paths in lying.items():
         for path in sorted(paths):
             files.append(File.generated(config, f"{folder}/{path.name}", abs_src_path=str(path)))
