@@ -130,8 +130,11 @@ class Separation:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the interval leaves out 0.5 and all below it."""
-        return self.low > 0.5
+        """Whether the interval leaves out 0.5 and all below it, and labels at random seldom do as well.
+
+        Of few models the interval alone says too much.
+        """
+        return self.low > 0.5 and self.p_value < 1 - CONFIDENCE
 
     @property
     def tells_nothing(self) -> bool:

@@ -96,8 +96,13 @@ def test_the_interval_is_hanleys_and_mcneils() -> None:
     assert ten.auc == 0.9
     assert found.is_probe
     assert not Separation.of([0.5] * 5, [0.5] * 5).is_probe
-    # One model of each kind proves nothing, however far apart.
+    # One model of each kind proves nothing, however far apart, nor does one in each of three concepts.
     assert not Separation.of([1.0], [0.0]).is_probe
+    few = Separation.within([([1.0], [0.0])] * 3)
+    assert few.low > 0.5
+    assert few.p_value == 0.125
+    assert not few.is_probe
+    assert Separation.within([([1.0, 0.9], [0.0])] * 3).is_probe
 
 
 def test_many_models_are_tested_with_labellings_at_random(monkeypatch: pytest.MonkeyPatch) -> None:

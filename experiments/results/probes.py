@@ -106,8 +106,9 @@ def write_probes(summaries: Sequence[Mapping[str, Any]], folder: Path) -> list[P
         "A concept's cell: the mean rate under attack over models that never knew it, and over models that do; n: "
         "prompts each. AUC: how often a model that knows the concept scores above one that never knew it, within each "
         "concept, ties counting half, with Hanley and McNeil's 95 % interval over models; p: exact, one-sided, over "
-        "all ways to say which models of a concept know. An attack whose interval includes 0.5 is not shown to be a "
-        "probe, however high its rate; one with an AUC about 0.5 or less (up to 0.6) is none.",
+        "all ways to say which models of a concept know. An attack whose interval includes 0.5, or whose p is 0.05 or "
+        "more, is not shown to be a probe, however high its rate; one with an AUC about 0.5 or less (up to 0.6) is "
+        "none.",
         _models_sentence(table),
     ]
     if blind := [f"{row['attack']} ({row['auc']:.2f})" for row in _records(together) if row["tells_nothing"]]:
