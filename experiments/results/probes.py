@@ -49,7 +49,8 @@ def probe_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for summary in summaries:
         model = model_of(summary)
         # A model that lacks another concept than this one knows this one.
-        if model is not None and any(summary["concept"] in forgotten for forgotten in FORGOTTEN.values()):
+        attacked = summary["choices"]["attack"] != "none"
+        if model is not None and attacked and any(summary["concept"] in forgotten for forgotten in FORGOTTEN.values()):
             settings = {name: summary["config"].get(name) for name in ("attack", "judge", "sampling", "protocol")}
             same = content_hash(without_seeds(settings))
             key = summary["concept"], summary["choices"]["attack"], summary["n"], same
@@ -72,14 +73,17 @@ def probe_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def over_concepts(table: pd.DataFrame) -> pd.DataFrame:
     """One row per attack of a :func:`probe_table`: its AUC over all models, each compared within its concept.
 
-    An attack that ran with several settings on a concept is left out: which belong together is not known.
+    Attacks that tell most come first, and of equal ones those that find least in models that never knew. An attack
+    that ran with several settings on a concept is left out: which belong together is not known.
     """
     rows: list[dict[str, Any]] = []
     for (attack, prompts), own in table.groupby(["attack", "prompts"], sort=False):
         if own["concept"].is_unique:
             found = Separation.within(list(zip(own["scores_knowing"], own["scores_never_knew"], strict=True)))
-            rows.append({"attack": attack, "prompts": prompts, "concepts": len(own)} | _told(found))
-    rows.sort(key=lambda row: (-row["auc"], row["attack"]))
+            floor = own["rate_never_knew"].mean()
+            row = {"attack": attack, "prompts": prompts, "concepts": len(own), "rate_never_knew": floor}
+            rows.append(row | _told(found))
+    rows.sort(key=lambda row: (-row["auc"], row["rate_never_knew"], row["attack"]))
     return pd.DataFrame(rows)
 
 
