@@ -61,7 +61,7 @@ MMDIT = Canvas(
     part="transformer",
     scheduler="flow_euler",
     made_by="make canvas-mmdit",
-    twin_minutes=60,
+    twin_minutes=45,
 )
 """Stable Diffusion 3's."""
 
