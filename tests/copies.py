@@ -4,6 +4,7 @@ import copy
 import functools
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -12,6 +13,9 @@ from torch import nn
 from diffusion.canvas.tiny import tiny_pipeline
 
 HOOKS = frozenset(name for name, value in vars(nn.Identity()).items() if "hooks" in name and isinstance(value, dict))
+PARTS = frozenset({"_parameters", "_buffers", "_modules"})
+PLAIN = (bool, int, float, str, tuple, torch.dtype, type(None))
+"""What need not be copied."""
 
 
 def copied_tiny_pipeline(tokenizer_folder: Path, seed: int) -> StableDiffusionPipeline:
@@ -31,20 +35,26 @@ def _made(tokenizer_folder: Path, seed: int) -> tuple[StableDiffusionPipeline, t
     return pipeline, torch.get_rng_state()
 
 
-def copied_module(module: nn.Module) -> nn.Module:
-    """A module with weights, buffers and children of its own, and without the hooks of ``module``."""
+def copied_module(module: nn.Module, memory: dict[int, Any] | None = None) -> nn.Module:
+    """A module with weights, buffers, settings and children of its own, and without the hooks of ``module``.
+
+    Args:
+        module: What is copied.
+        memory: Copies of what several of its parts have in common, as :func:`copy.deepcopy` keeps them.
+    """
+    memory = {} if memory is None else memory
     made = module.__new__(type(module))
     own = vars(module).copy()
     for name, value in own.items():
         if name in HOOKS:
             own[name] = OrderedDict()
-        elif isinstance(value, (dict, list, set)):
-            own[name] = copy.copy(value)
+        elif name not in PARTS and not isinstance(value, PLAIN):
+            own[name] = copy.deepcopy(value, memory)
     own["_parameters"] = {
         name: weight if weight is None else nn.Parameter(weight.detach().clone(), weight.requires_grad)
         for name, weight in module._parameters.items()
     }
     own["_buffers"] = {name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-    own["_modules"] = {name: copied_module(child) for name, child in module._modules.items()}
+    own["_modules"] = {name: copied_module(child, memory) for name, child in module._modules.items()}
     made.__dict__ = own
     return made
