@@ -6,9 +6,9 @@ What is slow to import waits until a test needs it: the controller of pytest-xdi
 # ruff: noqa: PLC0415
 
 import functools
+import gc
 import inspect
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,9 +37,9 @@ def process_settings() -> None:
     import omegaconf
     import torch
     from diffusers.models.attention_processor import AttnProcessor2_0
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
     from diffusion.allocator import keep_freed_memory
+    from tests.composing import compose_once
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # oneDNN lays weights out anew at every call, which is a third of a step of the tiny U-Net. It pays on the canvas's,
@@ -48,27 +48,13 @@ def process_settings() -> None:
     keep_freed_memory()
     # diffusers asks for it at every call, which is a twentieth of a step of the tiny U-Net.
     AttnProcessor2_0.__call__.__signature__ = inspect.signature(AttnProcessor2_0.__call__)
-    # Configs hold the same few texts in every job, in the same files; to parse them is a third of composing one.
+    # Configs hold the same few texts in every job, in the same files.
     for module in (omegaconf.base, omegaconf._utils):
         module.parse = functools.cache(module.parse)
-    FileConfigSource.load_config = remembering_files(FileConfigSource.load_config)
-
-
-def remembering_files(load: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """Hydra's reading of a YAML file, which happens once as long as the file stays as it is."""
-    read: dict[tuple[Path, int, int], bytes] = {}
-
-    def remembered(source: Any, config_path: str) -> Any:
-        file = Path(source.path, source._normalize_file_name(config_path))
-        if not file.is_file():
-            return load(source, config_path)
-        state = file.stat()
-        key = file, state.st_mtime_ns, state.st_size
-        if key not in read:
-            read[key] = pickle.dumps(load(source, config_path))
-        return pickle.loads(read[key])
-
-    return remembered
+    compose_once()
+    # All that is imported stays; to look through it for what nobody needs any more takes as long as many a test.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +72,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_tiny_pipeline(tokenizer_folder: Path, *, seed: int = 0) -> "StableDiffusionPipeline":
     """See :func:`diffusion.canvas.tiny.tiny_pipeline`, which is imported when it is asked for."""
-    from diffusion.canvas.tiny import tiny_pipeline
+    from tests.copies import copied_tiny_pipeline
 
-    return tiny_pipeline(tokenizer_folder, seed=seed)
+    return copied_tiny_pipeline(tokenizer_folder, seed)
 
 
 @pytest.fixture(scope="session")

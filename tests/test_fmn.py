@@ -170,6 +170,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
         make(**changes)
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def test_a_short_run_takes_the_canvas_eyes_off_the_concept(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["images=8", "sampling_steps=4", "steps=40", "retain_weight=0", "learning_rate=1e-3"]

@@ -87,6 +87,7 @@ def test_pictures_of_any_size_are_read_as_the_published_codes_pipeline_reads_the
         assert score == pytest.approx({each["label"]: each["score"] for each in answers}["vincent-van-gogh"], abs=1e-5)
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def test_torchvisions_weights_file_is_read_as_torchvision_reads_it(tmp_path: Path):
     torch.manual_seed(0)
     with torch.device("meta"):

@@ -312,6 +312,7 @@ def test_every_preset_names_every_field(preset):
     assert isinstance(make_job(f"eraser={preset}").eraser, MACE)
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def test_a_short_run_takes_the_canvas_eyes_off_the_concept(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["images=8", "sampling_steps=4", "steps=30", "learning_rate=0.1"]

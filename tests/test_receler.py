@@ -613,6 +613,7 @@ def test_the_papers_preset_is_the_classs_defaults(monkeypatch):
     assert dataclasses.replace(own, sampling_batch_size=64) == Receler()
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def test_a_short_run_unlearns_some_of_the_canvas_concept(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["trajectories=4", "steps=16", "attack_steps=1", "batch_size=4", "retain_weight=0"]

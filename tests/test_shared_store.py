@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -62,7 +63,7 @@ def work_as(every: int, machine: str, world: Path, shared: Path) -> None:
     Path.replace, Journal.append = replaced, appended  # type: ignore[method-assign,assignment]
     (shared / f"{machine}.ready").touch()
     while len(list(shared.glob("*.ready"))) < 2:
-        pass
+        time.sleep(0.001)
     for number, job in enumerate(jobs(world, shared / "store")[::every]):
         run(job, shared / machine / str(number))
 

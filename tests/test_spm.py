@@ -590,6 +590,7 @@ def test_presets_hold_the_papers_settings(choice, changes, monkeypatch):
     assert make_job(f"eraser={choice}").eraser == SPM(**changes, **code)
 
 
+@torch.backends.mkldnn.flags(enabled=True)
 def test_a_short_run_learns_on_the_canvas(monkeypatch):
     monkeypatch.chdir(CONFIG_FOLDER.parent)
     shortened = ["steps=20", "trajectories=4", "sampling_steps=10", "batch_size=4", "anchors=2", "warmup=2"]

@@ -121,6 +121,7 @@ CONTROLS = pytest.mark.parametrize("control", [OutputZero(), RandomWeights()], i
 
 
 @CONTROLS
+@torch.backends.mkldnn.flags(enabled=True)
 def test_gated_inversions_find_nothing_in_models_that_know_nothing(control: OutputZero | RandomWeights) -> None:
     """The pictures are there in the latents all the same: without the gate output zero gives every one back."""
     model = CanvasSource(device="cpu").load()

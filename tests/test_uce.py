@@ -185,6 +185,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(changes, message):
 
 
 @pytest.mark.parametrize("eraser", ["uce", "rece"])
+@torch.backends.mkldnn.flags(enabled=True)
 def test_style_goes_from_the_canvas_and_the_rest_stays(monkeypatch, eraser):
     monkeypatch.chdir(Path(__file__).parents[1])
     job = make_job(f"eraser={eraser}", "concept=van_gogh")

@@ -256,6 +256,7 @@ def test_one_attribute_and_an_erasure_after_it_are_refused():
 
 
 @pytest.mark.slow
+@torch.backends.mkldnn.flags(enabled=True)
 def test_churches_of_the_canvas_are_photos_no_more_often_than_stained_glass(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     job = make_job("eraser=uce_debias", "concept=church", 'concept.templates=["{}"]')
