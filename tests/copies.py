@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from transformers import CLIPTokenizer
 
 from diffusion.canvas.tiny import tiny_pipeline
 
@@ -26,6 +27,8 @@ def copied_tiny_pipeline(tokenizer_folder: Path, seed: int) -> StableDiffusionPi
         name: copied_module(part) if isinstance(part, nn.Module) else copy.deepcopy(part)
         for name, part in original.components.items()
     }
+    # A copied one of transformers decodes without its decoder.
+    parts["tokenizer"] = CLIPTokenizer.from_pretrained(tokenizer_folder)
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
