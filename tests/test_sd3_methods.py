@@ -5,27 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from safetensors.torch import save_file
 
-from attacks.protocols import is_given_original
 from diffusion.model import TextToImage
-from diffusion.needs import needs_of
-from diffusion.sampling import Sampling
 from erasure.additions.safe_guidance import SafeGuidance, SafetyGuard
 from erasure.parameters import scope_parameters
 from erasure.pruning.magnitude import Magnitude
 from erasure.pruning.masks import Sparsity
-from erasure.pruning.off import Off
 from erasure.pruning.structures import structure_of
-from experiments.command.architecture import LACKING
-from tests.attack_cases import make_cases
-from tests.erasures import assert_comes_back_from_its_file
-from tests.judges import one_in
 from tests.oracles import sld as oracle
-from tests.test_sdxl import CONCEPT, choices, composed, in_the_repository  # noqa: F401
+from tests.sd3_methods import (
+    PROMPTS,
+    assert_attack_works,
+    assert_eraser_works_or_says_what_it_needs,
+    assert_pruning_works,
+)
+from tests.test_sdxl import CONCEPT, choices, in_the_repository  # noqa: F401
 from tests.tiny_sd3 import make_tiny_sd3
 
-PROMPTS = ["a church", "a red fish", ""]
 FITTED = "model.family=sd3"
 
 
@@ -37,49 +33,21 @@ def model(tokenizer_folder: Path) -> TextToImage:
 @pytest.mark.usefixtures("in_the_repository")
 @pytest.mark.parametrize("choice", choices("eraser", "retrained", "uce_debias"))
 def test_every_eraser_works_or_says_what_it_needs(choice: str, model: TextToImage, tmp_path: Path) -> None:
-    overrides = [FITTED, f"store={tmp_path}"]
-    if choice == "imported":
-        name, weight = next(iter(model.network.named_parameters()))
-        save_file({f"transformer.{name}": weight.detach() * 1.01}, tmp_path / "erased.safetensors")
-        overrides.append(f"eraser.path={tmp_path / 'erased.safetensors'}")
-    eraser, concept = composed("eraser", choice, *overrides), instantiate(CONCEPT, _convert_="all")
-    if needs_of(eraser) & LACKING["sd3"]:
-        # The same, by those who do not compose a config.
-        with pytest.raises(ValueError, match=r"cross-attention|one text encoder|scope"):
-            eraser.erase(model, concept, Off(), seed=0)
-        return
-    before = model.fingerprint()
-    edit = eraser.erase(model, concept, Off(), seed=0).edit
-    assert bool(edit) == (choice != "none")
-    assert_comes_back_from_its_file(edit, model, PROMPTS, tmp_path)
-    assert model.fingerprint() == before
+    assert_eraser_works_or_says_what_it_needs(choice, model, FITTED, tmp_path)
 
 
 @pytest.mark.usefixtures("in_the_repository")
 @pytest.mark.parametrize("choice", choices("pruning"))
 def test_every_pruning_works(choice: str, model: TextToImage) -> None:
-    concept = instantiate(CONCEPT, _convert_="all")
-    pruning = composed("pruning", choice, FITTED)
-    erasure = composed("eraser", "esd", FITTED).erase(model, concept, pruning, seed=0)
-    assert len(erasure.losses) >= 2
-    assert erasure.edit or pruning.needs_objective
+    assert_pruning_works(choice, model, FITTED)
 
 
 @pytest.mark.usefixtures("in_the_repository")
 @pytest.mark.parametrize("choice", choices("attack"))
 def test_every_attack_works(choice: str, model: TextToImage, tmp_path: Path) -> None:
-    overrides = [FITTED]
-    if choice == "transfer":
-        (tmp_path / "found.csv").write_text("case_number,prompt,adversarial_prompt\n10,a church,a chapel\n")
-        overrides.append(f"attack.found={tmp_path / 'found.csv'}")
     # Without a CLIP that would have to be downloaded.
-    overrides += ["attack.preset=mu_attack"] * (choice == "p4d")
-    attack = composed("attack", choice, *overrides)
-    options = {"original": model} if is_given_original(attack) else {}
-    sampling = Sampling(steps=2, batch_size=2)
-    outcomes = list(attack.run(model, make_cases(model, ["a church"]), one_in(10**9), sampling=sampling, **options))
-    assert [outcome.case_number for outcome in outcomes] == [10]
-    assert outcomes[0].image.shape == (3, 16, 16)
+    overrides = [FITTED, *["attack.preset=mu_attack"] * (choice == "p4d")]
+    assert_attack_works(choice, model, overrides, tmp_path, edge=16)
 
 
 @torch.no_grad()
