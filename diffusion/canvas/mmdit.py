@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion.canvas.pictures import Drawings
+from diffusion.canvas.plan import SEEDS_PER_TRAINING
 from diffusion.progress import track
 from diffusion.streams import derived_seed, stream
 from diffusion.training import cosine_warmup, fit
@@ -43,12 +44,9 @@ class TransformerRecipe:
     caption_dropout: float = 0.1
 
 
-_SEEDS_PER_TRAINING = 100
-
-
 def transformer_seed(recipe: TransformerRecipe, training_seed: int) -> int:
     """Of the transformer's first weights and of its draws; training seed 0 is the recipe's own."""
-    return recipe.seed + _SEEDS_PER_TRAINING * training_seed
+    return recipe.seed + SEEDS_PER_TRAINING * training_seed
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,7 @@ class MMDiTBuild(Stages):
         transformer = SD3Transformer2DModel.from_pretrained(self._finished("transformer")).half()
         encoders = [encoder.half() for encoder in self._encoders()]
         assemble(self._vae().half(), transformer, self.tokenizer(), encoders).save_pretrained(folder)
-        for config in folder.glob("text_encoder*/config.json"):
-            # transformers loads in the precision named here; computing in float16 is not what a CPU should do.
-            config.write_text(config.read_text().replace("float16", "float32"))
-        (folder / "recipe.json").write_text((self.folder / "recipe.json").read_text())
+        self.describe(folder, "text_encoder", "text_encoder_2")
 
     def tokenizer(self) -> CLIPTokenizer:
         """The canvas's."""

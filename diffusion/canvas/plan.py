@@ -9,8 +9,10 @@ TOKENS = 32
 """Positions of the text encoder."""
 
 _STEPS_PER_SEED = 1_000_003
-_SEEDS_PER_TRAINING = 100
 _UNET_SEED = 3
+
+SEEDS_PER_TRAINING = 100
+"""How far the seeds of two trainings of a network are apart."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def unet_seed(recipe: Recipe, training_seed: int) -> int:
     Training seed 0 is the one of the recipe itself; the others give the same pictures to other initial weights, in
     another order, with other noise.
     """
-    return recipe.seed + _UNET_SEED + _SEEDS_PER_TRAINING * training_seed
+    return recipe.seed + _UNET_SEED + SEEDS_PER_TRAINING * training_seed
 
 
 def make_scheduler() -> DDIMScheduler:

@@ -96,6 +96,14 @@ class Stages:
             partial.rename(folder)
         return load(folder)
 
+    def describe(self, folder: Path, *encoders: str) -> None:
+        """Put the recipe into the shipped ``folder``, and say that its ``encoders`` are computed in float32."""
+        for encoder in encoders:
+            # transformers loads in the precision named here; computing in float16 is not what a CPU should do.
+            config = folder / encoder / "config.json"
+            config.write_text(config.read_text().replace("float16", "float32"))
+        (folder / "recipe.json").write_text((self.folder / "recipe.json").read_text())
+
 
 class Build(Stages):
     """The stages of the canvas; see :class:`Stages`."""
@@ -177,10 +185,7 @@ class Build(Stages):
         )
         CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
         CanvasClassifier.from_pretrained(self.folder / "classifier").half().save_pretrained(folder / "classifier")
-        for config in (folder / "text_encoder" / "config.json", folder / "clip" / "config.json"):
-            # transformers loads in the precision named here; computing in float16 is not what a CPU should do.
-            config.write_text(config.read_text().replace("float16", "float32"))
-        (folder / "recipe.json").write_text((self.folder / "recipe.json").read_text())
+        self.describe(folder, "text_encoder", "clip")
 
 
 def main() -> None:
